@@ -1,0 +1,1 @@
+"""Generators on disk: safetensors and a config, nothing executable."""

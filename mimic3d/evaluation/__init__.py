@@ -1,0 +1,1 @@
+"""How a generator is judged: Fréchet distance and agreement of its views."""

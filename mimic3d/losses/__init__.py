@@ -1,0 +1,1 @@
+"""Adversarial, imitation and density losses."""

@@ -1,0 +1,1 @@
+"""Generator and discriminators of Mimic3D and EG3D."""

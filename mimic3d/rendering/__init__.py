@@ -1,0 +1,1 @@
+"""Rays, tri-plane sampling and volume rendering."""

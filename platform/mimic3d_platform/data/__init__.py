@@ -1,0 +1,1 @@
+"""Data sets as sharded Parquet: writing, reading, looking."""
