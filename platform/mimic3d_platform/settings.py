@@ -1,0 +1,107 @@
+"""Where the services are and how to be let in: the environment first, else the stack `mimic3d up` made.
+
+The stack writes its addresses and credentials to one private file (`Settings.stack_file`, mode 0600); a
+variable of the environment always wins over it. Two rules keep credentials with their owner: a key pair is
+taken whole from one place, and the stack's keys are never offered to an endpoint that is not the stack's.
+"""
+
+import json
+import os
+from pathlib import Path
+
+from pydantic import Field, SecretStr, ValidationError
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from mimic3d_platform.errors import UserError
+
+# An address, and what belongs to it: taken from the stack's file only where the address is the stack's.
+_GROUPS = {
+    "AWS_ENDPOINT_URL": ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN"),
+    "MLFLOW_TRACKING_URI": (),
+    "RAY_ADDRESS": ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN_PATH"),
+}
+_KEY_PAIR = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY")
+
+
+def default_home() -> Path:
+    """The folder of the stack's state and of caches: `$MIMIC3D_HOME`, else `~/.local/share/mimic3d`."""
+    named = os.environ.get("MIMIC3D_HOME")
+    return Path(named).expanduser().absolute() if named else Path.home() / ".local" / "share" / "mimic3d"
+
+
+def stack_file(home: Path) -> Path:
+    """The private file in which the stack under `home` leaves its addresses and credentials (JSON, 0600)."""
+    return home / "stack" / "environment.json"
+
+
+class Settings(BaseSettings):
+    """Endpoints and credentials. Secrets are `SecretStr`: they show in no repr, log or message."""
+
+    model_config = SettingsConfigDict(populate_by_name=True, extra="ignore", env_ignore_empty=True)
+
+    home: Path = Field(default_factory=default_home, validation_alias="MIMIC3D_HOME")
+    s3_endpoint: str | None = Field(None, validation_alias="AWS_ENDPOINT_URL")
+    aws_access_key_id: SecretStr | None = Field(None, validation_alias="AWS_ACCESS_KEY_ID")
+    aws_secret_access_key: SecretStr | None = Field(None, validation_alias="AWS_SECRET_ACCESS_KEY")
+    aws_session_token: SecretStr | None = Field(None, validation_alias="AWS_SESSION_TOKEN")
+    aws_region: str = Field("us-east-1", validation_alias="AWS_REGION")
+    mlflow_tracking_uri: str | None = Field(None, validation_alias="MLFLOW_TRACKING_URI")
+    ray_address: str | None = Field(None, validation_alias="RAY_ADDRESS")
+    ray_auth_mode: str | None = Field(None, validation_alias="RAY_AUTH_MODE")
+    ray_auth_token_path: Path | None = Field(None, validation_alias="RAY_AUTH_TOKEN_PATH")
+    weights_uri: str | None = Field(None, validation_alias="MIMIC3D_WEIGHTS")
+
+    def export(self) -> dict[str, str]:
+        """The environment a child process or a Ray worker needs to see the same services; holds secrets."""
+        variables: dict[str, str] = {}
+        for name, field in type(self).model_fields.items():
+            value = getattr(self, name)
+            if value is not None:
+                secret = isinstance(value, SecretStr)
+                variables[str(field.validation_alias)] = value.get_secret_value() if secret else str(value)
+        return variables
+
+
+def get_settings() -> Settings:
+    """Read the settings as they are now (the environment, then the stack's file); nothing is cached.
+
+    Raises:
+        UserError: the stack's file cannot be read.
+    """
+    home = default_home()
+    try:
+        return Settings(MIMIC3D_HOME=home, **_from_stack(home))
+    except ValidationError as error:
+        wrong = ", ".join(str(item["loc"][0]) for item in error.errors())
+        raise UserError(
+            f"the environment variables {wrong} have values that cannot be used: correct them"
+        ) from None
+
+
+def _from_stack(home: Path) -> dict[str, str]:
+    """The values of the stack's file that the environment leaves open."""
+    path = stack_file(home)
+    try:
+        stored: dict[str, str] = json.loads(path.read_text())
+    except FileNotFoundError:
+        return {}
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or "it is damaged"
+        raise UserError(
+            f"cannot read the stack's settings {path}: {reason}; run `mimic3d down` then `mimic3d up`"
+        )
+    given = {name for name, value in os.environ.items() if value}
+    taken: dict[str, str] = {}
+    for address, belongings in _GROUPS.items():
+        elsewhere = address in given and os.environ[address].rstrip("/") != stored.get(address, "").rstrip(
+            "/"
+        )
+        if elsewhere or address not in stored:
+            continue
+        # One key of a pair in the environment makes the pair the environment's, even if the other is missing.
+        if address == "AWS_ENDPOINT_URL" and given.intersection(_KEY_PAIR):
+            belongings = ()
+        for name in (address, *belongings):
+            if name in stored and name not in given:
+                taken[name] = stored[name]
+    return taken

@@ -1,0 +1,330 @@
+"""The one factory of file systems: every place is a URI, `s3://bucket/key`, `file:///path` or a plain path.
+
+Object storage is reached with the endpoint and credentials of `settings`; requests have short timeouts and
+few retries, so that a server which is gone is an error within seconds. What goes wrong is a `UserError` of
+one line that names the place, the cause and the way out.
+"""
+
+import contextlib
+import os
+import re
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+from urllib.parse import unquote, urlsplit
+
+from mimic3d_platform.errors import UserError
+from mimic3d_platform.settings import Settings, get_settings
+
+if TYPE_CHECKING:
+    import pyarrow.fs
+
+CONNECT_TIMEOUT_S = 3.0
+REQUEST_TIMEOUT_S = 30.0
+ATTEMPTS = 3
+
+# A file being written bears this until it is whole; `list_files` does not show it.
+_PARTIAL_SUFFIX = ".partial"
+
+_SCHEME = re.compile(r"^([a-zA-Z][a-zA-Z0-9+.-]+)://")
+
+
+def filesystem(uri: str | os.PathLike[str]) -> tuple["pyarrow.fs.FileSystem", str]:
+    """Open the file system that holds `uri`.
+
+    Returns:
+        The file system and the path within it (`bucket/key` for object storage, an absolute path locally).
+    Raises:
+        UserError: unknown scheme, no bucket, or object storage without credentials.
+    """
+    import pyarrow.fs
+
+    if not is_s3(uri):
+        return pyarrow.fs.LocalFileSystem(), str(local_path(uri))
+    bucket, key = split_s3(uri)
+    settings = get_settings()
+    options: dict[str, Any] = {
+        "region": settings.aws_region,
+        "connect_timeout": CONNECT_TIMEOUT_S,
+        "request_timeout": REQUEST_TIMEOUT_S,
+        "retry_strategy": pyarrow.fs.AwsStandardS3RetryStrategy(max_attempts=ATTEMPTS),
+        **_arrow_keys(settings, uri),
+    }
+    if settings.s3_endpoint:
+        scheme, _, host = settings.s3_endpoint.rpartition("://")
+        options |= {"scheme": scheme or "https", "endpoint_override": host.rstrip("/")}
+    if bundle := os.environ.get("AWS_CA_BUNDLE"):
+        options["tls_ca_file_path"] = bundle
+    return pyarrow.fs.S3FileSystem(**options), f"{bucket}/{key}" if key else bucket
+
+
+def is_s3(uri: str | os.PathLike[str]) -> bool:
+    """Whether `uri` names object storage.
+
+    Raises:
+        UserError: a scheme that is neither `s3` nor `file`.
+    """
+    found = _SCHEME.match(os.fspath(uri))
+    if found and found[1] not in ("s3", "file"):
+        raise UserError(f"{uri}: unknown scheme {found[1]!r}; use s3://bucket/key or a local path")
+    return bool(found and found[1] == "s3")
+
+
+def split_s3(uri: str | os.PathLike[str]) -> tuple[str, str]:
+    """The bucket and the key (may be empty) of an `s3://` URI."""
+    bucket, _, key = os.fspath(uri).removeprefix("s3://").partition("/")
+    if not bucket:
+        raise UserError(f"{uri}: no bucket is named; write s3://bucket/key")
+    return bucket, key.strip("/")
+
+
+def local_path(uri: str | os.PathLike[str]) -> Path:
+    """The absolute path of a local URI."""
+    text = os.fspath(uri)
+    if not text:
+        raise UserError("an empty path was given; name a folder or an s3:// URI")
+    if text.startswith("file://"):
+        text = unquote(urlsplit(text).path)
+    return Path(text).expanduser().absolute()
+
+
+def join(uri: str | os.PathLike[str], *parts: str) -> str:
+    """`uri` extended by `parts`, with single slashes between them."""
+    return "/".join([os.fspath(uri).rstrip("/"), *(part.strip("/") for part in parts)])
+
+
+def exists(uri: str | os.PathLike[str]) -> bool:
+    """Whether a file or a folder is there; in object storage a folder is any key below the prefix."""
+    import pyarrow.fs
+
+    with translate_errors(uri, "look at"):
+        files, path = filesystem(uri)
+        return files.get_file_info(path).type != pyarrow.fs.FileType.NotFound
+
+
+def read_bytes(uri: str | os.PathLike[str]) -> bytes:
+    """The whole content of a file."""
+    with translate_errors(uri, "read"):
+        files, path = filesystem(uri)
+        with files.open_input_file(path) as stream:
+            return stream.read()
+
+
+def write_bytes(uri: str | os.PathLike[str], data: bytes) -> None:
+    """Write a file so that it is seen whole or not at all; folders on the way are made."""
+    with translate_errors(uri, "write"):
+        if is_s3(uri):
+            files, path = filesystem(uri)
+            with files.open_output_stream(path) as stream:
+                stream.write(data)
+        else:
+            _write_local(local_path(uri), data)
+
+
+def list_files(uri: str | os.PathLike[str], suffix: str = "") -> list[str]:
+    """The URIs of all files below a folder whose names end in `suffix`, sorted; none if it is not there."""
+    import pyarrow.fs
+
+    with translate_errors(uri, "list"):
+        files, root = filesystem(uri)
+        found = files.get_file_info(pyarrow.fs.FileSelector(root, recursive=True, allow_not_found=True))
+        return sorted(
+            join(uri, entry.path[len(root) :])
+            for entry in found
+            if entry.type == pyarrow.fs.FileType.File
+            and entry.path.endswith(suffix)
+            and not entry.path.endswith(_PARTIAL_SUFFIX)
+        )
+
+
+def copy_tree(source: str | os.PathLike[str], target: str | os.PathLike[str]) -> int:
+    """Copy a file to the URI `target`, or every file below a folder into the folder `target`.
+
+    Returns:
+        The number of files copied.
+    Raises:
+        UserError: nothing is at `source`, or either side fails.
+    """
+    import pyarrow.fs
+
+    with translate_errors(source, "read"):
+        files, root = filesystem(source)
+        single = files.get_file_info(root).type == pyarrow.fs.FileType.File
+        names = [""] if single else [item[len(join(source)) :] for item in list_files(source)]
+    if not names:
+        raise UserError(f"cannot copy {source}: there is nothing there; check the path")
+    with translate_errors(target, "write"):
+        target_files, target_root = filesystem(target)
+        for name in names:
+            path = (target_root.rstrip("/") + "/" + name.strip("/")).rstrip("/")
+            if isinstance(target_files, pyarrow.fs.LocalFileSystem):
+                Path(path).parent.mkdir(parents=True, exist_ok=True)
+            pyarrow.fs.copy_files(
+                (root + name).rstrip("/"),
+                path,
+                source_filesystem=files,
+                destination_filesystem=target_files,
+                use_threads=False,
+            )
+    return len(names)
+
+
+def delete_tree(uri: str | os.PathLike[str]) -> None:
+    """Delete a file, or a folder with all below it; what is not there is no error. A bucket is refused."""
+    import pyarrow.fs
+
+    with translate_errors(uri, "delete"):
+        files, path = filesystem(uri)
+        if is_s3(uri) and not split_s3(uri)[1]:
+            raise UserError(f"{uri}: this names a whole bucket; name a folder within it to delete")
+        if path == os.sep:
+            raise UserError(f"{uri}: this names the root folder; name a folder below it to delete")
+        kind = files.get_file_info(path).type
+        with contextlib.suppress(FileNotFoundError):
+            if kind == pyarrow.fs.FileType.Directory:
+                files.delete_dir(path)
+            elif kind != pyarrow.fs.FileType.NotFound:
+                files.delete_file(path)
+
+
+def s3_client() -> Any:
+    """A boto3 client for what a file system cannot do (buckets); same endpoint, keys, patience."""
+    import boto3
+    from botocore.config import Config
+
+    settings = get_settings()
+    keys = {name: _reveal(getattr(settings, name)) for name in ("aws_access_key_id", "aws_secret_access_key")}
+    return boto3.client(
+        "s3",
+        endpoint_url=settings.s3_endpoint,
+        region_name=settings.aws_region,
+        aws_session_token=_reveal(settings.aws_session_token),
+        config=Config(
+            connect_timeout=CONNECT_TIMEOUT_S,
+            read_timeout=REQUEST_TIMEOUT_S,
+            retries={"total_max_attempts": ATTEMPTS, "mode": "standard"},
+            s3={"addressing_style": "path" if settings.s3_endpoint else "auto"},
+        ),
+        **keys,
+    )
+
+
+def ensure_bucket(uri: str | os.PathLike[str]) -> None:
+    """Make the bucket of an `s3://` URI, or the folder of a local one, unless it is there."""
+    with translate_errors(uri, "create"):
+        if not is_s3(uri):
+            local_path(uri).mkdir(parents=True, exist_ok=True)
+            return
+        filesystem(uri)  # Says in one line that there are no credentials, before a client tries to find some.
+        client, bucket = s3_client(), split_s3(uri)[0]
+        if bucket not in {item["Name"] for item in client.list_buckets()["Buckets"]}:
+            with contextlib.suppress(client.exceptions.BucketAlreadyOwnedByYou):
+                client.create_bucket(Bucket=bucket)
+
+
+@contextlib.contextmanager
+def translate_errors(uri: str | os.PathLike[str], doing: str) -> Iterator[None]:
+    """Turn what the libraries raise about `uri` into a `UserError` of one line.
+
+    Args:
+        doing: the verb of the attempt, as in "cannot {doing} {uri}".
+    """
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:
+        # botocore's errors are not OSErrors; it is asked about only where something has loaded it.
+        botocore = sys.modules.get("botocore.exceptions")
+        of_boto = botocore and isinstance(error, botocore.BotoCoreError | botocore.ClientError)
+        if not isinstance(error, OSError) and not of_boto:
+            raise
+        raise UserError(f"cannot {doing} {uri}: {_cause(error, uri)}") from error
+
+
+def _cause(error: Exception, uri: str | os.PathLike[str]) -> str:
+    """What went wrong and what to do, in one line, from an error of pyarrow, botocore or the system."""
+    text = str(error)
+    where = get_settings().s3_endpoint or "Amazon S3"
+
+    def says(*words: str) -> bool:
+        return any(word.lower() in text.lower() for word in words)
+
+    if is_s3(uri):
+        keys = "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"
+        if says("curlCode", "NETWORK_CONNECTION", "connect to", "Connect timeout", "Connection was closed"):
+            return f"nothing answers at {where}; start it (`mimic3d up`) or correct AWS_ENDPOINT_URL"
+        if says("INVALID_ACCESS_KEY_ID", "InvalidAccessKeyId", "SIGNATURE_DOES", "SignatureDoes"):
+            return f"{where} does not know these credentials; correct {keys}"
+        if says("ACCESS_DENIED", "AccessDenied", "HTTP status 403", "Forbidden"):
+            return f"{where} refuses access; check {keys} and the rights on the bucket"
+        if says("NO_SUCH_BUCKET", "NoSuchBucket"):
+            return f"there is no bucket {split_s3(uri)[0]!r} at {where}; check the URI or create the bucket"
+        if says("Unable to locate credentials"):
+            return _NO_CREDENTIALS
+        if isinstance(error, FileNotFoundError) or says("NoSuchKey", "NO_SUCH_KEY", "Path does not exist"):
+            return "there is nothing there; check the URI"
+    elif isinstance(error, FileNotFoundError):
+        return "there is no such file or folder; check the path"
+    elif isinstance(error, PermissionError):
+        return "no permission; choose another folder or change its rights"
+    elif says("No space left", "quota"):
+        return "no space is left on the device; free some or choose another folder"
+    system = os.strerror(error.errno) if isinstance(error, OSError) and error.errno else None
+    return system or " ".join(text.split())
+
+
+_NO_CREDENTIALS = (
+    "no credentials for object storage; set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, "
+    "or run `mimic3d up` for a stack of your own"
+)
+
+
+def _reveal(secret: Any) -> str | None:
+    return secret.get_secret_value() if secret else None
+
+
+def _arrow_keys(settings: Settings, uri: str | os.PathLike[str]) -> dict[str, str | None]:
+    """The key pair for pyarrow; none where Amazon's own chain (profile, instance role) supplies one."""
+    if settings.aws_access_key_id and settings.aws_secret_access_key:
+        return {
+            "access_key": _reveal(settings.aws_access_key_id),
+            "secret_key": _reveal(settings.aws_secret_access_key),
+            "session_token": _reveal(settings.aws_session_token),
+        }
+    if settings.aws_access_key_id or settings.aws_secret_access_key:
+        missing = "AWS_SECRET_ACCESS_KEY" if settings.aws_access_key_id else "AWS_ACCESS_KEY_ID"
+        raise UserError(
+            f"{uri}: {missing} is not set though the other half of the key pair is; set both or none"
+        )
+    import botocore.session
+
+    chain = botocore.session.Session()
+    chain.set_config_variable("metadata_service_timeout", 1)
+    chain.set_config_variable("metadata_service_num_attempts", 1)
+    if chain.get_credentials() is None:
+        raise UserError(f"{uri}: {_NO_CREDENTIALS}")
+    return {}
+
+
+def _write_local(path: Path, data: bytes) -> None:
+    """Write beside `path` and rename, so that a reader or a full disk never meets half a file."""
+    if path.exists() and not path.is_file():  # A device such as /dev/full cannot be replaced by a rename.
+        path.write_bytes(data)
+        return
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=_PARTIAL_SUFFIX, dir=path.parent)
+    try:
+        with os.fdopen(handle, "wb") as stream:
+            stream.write(data)
+            stream.flush()
+            os.fsync(stream.fileno())
+        umask = os.umask(0)
+        os.umask(umask)
+        os.chmod(name, 0o666 & ~umask)  # mkstemp makes files private; this one is the user's data.
+        os.replace(name, path)
+    except BaseException:
+        Path(name).unlink(missing_ok=True)
+        raise
