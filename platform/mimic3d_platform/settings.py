@@ -87,9 +87,8 @@ def _from_stack(home: Path) -> dict[str, str]:
         return {}
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or "it is damaged"
-        raise UserError(
-            f"cannot read the stack's settings {path}: {reason}; run `mimic3d down` then `mimic3d up`"
-        )
+        way_out = "run `mimic3d down`, then `mimic3d up`"
+        raise UserError(f"cannot read the stack's settings {path}: {reason}; {way_out}") from None
     given = {name for name, value in os.environ.items() if value}
     taken: dict[str, str] = {}
     for address, belongings in _GROUPS.items():

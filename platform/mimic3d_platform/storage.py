@@ -101,7 +101,10 @@ def exists(uri: str | os.PathLike[str]) -> bool:
 
     with translate_errors(uri, "look at"):
         files, path = filesystem(uri)
-        return files.get_file_info(path).type != pyarrow.fs.FileType.NotFound
+        kind = files.get_file_info(path).type
+        if kind == pyarrow.fs.FileType.Directory and is_s3(uri):
+            return next(_keys_below(uri), None) is not None  # A store may remember folders that are empty.
+        return kind != pyarrow.fs.FileType.NotFound
 
 
 def read_bytes(uri: str | os.PathLike[str]) -> bytes:
@@ -177,16 +180,28 @@ def delete_tree(uri: str | os.PathLike[str]) -> None:
 
     with translate_errors(uri, "delete"):
         files, path = filesystem(uri)
-        if is_s3(uri) and not split_s3(uri)[1]:
-            raise UserError(f"{uri}: this names a whole bucket; name a folder within it to delete")
-        if path == os.sep:
+        if is_s3(uri):
+            bucket, key = split_s3(uri)
+            if not key:
+                raise UserError(f"{uri}: this names a whole bucket; name a folder within it to delete")
+            client = s3_client()
+            client.delete_object(Bucket=bucket, Key=key)
+            for below in _keys_below(uri):
+                client.delete_object(Bucket=bucket, Key=below)
+        elif path == os.sep:
             raise UserError(f"{uri}: this names the root folder; name a folder below it to delete")
-        kind = files.get_file_info(path).type
-        with contextlib.suppress(FileNotFoundError):
-            if kind == pyarrow.fs.FileType.Directory:
-                files.delete_dir(path)
-            elif kind != pyarrow.fs.FileType.NotFound:
-                files.delete_file(path)
+        elif files.get_file_info(path).type == pyarrow.fs.FileType.Directory:
+            files.delete_dir(path)
+        else:
+            Path(path).unlink(missing_ok=True)
+
+
+def _keys_below(uri: str | os.PathLike[str]) -> Iterator[str]:
+    """The keys of all objects in an `s3://` folder."""
+    bucket, key = split_s3(uri)
+    pages = s3_client().get_paginator("list_objects_v2")
+    for page in pages.paginate(Bucket=bucket, Prefix=f"{key}/" if key else ""):
+        yield from (item["Key"] for item in page.get("Contents", ()))
 
 
 def s3_client() -> Any:
