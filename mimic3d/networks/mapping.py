@@ -1,0 +1,54 @@
+"""The mapping network: a latent and a camera label become an intermediate latent w."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from mimic3d.cameras import LABEL_SIZE
+from mimic3d.networks.layers import FullyConnected, rms_normalize
+
+LR_MULTIPLIER = 0.01
+
+
+class Mapping(nn.Module):
+    """z and the camera label to w, repeated for every layer (StyleGAN2; conditioned as in EG3D, sec. 4.3)."""
+
+    def __init__(self, z_dim: int, w_dim: int, num_ws: int, layers: int, w_avg_beta: float = 0.998) -> None:
+        super().__init__()
+        self.num_ws, self.layers, self.w_avg_beta = num_ws, layers, w_avg_beta
+        self.embed = FullyConnected(LABEL_SIZE, w_dim)
+        for index in range(layers):
+            fan_in = z_dim + w_dim if index == 0 else w_dim
+            layer = FullyConnected(fan_in, w_dim, activation=True, lr_multiplier=LR_MULTIPLIER)
+            setattr(self, f"fc{index}", layer)
+        self.register_buffer("w_avg", torch.zeros(w_dim))
+
+    def forward(
+        self,
+        z: Tensor,
+        camera: Tensor,
+        truncation: float = 1.0,
+        truncation_cutoff: int | None = None,
+        update_w_avg: bool = False,
+    ) -> Tensor:
+        """
+        Args:
+            z: (N, z_dim), standard normal.
+            camera: (N, 25), the camera the generator is conditioned on.
+            truncation: 1 leaves w alone, 0 puts the average in its place.
+            truncation_cutoff: truncates only that many first layers; all when None.
+            update_w_avg: moves the running average of w towards this batch.
+        Returns:
+            (N, num_ws, w_dim).
+        """
+        x = torch.cat([rms_normalize(z), rms_normalize(self.embed(camera))], dim=1)
+        for index in range(self.layers):
+            x = getattr(self, f"fc{index}")(x)
+        if update_w_avg:
+            self.w_avg.copy_(x.detach().mean(dim=0).lerp(self.w_avg, self.w_avg_beta))
+        w = x[:, None].repeat(1, self.num_ws, 1)
+        if truncation != 1:
+            cutoff = self.num_ws if truncation_cutoff is None else truncation_cutoff
+            w[:, :cutoff] = self.w_avg.lerp(w[:, :cutoff], truncation)
+        return w
