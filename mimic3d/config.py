@@ -236,7 +236,7 @@ def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def override(config: Config, assignments: Mapping[str, Any]) -> Config:
-    """A copy with dotted paths replaced, e.g. {"imitation.lpips_weight": 0.5}; text is read as its key's type."""
+    """A copy with dotted paths replaced: {"imitation.lpips_weight": "0.5"}; text becomes its key's type."""
     values = to_dict(config)
     known = flatten(values)
     for path, value in assignments.items():

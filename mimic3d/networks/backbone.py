@@ -1,0 +1,108 @@
+"""The tri-plane generator: a StyleGAN2 synthesis network whose planes pass through 3D-aware blocks."""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from mimic3d.networks.aware3d import PLANES, Aware3D
+from mimic3d.networks.discriminators import channels_at
+from mimic3d.networks.layers import SynthesisLayer, ToRGB, upsample
+from mimic3d.networks.mapping import Mapping
+
+PLANE_CHANNELS = 32
+
+
+class TriPlanes(NamedTuple):
+    """The features of a scene on three axis-aligned planes."""
+
+    coarse: Tensor
+    """(N, 3, 32, R, R), what the 2D branch reads."""
+    detail: Tensor | None
+    """(N, 3, 32, 2R, 2R), what the 3D branch reads besides, summed per plane."""
+
+
+class SynthesisBlock(nn.Module):
+    """One resolution of the backbone: two modulated convolutions (one at 4x4) and toRGB to the planes."""
+
+    def __init__(self, in_channels: int, out_channels: int, w_dim: int, resolution: int) -> None:
+        super().__init__()
+        if in_channels == 0:
+            self.const = nn.Parameter(torch.randn(out_channels, resolution, resolution))
+        else:
+            self.conv0 = SynthesisLayer(in_channels, out_channels, w_dim, resolution, up=True)
+        self.conv1 = SynthesisLayer(out_channels, out_channels, w_dim, resolution)
+        self.torgb = ToRGB(out_channels, PLANES * PLANE_CHANNELS, w_dim)
+        self.is_first = in_channels == 0
+        self.num_convs = 1 if self.is_first else 2
+
+    def forward(
+        self, x: Tensor | None, accumulated: Tensor | None, w: Tensor, noise: str
+    ) -> tuple[Tensor, Tensor]:
+        """Features and accumulated planes (N, 96, R, R) from half the size; w: (N, convs + 1, w_dim)."""
+        x = self.const.expand(w.shape[0], -1, -1, -1) if x is None else self.conv0(x, w[:, 0], noise)
+        x = self.conv1(x, w[:, self.num_convs - 1], noise)
+        planes = self.torgb(x, w[:, self.num_convs])
+        return x, planes if accumulated is None else upsample(accumulated) + planes
+
+
+class Synthesis(nn.Module):
+    """w to tri-planes. Without 3D-aware blocks the accumulated planes are the output: EG3D's generator."""
+
+    def __init__(
+        self, resolution: int, w_dim: int, channel_base: int, channel_max: int, *, aware3d: bool
+    ) -> None:
+        super().__init__()
+        self.resolutions = [2**k for k in range(2, int(math.log2(resolution)) + 1)]
+        self.aware3d = aware3d
+        channels = 0
+        for r in self.resolutions:
+            out_channels = channels_at(r, channel_base, channel_max)
+            setattr(self, f"b{r}", SynthesisBlock(channels, out_channels, w_dim, r))
+            if aware3d:
+                setattr(self, f"b3d{r}", Aware3D(PLANE_CHANNELS, w_dim, r, last=r == resolution))
+            channels = out_channels
+        self.num_ws = 2 * len(self.resolutions)
+
+    def forward(self, w: Tensor, *, detail: bool, noise: str) -> TriPlanes:
+        """(N, num_ws, w_dim) to tri-planes; without `detail` S3D is left out."""
+        x = accumulated = aware = None
+        first = 0
+        for r in self.resolutions:
+            block = getattr(self, f"b{r}")
+            w_block = w[:, first : first + block.num_convs + 1]
+            first += block.num_convs
+            x, accumulated = block(x, accumulated, w_block, noise)
+            if self.aware3d:
+                planes = accumulated.reshape(-1, PLANE_CHANNELS, r, r)
+                planes = planes if aware is None else planes + aware
+                aware = getattr(self, f"b3d{r}")(planes, w_block[:, -1], noise)
+        if not self.aware3d:
+            return TriPlanes(accumulated.unflatten(1, (PLANES, PLANE_CHANNELS)), None)
+        fine = None
+        if detail:
+            last = getattr(self, f"b3d{self.resolutions[-1]}")
+            fine = last.super_resolve(aware, w[:, -1], noise).unflatten(0, (-1, PLANES))
+        return TriPlanes(aware.unflatten(0, (-1, PLANES)), fine)
+
+
+class Backbone(nn.Module):
+    """Mapping and synthesis, as one module named as in the released checkpoints."""
+
+    def __init__(
+        self,
+        resolution: int,
+        z_dim: int,
+        w_dim: int,
+        mapping_layers: int,
+        channel_base: int,
+        channel_max: int,
+        *,
+        aware3d: bool,
+    ) -> None:
+        super().__init__()
+        self.synthesis = Synthesis(resolution, w_dim, channel_base, channel_max, aware3d=aware3d)
+        self.mapping = Mapping(z_dim, w_dim, self.synthesis.num_ws, mapping_layers)

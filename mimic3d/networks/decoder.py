@@ -1,0 +1,54 @@
+"""The small MLP that turns tri-plane features into density and colour features."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from mimic3d.networks.layers import FullyConnected
+
+HIDDEN = 64
+
+
+class Decoder(nn.Module):
+    """32 plane features to 1 raw density and 32 features in [0, 1], the first three of them RGB."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        # Numbered as the released checkpoints number them: 1 is the activation.
+        self.net = nn.ModuleDict(
+            {"0": FullyConnected(channels, HIDDEN), "2": FullyConnected(HIDDEN, 1 + channels)}
+        )
+
+    def forward(self, features: Tensor, outputs: int | None = None) -> tuple[Tensor, Tensor]:
+        """
+        Args:
+            features: (..., 32).
+            outputs: computes only that many of the features (3 is RGB); all when None.
+        Returns:
+            raw density (..., 1) and features (..., outputs) in [-0.001, 1.001].
+        """
+        hidden = _softplus(self.net["0"](features))
+        last = self.net["2"]
+        rows = slice(None if outputs is None else 1 + outputs)
+        x = F.linear(hidden, last.weight[rows] * last.weight_gain, last.bias[rows])
+        return x[..., :1], torch.sigmoid(x[..., 1:]) * (1 + 2 * 0.001) - 0.001
+
+
+def _softplus(x: Tensor) -> Tensor:
+    return _CpuSoftplus.apply(x) if x.device.type == "cpu" else F.softplus(x)
+
+
+class _CpuSoftplus(torch.autograd.Function):
+    """Softplus through sigmoid and log, which PyTorch vectorises on CPUs as it does not log1p."""
+
+    @staticmethod
+    def forward(ctx, x: Tensor) -> Tensor:
+        ctx.save_for_backward(x)
+        return x.relu() - x.abs().sigmoid_().log_()
+
+    @staticmethod
+    def backward(ctx, grad: Tensor) -> Tensor:
+        (x,) = ctx.saved_tensors
+        return grad * x.sigmoid()

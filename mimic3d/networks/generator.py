@@ -1,0 +1,188 @@
+"""The generator: one tri-plane, drawn by a 2D branch and by a 3D branch."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from mimic3d.cameras import pixel_grid, rays
+from mimic3d.config import Config, ModelConfig, RenderingConfig
+from mimic3d.networks.backbone import PLANE_CHANNELS, Backbone, TriPlanes
+from mimic3d.networks.decoder import Decoder
+from mimic3d.networks.layers import NOISE_MODES
+from mimic3d.networks.superres import Superresolution
+from mimic3d.rendering.triplane import sample_triplane
+from mimic3d.rendering.volume import Composite, composite, importance_depths, stratified_depths
+
+BRANCHES = ("2d", "3d")
+DEFAULT_MAX_POINTS = 2**20
+
+
+class View(NamedTuple):
+    """What one branch draws for a batch of cameras."""
+
+    image: Tensor
+    """(N, 3, R, R), about [-1, 1]."""
+    raw: Tensor
+    """(N, 3, r, r): of the 2D branch the small render, of the 3D branch the image itself."""
+    depth: Tensor
+    """(N, 1, r, r), distance along the ray in world units."""
+
+
+class Generator(nn.Module):
+    """Mimic3D's generator, or EG3D's with `architecture="eg3d"` (no 3D-aware blocks, no 3D branch)."""
+
+    def __init__(self, model: ModelConfig, rendering: RenderingConfig) -> None:
+        super().__init__()
+        self.config, self.rendering = model, rendering
+        self.backbone = Backbone(
+            model.triplane_resolution,
+            model.z_dim,
+            model.w_dim,
+            model.mapping_layers,
+            model.channel_base,
+            model.channel_max,
+            aware3d=model.architecture == "mimic3d",
+        )
+        self.superresolution = Superresolution(
+            PLANE_CHANNELS,
+            model.superresolution_channels,
+            model.w_dim,
+            model.superresolution_input,
+            model.image_resolution,
+        )
+        self.decoder = Decoder(PLANE_CHANNELS)
+
+    def mapping(
+        self,
+        z: Tensor,
+        camera: Tensor,
+        truncation: float = 1.0,
+        truncation_cutoff: int | None = None,
+        update_w_avg: bool = False,
+    ) -> Tensor:
+        """(N, z_dim) and (N, 25) to (N, num_ws, w_dim); see `Mapping.forward`."""
+        return self.backbone.mapping(z, camera, truncation, truncation_cutoff, update_w_avg)
+
+    def planes(self, w: Tensor, detail: bool = True, noise: str = "const") -> TriPlanes:
+        """The tri-planes of (N, num_ws, w_dim); `noise` is random, const or none."""
+        if noise not in NOISE_MODES:
+            raise ValueError(f"noise is {noise!r}, but must be one of {', '.join(NOISE_MODES)}")
+        return self.backbone.synthesis(w, detail=detail, noise=noise)
+
+    def field(self, planes: TriPlanes, points: Tensor, outputs: int | None = 3) -> tuple[Tensor, Tensor]:
+        """Raw density (N, M, 1) and the first `outputs` features (N, M, outputs) at points (N, M, 3)."""
+        axes, box = self.config.architecture, self.rendering.box_warp
+        features = sample_triplane(planes.coarse, points, box, axes)
+        if planes.detail is not None:
+            features = features + sample_triplane(planes.detail, points, box, axes)
+        return self.decoder(features, outputs)
+
+    def render_rays(
+        self,
+        planes: TriPlanes,
+        origins: Tensor,
+        directions: Tensor,
+        *,
+        outputs: int | None = None,
+        stochastic: bool = False,
+    ) -> Composite:
+        """Two-pass volume rendering along rays (N, M, 3); `planes` decides the branch.
+
+        `stochastic` jitters the samples as in training; otherwise they stand at fixed quantiles.
+        """
+        settings = self.rendering
+        batch, count = origins.shape[:2]
+        shape = (batch, count, settings.coarse_samples, 1)
+        jitter = torch.rand(shape, device=origins.device) if stochastic else origins.new_full(shape, 0.5)
+        depths = stratified_depths(settings.near, settings.far, settings.coarse_samples, jitter)
+        densities, features = self._sample(planes, origins, directions, depths, outputs)
+
+        white = settings.white_background
+        with torch.no_grad():
+            weights = composite(densities.detach(), features.detach(), depths, white).weights
+        shape = (batch, count, settings.importance_samples)
+        if stochastic:
+            u = torch.rand(shape, device=origins.device)
+        else:
+            u = torch.linspace(0, 1, settings.importance_samples, device=origins.device).expand(shape)
+        fine_depths = importance_depths(depths, weights, u)
+        fine_densities, fine_features = self._sample(planes, origins, directions, fine_depths, outputs)
+
+        depths, order = torch.cat([depths, fine_depths], dim=-2).sort(dim=-2)
+        densities = torch.cat([densities, fine_densities], dim=-2).gather(-2, order)
+        features = torch.cat([features, fine_features], dim=-2)
+        features = features.gather(-2, order.expand(-1, -1, -1, features.shape[-1]))
+        return composite(densities, features, depths, white)
+
+    def _sample(
+        self, planes: TriPlanes, origins: Tensor, directions: Tensor, depths: Tensor, outputs: int | None
+    ) -> tuple[Tensor, Tensor]:
+        points = origins[:, :, None] + depths * directions[:, :, None]
+        densities, features = self.field(planes, points.flatten(1, 2), outputs)
+        return densities.view(*depths.shape), features.view(*depths.shape[:3], -1)
+
+    def branch_2d(self, planes: TriPlanes, w: Tensor, camera: Tensor, *, stochastic: bool = False) -> View:
+        """The 2D branch: a small feature image from the coarse planes, sharpened by S2D."""
+        resolution = self.config.neural_rendering_resolution
+        origins, directions = rays(camera, pixel_grid(resolution, device=camera.device))
+        coarse = TriPlanes(planes.coarse, None)
+        seen = self.render_rays(coarse, origins, directions, stochastic=stochastic)
+        features = _as_image(seen.features, resolution)
+        image = self.superresolution(features, w[:, -1])
+        return View(image, features[:, :3], _as_image(seen.depth, resolution))
+
+    def branch_3d(
+        self, planes: TriPlanes, camera: Tensor, uv: Tensor, *, stochastic: bool = False
+    ) -> Composite:
+        """The 3D branch: RGB of coarse + detail at image points (M, 2) or (N, M, 2); features (N, M, 3)."""
+        if planes.detail is None:
+            raise ValueError("the 3D branch needs detail planes: call planes(w, detail=True)")
+        origins, directions = rays(camera, uv)
+        return self.render_rays(planes, origins, directions, outputs=3, stochastic=stochastic)
+
+    def view(
+        self,
+        planes: TriPlanes,
+        w: Tensor,
+        camera: Tensor,
+        branch: str = "3d",
+        max_points: int = DEFAULT_MAX_POINTS,
+    ) -> View:
+        """Draws whole images deterministically; at most `max_points` sample points are in memory at once.
+
+        Args:
+            planes: of `self.planes(w)`, with detail for the 3D branch.
+            w: (N, num_ws, w_dim).
+            camera: (N, 25).
+            branch: "2d" or "3d".
+        """
+        if branch == "2d":
+            return self.branch_2d(planes, w, camera)
+        if branch != "3d":
+            raise ValueError(f"branch is {branch!r}, but must be one of {', '.join(BRANCHES)}")
+        resolution = self.config.image_resolution
+        pieces = [
+            self.branch_3d(planes, camera, uv)
+            for uv in self._chunks(pixel_grid(resolution, device=camera.device), len(camera), max_points)
+        ]
+        image = _as_image(torch.cat([piece.features for piece in pieces], dim=1), resolution)
+        depth = _as_image(torch.cat([piece.depth for piece in pieces], dim=1), resolution)
+        return View(image, image, depth)
+
+    def _chunks(self, uv: Tensor, batch: int, max_points: int) -> Iterator[Tensor]:
+        samples = max(self.rendering.coarse_samples, self.rendering.importance_samples)
+        yield from uv.split(max(1, max_points // (samples * batch)))
+
+
+def _as_image(values: Tensor, resolution: int) -> Tensor:
+    """(N, R², C), row by row, to (N, C, R, R)."""
+    return values.transpose(1, 2).unflatten(-1, (resolution, resolution))
+
+
+def build_generator(config: Config) -> Generator:
+    """The generator of a run's config, at its random initialisation."""
+    return Generator(config.model, config.rendering)

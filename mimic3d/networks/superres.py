@@ -1,0 +1,45 @@
+"""S2D, the image super-resolution of the 2D branch (EG3D, sec. 4.2)."""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+
+from mimic3d.networks.discriminators import CLAMP, resize_antialiased
+from mimic3d.networks.layers import SynthesisLayer, ToRGB, upsample
+
+
+class SuperresolutionBlock(nn.Module):
+    """Two modulated convolutions without noise, and an RGB skip."""
+
+    def __init__(self, in_channels: int, out_channels: int, w_dim: int, resolution: int, *, up: bool) -> None:
+        super().__init__()
+        self.up = up
+        layer = {"noise": False, "clamp": CLAMP}
+        self.conv0 = SynthesisLayer(in_channels, out_channels, w_dim, resolution, up=up, **layer)
+        self.conv1 = SynthesisLayer(out_channels, out_channels, w_dim, resolution, **layer)
+        self.torgb = ToRGB(out_channels, 3, w_dim, clamp=CLAMP)
+
+    def forward(self, x: Tensor, rgb: Tensor, w: Tensor) -> tuple[Tensor, Tensor]:
+        x = self.conv1(self.conv0(x, w), w)
+        return x, self.torgb(x, w) + (upsample(rgb) if self.up else rgb)
+
+
+class Superresolution(nn.Module):
+    """A small feature image to an RGB image at full resolution."""
+
+    def __init__(
+        self, in_channels: int, channels: tuple[int, int], w_dim: int, input_resolution: int, resolution: int
+    ) -> None:
+        super().__init__()
+        self.input_resolution = input_resolution
+        middle = resolution // 2
+        self.block0 = SuperresolutionBlock(
+            in_channels, channels[0], w_dim, middle, up=middle > input_resolution
+        )
+        self.block1 = SuperresolutionBlock(channels[0], channels[1], w_dim, resolution, up=True)
+
+    def forward(self, features: Tensor, w: Tensor) -> Tensor:
+        """(N, C, r, r), RGB first, and the last w (N, w_dim), to (N, 3, R, R)."""
+        x = resize_antialiased(features, self.input_resolution)
+        x, rgb = self.block0(x, x[:, :3], w)
+        return self.block1(x, rgb, w)[1]

@@ -1,0 +1,216 @@
+"""How close the networks are to the released implementations, entry by entry.
+
+A reference file holds numbers measured on a released implementation whose weights were given by a rule. Here
+the same rule fills our networks, and every measured entry is computed again. As a program it prints the table:
+
+    python tests/mimic3d/parity.py FOLDER [--bound 1e-3]
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import sys
+import zlib
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from mimic3d.cameras import FFHQ_FOCAL, look_at, on_sphere
+from mimic3d.config import Config, ImitationConfig, ModelConfig, RenderingConfig
+from mimic3d.networks.discriminators import DualDiscriminator, PatchDiscriminator, resize_antialiased
+from mimic3d.networks.generator import Generator
+from mimic3d.rendering.patches import crop, patch_uv
+
+SUPERRESOLUTION = {
+    "SuperresolutionHybrid8X": (128, (256, 128)),
+    "SuperresolutionHybrid8XDC": (128, (256, 128)),
+    "SuperresolutionHybrid4X": (128, (128, 64)),
+    "SuperresolutionHybrid2X": (64, (128, 64)),
+}
+
+
+def seeded(shape: list[int], name: str) -> Tensor:
+    """Standard normal numbers that are a function of a name."""
+    return torch.randn(shape, generator=torch.Generator().manual_seed(zlib.crc32(name.encode())))
+
+
+def rule(name: str, noise: Tensor) -> Tensor:
+    """The value of the tensor `name` in its network."""
+    leaf = name.rsplit(".", 1)[-1]
+    is_mapping = "mapping.fc" in name
+    if leaf == "weight":
+        return noise / 0.01 if is_mapping else 0.4 * noise if ".torgb." in name else noise
+    if leaf == "bias":
+        return noise if is_mapping else 1 + 0.1 * noise if ".affine." in name else 0.1 * noise
+    return 0.1 * noise if leaf in ("noise_strength", "w_avg") else noise
+
+
+def fill(network: nn.Module, shapes: dict[str, list[int]], prefix: str) -> None:
+    """Gives every tensor of `network` its value; tensors and shapes must be those of the reference."""
+    own = dict(network.state_dict())
+    listed = {name: shape for name, shape in shapes.items() if not name.endswith("resample_filter")}
+    unused_noise = {name for name in own if name.startswith("superresolution.") and "noise" in name}
+    missing, surplus = set(listed) - set(own), set(own) - set(listed) - unused_noise
+    if missing or surplus:
+        raise AssertionError(f"{prefix}: the reference also has {missing}, the network also has {surplus}")
+    for name, shape in listed.items():
+        if math.prod(shape) != own[name].numel():
+            raise AssertionError(f"{prefix}{name} is {shape} in the reference, {list(own[name].shape)} here")
+        own[name].copy_(rule(name, seeded(shape, prefix + name)).view_as(own[name]))
+
+
+def reference_cameras(batch: int) -> Tensor:
+    """(batch, 25), the cameras that the references were measured with."""
+    index = torch.arange(batch, dtype=torch.float64)
+    yaw, pitch = 0.3 * torch.sin(1 + index), 0.2 * torch.cos(2 + index)
+    return look_at(on_sphere(yaw, pitch, 2.7), focal=FFHQ_FOCAL)
+
+
+def config_of(reference: dict[str, Any]) -> Config:
+    """Our config of a reference's networks."""
+    c = reference["config"]
+    superresolution_input, channels = SUPERRESOLUTION[c["superresolution"]]
+    model = ModelConfig(
+        image_resolution=c["image_resolution"],
+        neural_rendering_resolution=c["neural_rendering_resolution"],
+        triplane_resolution=c["triplane_resolution"],
+        channel_base=c["channel_base"],
+        channel_max=c["channel_max"],
+        discriminator_channel_base=c["channel_base"],
+        discriminator_channel_max=c["channel_max"],
+        superresolution_input=superresolution_input,
+        superresolution_channels=channels,
+        architecture="mimic3d" if c["aware3d_resolutions"] else "eg3d",
+    )
+    rendering = RenderingConfig(
+        c["near"],
+        c["far"],
+        float(c["box_warp"]),
+        c["depth_samples"],
+        c["importance_samples"],
+        c["white_background"],
+    )
+    patch = round(c["image_resolution"] * c["patch_scale"])
+    return Config(model=model, rendering=rendering, imitation=ImitationConfig(patch, c["patch_scale"]))
+
+
+def measure(reference: dict[str, Any]) -> dict[str, Tensor | float | dict[str, float | None]]:
+    """Every measured entry of a reference, computed with our networks."""
+    config, salt = config_of(reference), reference["salt"]
+    model, batch = config.model, reference["config"]["batch"]
+    generator = Generator(config.model, config.rendering)
+    widths = (model.discriminator_channel_base, model.discriminator_channel_max)
+    dual = DualDiscriminator(model.image_resolution, *widths)
+    fill(generator, reference["tensors"]["G"], salt)
+    fill(dual, reference["tensors"]["D"], salt + "D.")
+
+    z, camera = seeded([batch, model.z_dim], salt + "z"), reference_cameras(batch)
+    has_3d = model.architecture == "mimic3d"
+    ws = generator.mapping(z, camera)
+    planes = generator.planes(ws, detail=has_3d, noise="const")
+    view = generator.branch_2d(planes, ws, camera)
+    found: dict[str, Any] = {"ws": ws, "image": view.image, "image_raw": view.raw, "image_depth": view.depth}
+
+    box = config.rendering.box_warp
+    points = torch.rand(batch, 64, 3, generator=torch.Generator().manual_seed(7)) * box - box / 2
+    found["sigma_at_points"] = generator.field(planes, points)[0]
+
+    image, raw = view.image.detach().requires_grad_(), view.raw.detach().requires_grad_()
+    logits = dual(image, raw, camera)
+    gradients = torch.autograd.grad(logits.sum(), [image, raw])
+    found["d_logits"] = logits
+    found["r1_penalty"] = sum(g.square().sum(dim=(1, 2, 3)) for g in gradients)
+    if has_3d:
+        patch_dual = PatchDiscriminator(config.imitation.patch_resolution, *widths)
+        fill(patch_dual, reference["tensors"]["D_patch"], salt + "DP.")
+        found["plane_coarse"], found["plane_detail"] = planes.coarse, planes.detail
+        corners = torch.tensor(reference["config"]["patch_corners_top_left"])
+        size = config.imitation.patch_resolution
+        uv = patch_uv(corners, size, model.image_resolution)
+        rendered = generator.branch_3d(planes, camera, uv).features
+        patch_3d = rendered.transpose(1, 2).unflatten(-1, (size, size))
+        patch_2d = crop(view.image, corners, size)
+        patch_logits = patch_dual(patch_3d)
+        loss = (
+            (patch_3d - patch_2d.detach()).abs().mean()
+            + F.softplus(-dual(view.image, view.raw, camera)).mean()
+            + 0.1 * F.softplus(-patch_logits).mean()
+        )
+        loss.backward()
+        found |= {
+            "patch_3d": patch_3d,
+            "patch_2d": patch_2d,
+            "dpatch_logits": patch_logits,
+            "loss": loss.item(),
+        }
+        found["grad_norm"] = {
+            name: None if parameter.grad is None else parameter.grad.norm().item()
+            for name, parameter in generator.named_parameters()
+        }
+    return found
+
+
+def errors(expected: dict[str, Any], found: dict[str, Any]) -> dict[str, float]:
+    """The largest relative error of each measured entry; of gradients, relative to the largest norm's scale."""
+    table: dict[str, float] = {}
+    for name, entry in expected.items():
+        value = found[name]
+        if name == "grad_norm":
+            floor = 1e-5 * max(norm for norm in entry.values() if norm is not None)
+            table[name] = max(_gradient_error(norm, value.get(key), floor) for key, norm in entry.items())
+        elif isinstance(entry, dict):
+            table[name] = _tensor_error(entry, value.detach())
+        else:
+            table[name] = abs(value - entry) / abs(entry)
+    return table
+
+
+def _gradient_error(expected: float | None, found: float | None, floor: float) -> float:
+    if expected is None or found is None:
+        return 0.0 if not expected and not found else math.inf
+    return abs(found - expected) / max(expected, floor)
+
+
+def _tensor_error(entry: dict[str, Any], value: Tensor) -> float:
+    if list(value.shape) != entry["shape"]:
+        return math.inf
+    flat = value.reshape(-1).double()
+    index = [(flat.numel() - 1) * k // 23 for k in range(24)]
+    picked, target = flat[index], torch.tensor(entry["value"], dtype=torch.float64)
+    scale = entry["l2"] / math.sqrt(flat.numel())
+    return max(
+        ((picked - target).abs() / target.abs().clamp(min=scale)).max().item(),
+        abs(flat.mean().item() - entry["mean"]) / max(abs(entry["mean"]), scale),
+        abs(flat.std().item() - entry["std"]) / entry["std"],
+        abs(flat.norm().item() - entry["l2"]) / entry["l2"],
+    )
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description="Largest relative error of every measured entry.")
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--bound", type=float, default=1e-3)
+    arguments = parser.parse_args()
+    files = sorted(arguments.folder.glob("*.json"))
+    if not files:
+        print(f"error: no reference (*.json) in {arguments.folder}; name its folder: make parity REFERENCE=…")
+        return 2
+    worst = 0.0
+    for file in files:
+        reference = json.loads(file.read_text())
+        for name, error in errors(reference["measured"], measure(reference)).items():
+            worst = max(worst, error)
+            print(
+                f"{reference['name']:24} {name:18} {error:9.1e} {'' if error <= arguments.bound else 'TOO LARGE'}"
+            )
+    print(f"largest relative error {worst:.1e}, bound {arguments.bound:g}")
+    return int(not worst <= arguments.bound)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
