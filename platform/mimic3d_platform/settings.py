@@ -18,7 +18,7 @@ from mimic3d_platform.errors import UserError
 _GROUPS = {
     "AWS_ENDPOINT_URL": ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN"),
     "MLFLOW_TRACKING_URI": (),
-    "RAY_ADDRESS": ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN_PATH"),
+    "RAY_ADDRESS": ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN_PATH", "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"),
 }
 _KEY_PAIR = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY")
 
@@ -49,10 +49,12 @@ class Settings(BaseSettings):
     ray_address: str | None = Field(None, validation_alias="RAY_ADDRESS")
     ray_auth_mode: str | None = Field(None, validation_alias="RAY_AUTH_MODE")
     ray_auth_token_path: Path | None = Field(None, validation_alias="RAY_AUTH_TOKEN_PATH")
+    # Ray's own name for "a cluster beyond this machine"; "0" keeps it and its drivers on 127.0.0.1.
+    ray_beyond_loopback: str | None = Field(None, validation_alias="RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER")
     weights_uri: str | None = Field(None, validation_alias="MIMIC3D_WEIGHTS")
 
     def export(self) -> dict[str, str]:
-        """The environment a child process or a Ray worker needs to see the same services; holds secrets."""
+        """The environment a child process needs to see the same services; holds secrets."""
         variables: dict[str, str] = {}
         for name, field in type(self).model_fields.items():
             value = getattr(self, name)
@@ -60,6 +62,30 @@ class Settings(BaseSettings):
                 secret = isinstance(value, SecretStr)
                 variables[str(field.validation_alias)] = value.get_secret_value() if secret else str(value)
         return variables
+
+    def for_workers(self) -> dict[str, str]:
+        """The environment for Ray workers, as `runtime_env={"env_vars": …}`.
+
+        Ray shows these in its dashboard and passes them in process arguments, so secrets that the stack's
+        private file holds are left out: workers on this machine read them there.
+        """
+        held = _read_stack_file(self.home)
+        exported = self.export()
+        return {
+            name: value
+            for name, value in exported.items()
+            if not (isinstance(_field_value(self, name), SecretStr) and held.get(name) == value)
+        }
+
+
+def use_services() -> Settings:
+    """Put the settings into this process's environment, for libraries that read only that.
+
+    Call it before Ray or MLflow is imported: Ray reads some of them on import.
+    """
+    settings = get_settings()
+    os.environ.update(settings.export())
+    return settings
 
 
 def get_settings() -> Settings:
@@ -80,15 +106,7 @@ def get_settings() -> Settings:
 
 def _from_stack(home: Path) -> dict[str, str]:
     """The values of the stack's file that the environment leaves open."""
-    path = stack_file(home)
-    try:
-        stored: dict[str, str] = json.loads(path.read_text())
-    except FileNotFoundError:
-        return {}
-    except (OSError, ValueError) as error:
-        reason = getattr(error, "strerror", None) or "it is damaged"
-        way_out = "run `mimic3d down`, then `mimic3d up`"
-        raise UserError(f"cannot read the stack's settings {path}: {reason}; {way_out}") from None
+    stored = _read_stack_file(home)
     given = {name for name, value in os.environ.items() if value}
     taken: dict[str, str] = {}
     for address, belongings in _GROUPS.items():
@@ -104,3 +122,20 @@ def _from_stack(home: Path) -> dict[str, str]:
             if name in stored and name not in given:
                 taken[name] = stored[name]
     return taken
+
+
+def _read_stack_file(home: Path) -> dict[str, str]:
+    path = stack_file(home)
+    try:
+        return dict(json.loads(path.read_text()))
+    except FileNotFoundError:
+        return {}
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or "it is damaged"
+        way_out = "run `mimic3d down`, then `mimic3d up`"
+        raise UserError(f"cannot read the stack's settings {path}: {reason}; {way_out}") from None
+
+
+def _field_value(settings: Settings, variable: str) -> object:
+    fields = type(settings).model_fields.items()
+    return next(getattr(settings, name) for name, field in fields if field.validation_alias == variable)

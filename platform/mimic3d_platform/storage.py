@@ -204,12 +204,16 @@ def _keys_below(uri: str | os.PathLike[str]) -> Iterator[str]:
         yield from (item["Key"] for item in page.get("Contents", ()))
 
 
-def s3_client() -> Any:
-    """A boto3 client for what a file system cannot do (buckets); same endpoint, keys, patience."""
+def s3_client(settings: Settings | None = None) -> Any:
+    """A boto3 client for what a file system cannot do (buckets); same endpoint, keys, patience.
+
+    Args:
+        settings: where and as whom; those of `get_settings` if not given.
+    """
     import boto3
     from botocore.config import Config
 
-    settings = get_settings()
+    settings = settings or get_settings()
     keys = {name: _reveal(getattr(settings, name)) for name in ("aws_access_key_id", "aws_secret_access_key")}
     return boto3.client(
         "s3",
