@@ -1,0 +1,103 @@
+"""Work split into numbered pieces, run as Ray tasks on the running cluster."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import socket
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+from mimic3d_platform.errors import UserError
+from mimic3d_platform.settings import get_settings
+
+Result = TypeVar("Result")
+
+_CONNECT_TIMEOUT_S = 3.0
+_RETRIES = 2
+
+
+def join_ray() -> None:
+    """Joins the cluster of the settings, unless this process is in one.
+
+    Raises:
+        UserError: no cluster is named, or none answers.
+    """
+    settings = get_settings()
+    # Ray reads how to authenticate from the environment, and only when it is first imported.
+    for name in ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN_PATH"):
+        if value := settings.export().get(name):
+            os.environ.setdefault(name, value)
+    import ray
+
+    if ray.is_initialized():
+        return
+    address = settings.ray_address
+    if not address:
+        raise UserError("no Ray cluster is named: run `mimic3d up`, or set RAY_ADDRESS")
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    try:
+        if host and port.isdigit():  # `ray.init` waits for minutes where nothing listens.
+            socket.create_connection((host, int(port)), _CONNECT_TIMEOUT_S).close()
+        ray.init(address=address, log_to_driver=False, logging_level="WARNING")
+    except (OSError, RuntimeError, ValueError) as error:
+        reason = str(error).strip().split("\n")[0] or type(error).__name__
+        raise UserError(
+            f"no Ray cluster at {address} ({reason}): run `mimic3d up`, or correct RAY_ADDRESS"
+        ) from error
+
+
+def run_pieces(
+    work: Callable[..., Result], count: int, *shared: Any, on_result: Callable[[Result], None] | None = None
+) -> list[Result]:
+    """`[work(0, *shared), …, work(count - 1, *shared)]`, each a Ray task of one CPU.
+
+    A task whose worker dies is tried again, so `work` has to bear being done twice.
+
+    Args:
+        work: a function of an importable module.
+        shared: arguments that all pieces get, sent to a node once.
+        on_result: called in this process with each result as it comes.
+    Raises:
+        UserError: what `work` raised of that kind, or the cluster lost.
+    """
+    join_ray()
+    import ray
+
+    # The settings hold secrets: they travel as an object, not in the runtime environment that Ray displays.
+    environment = ray.put(get_settings().export())
+    references = [ray.put(value) for value in shared]
+    task = ray.remote(num_cpus=1, max_retries=_RETRIES)(_run_piece)
+    window = max(2 * int(ray.cluster_resources().get("CPU", 1)), 2)
+    results: dict[int, Result] = {}
+    running: dict[Any, int] = {}
+    try:
+        waiting = iter(range(count))
+        while len(results) < count:
+            while len(running) < window and (index := next(waiting, None)) is not None:
+                running[task.remote(work, environment, index, *references)] = index
+            done, _ = ray.wait(list(running), num_returns=1)
+            for reference in done:
+                index = running.pop(reference)
+                results[index] = ray.get(reference)
+                if on_result is not None:
+                    on_result(results[index])
+    except ray.exceptions.RayTaskError as error:
+        if isinstance(error.cause, UserError):
+            raise UserError(str(error.cause)) from None
+        raise
+    except (ray.exceptions.RayError, ConnectionError) as error:
+        first = str(error).strip().split("\n")[0]
+        raise UserError(
+            f"Ray lost a task ({first}): run the same command again, it goes on from here"
+        ) from error
+    finally:
+        for reference in running:
+            with contextlib.suppress(Exception):
+                ray.cancel(reference)
+    return [results[index] for index in range(count)]
+
+
+def _run_piece(work: Callable[..., Result], environment: dict[str, str], index: int, *shared: Any) -> Result:
+    os.environ.update(environment)
+    return work(index, *shared)

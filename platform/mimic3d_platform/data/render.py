@@ -1,0 +1,213 @@
+"""Meshes to a data set: every (model, colouring) is an identity, each seen by its own cameras.
+
+What a row holds is a function of (seed, model, colouring, view) and what a shard holds of the plan alone, so
+a run that was killed goes on with the shards it lacks, and the same call on a finished set does nothing.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import math
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from mimic3d import cameras as geometry
+from mimic3d_platform import storage
+from mimic3d_platform.data import counter
+from mimic3d_platform.data.card import model_records
+from mimic3d_platform.data.colouring import recolour
+from mimic3d_platform.data.furniture import load_cars
+from mimic3d_platform.data.meshes import Mesh, load_folder
+from mimic3d_platform.data.parallel import run_pieces
+from mimic3d_platform.data.raycast import RayCaster
+from mimic3d_platform.data.schema import MANIFEST, Manifest
+from mimic3d_platform.data.writer import (
+    SHARD_BYTES,
+    ShardRecord,
+    delete_records,
+    read_record,
+    refuse_or_clear,
+    write_manifest,
+    write_record,
+    write_shard,
+)
+from mimic3d_platform.errors import UserError
+from mimic3d_platform.settings import get_settings
+
+# Raise it when the renderer draws other pixels: shards of an older renderer are then not taken for ours.
+RENDERER = 1
+
+RADIUS = 1.7
+FOCAL = 1.0254
+LOWEST, HIGHEST = math.radians(5), math.radians(60)
+
+_MIN_SHARD_ROWS = 256
+_MANY_SHARDS = 64
+
+Progress = Callable[[int, int], None]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """All that the images depend on, but the meshes' content, which `meshes` digests."""
+
+    resolution: int
+    models: int
+    colourings: int
+    views: int
+    seed: int
+    supersample: int
+    meshes: str
+    renderer: int = RENDERER
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 of the plan."""
+        return hashlib.sha256(json.dumps(asdict(self), sort_keys=True).encode()).hexdigest()
+
+    @property
+    def images(self) -> int:
+        return self.models * self.colourings * self.views
+
+    def shards(self) -> list[list[tuple[int, int]]]:
+        """The (model, colouring) pairs of each shard, dealt at random."""
+        order = counter.permutation(self.seed, "identities", size=self.models * self.colourings)
+        pairs = [divmod(int(item), self.colourings) for item in order]
+        # PNG colour and mask are below the raw size, and depth is 4 bytes a pixel.
+        most = max(SHARD_BYTES // (8 * self.resolution**2), 1)
+        rows = min(max(_MIN_SHARD_ROWS, self.images // _MANY_SHARDS), most)
+        step = max(rows // self.views, 1)
+        return [pairs[start : start + step] for start in range(0, len(pairs), step)]
+
+
+def sample_cameras(seed: int, identity: str, views: int) -> torch.Tensor:
+    """(views, 25) labels, uniform by area over the band of the upper hemisphere between 5° and 60°.
+
+    View v of an identity is the same however many views are asked for.
+    """
+    draw = np.stack([counter.uniform(seed, f"camera {identity}", view, size=2) for view in range(views)])
+    yaw = torch.from_numpy(draw[:, 0] * 2 * math.pi - math.pi)
+    low, high = math.sin(LOWEST), math.sin(HIGHEST)
+    pitch = torch.from_numpy(np.arcsin(low + draw[:, 1] * (high - low)))
+    return geometry.look_at(geometry.on_sphere(yaw, pitch, RADIUS), focal=FOCAL)
+
+
+def render_shard(index: int, uri: str, plan: Plan, meshes: list[Mesh]) -> ShardRecord:
+    """Renders and writes one shard, or takes the one that an earlier run of the plan left."""
+    if (record := read_record(uri, index, plan.digest)) is not None:
+        return record
+    casters: dict[int, RayCaster] = {}
+    rows = []
+    for model, colouring in plan.shards()[index]:
+        caster = (
+            casters.setdefault(model, RayCaster(meshes[model])) if model not in casters else casters[model]
+        )
+        rows += _render_identity(caster, colouring, plan)
+    order = counter.permutation(plan.seed, "rows", index, size=len(rows))
+    record = write_shard(uri, index, [rows[position] for position in order])
+    write_record(uri, record, plan.digest)
+    return record
+
+
+def _render_identity(caster: RayCaster, colouring: int, plan: Plan) -> list[dict[str, Any]]:
+    identity = f"{caster.mesh.identifier}/{colouring}"
+    cameras = sample_cameras(plan.seed, identity, plan.views)
+    colours = recolour(caster.mesh, plan.seed, colouring)
+    views = caster.render(colours, cameras, plan.resolution, plan.supersample)
+    return [
+        {
+            "image": _png(views.images[view]),
+            "camera": cameras[view].numpy(),
+            "identity": identity,
+            "depth": views.depth[view].astype("<f4").tobytes(),
+            "mask": _png(views.mask[view]),
+        }
+        for view in range(plan.views)
+    ]
+
+
+def _png(pixels: np.ndarray) -> bytes:
+    from PIL import Image
+
+    sink = io.BytesIO()
+    Image.fromarray(pixels).save(sink, format="PNG", compress_level=1)
+    return sink.getvalue()
+
+
+def render_dataset(
+    dest_uri: str,
+    resolution: int,
+    *,
+    models: int | None = None,
+    colourings: int,
+    views: int,
+    seed: int,
+    meshes: Path | None = None,
+    supersample: int = 3,
+    overwrite: bool = False,
+    on_progress: Progress | None = None,
+) -> Manifest:
+    """Renders a data set into the folder `dest_uri`, shard by shard, as Ray tasks.
+
+    Args:
+        models: how many of the models, all when None.
+        colourings: identities made of each model.
+        views: images of each identity.
+        meshes: a folder of OBJ, GLB or PLY files; Debian's cars when None.
+        supersample: S, for S×S rays a pixel.
+        overwrite: replace another set at `dest_uri`.
+        on_progress: called with the images done and all images, first with what was there.
+    Raises:
+        UserError: numbers out of range, no usable mesh, another set at `dest_uri`, storage or Ray out of
+            reach.
+    """
+    numbers = {
+        "resolution": resolution,
+        "models": models,
+        "colourings": colourings,
+        "views": views,
+        "supersample": supersample,
+    }
+    for name, value in numbers.items():
+        if value is not None and value < 1:
+            raise UserError(f"{name} is {value}: give 1 or more")
+    loaded = (load_folder(meshes) if meshes else load_cars(get_settings().home / "cache"))[:models]
+    plan = Plan(
+        resolution=resolution,
+        models=len(loaded),
+        colourings=colourings,
+        views=views,
+        seed=seed,
+        supersample=supersample,
+        meshes=hashlib.sha256("".join(mesh.digest() for mesh in loaded).encode()).hexdigest(),
+    )
+    progress = on_progress or (lambda done, total: None)
+    seal = storage.join(dest_uri, MANIFEST)
+    if storage.exists(seal) and not overwrite:
+        manifest = Manifest.from_json(storage.read_bytes(seal), dest_uri)
+        if manifest.provenance.get("plan") == plan.digest:
+            progress(manifest.count, manifest.count)
+            return manifest
+    refuse_or_clear(dest_uri, overwrite)
+    storage.ensure_bucket(dest_uri)
+    done = 0
+
+    def count(record: ShardRecord) -> None:
+        nonlocal done
+        done += record.shard.rows
+        progress(done, plan.images)
+
+    progress(0, plan.images)
+    records = run_pieces(render_shard, len(plan.shards()), dest_uri, plan, loaded, on_result=count)
+    provenance = {"tool": "mimic3d data render", "plan": plan.digest, **asdict(plan)}
+    provenance |= {"radius": RADIUS, "models": model_records(loaded)}
+    manifest = write_manifest(dest_uri, records, resolution, provenance, [mesh.licence for mesh in loaded])
+    delete_records(dest_uri)
+    return manifest
