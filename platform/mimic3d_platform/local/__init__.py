@@ -17,12 +17,6 @@ from mimic3d_platform.local import processes, services, state
 from mimic3d_platform.settings import Settings, default_home
 
 START_PATIENCE_S = 120.0
-_KINDS: tuple[services.ServiceKind, ...] = (
-    services.ObjectStorage(),
-    services.Tracking(),
-    services.RayHead(),
-)
-
 Progress = Callable[[str], None]
 
 
@@ -59,24 +53,33 @@ class StackStatus:
 
 
 def up(
-    home: Path | None = None, cpus: int | None = None, on_progress: Progress = lambda line: None
+    home: Path | None = None,
+    nodes: int = 1,
+    cpus: int | None = None,
+    on_progress: Progress = lambda line: None,
 ) -> StackStatus:
     """Bring the stack up: start what is not running, wait until all answers, make the buckets.
 
     Args:
         home: the folder of its state; `$MIMIC3D_HOME` or its default if not given.
-        cpus: how many CPUs Ray may hand out; all of the machine's if not given. A running Ray keeps its own.
+        nodes: how many Ray nodes; more than one is for trying the loss of one.
+        cpus: how many CPUs each node hands out; all of the machine's if not given. A running node keeps its.
         on_progress: is told, line by line, what happens.
     Raises:
         UserError: a service is missing, dies or does not answer; names it, its log and the way out.
     """
+    for name, value in (("nodes", nodes), ("cpus", 1 if cpus is None else cpus)):
+        if value < 1:
+            raise UserError(f"{name} is {value}; give at least 1")
     home = _home(home)
     with state.locked(home) as stack:
         secrets = state.credentials(stack)
-        kinds = [kind if kind.name != "ray" else services.RayHead(cpus) for kind in _KINDS]
+        kinds = [services.ObjectStorage(), services.Tracking(), services.RayHead(cpus)]
+        kinds += [services.RayNode(index, cpus) for index in range(2, nodes + 1)]
         state.make_runtime(stack)
-        for kind in _to_start(stack, kinds):
-            _start(stack, kind, secrets)
+        # All are laid out before any is started: what is missing is said while nothing runs yet.
+        for kind, launch in [(kind, _launch(stack, kind, secrets)) for kind in _to_start(stack, kinds)]:
+            _start(stack, kind, launch)
             on_progress(f"{kind.title}: starting")
         state.write_environment(stack, _environment(stack, secrets))
         _wait(stack, kinds, on_progress)
@@ -92,10 +95,12 @@ def down(home: Path | None = None, on_progress: Progress = lambda line: None) ->
     with state.locked(home) as stack:
         running = {name: known.leader for name, known in stack.services.items() if known.leader}
         if any(leader.family() for leader in running.values()):
-            on_progress("stopping " + ", ".join(kind.title for kind in _KINDS if kind.name in running))
-        # Ray first, since its workers write to the others; the storage last, since MLflow writes to it.
-        processes.end([running[name] for name in ("ray", "mlflow") if name in running])
-        processes.end([running["s3"]] if "s3" in running else [])
+            on_progress("stopping " + ", ".join(kind.title for kind in _kinds(stack) if kind.name in running))
+        # The storage last, since the others write to it.
+        processes.end([leader for name, leader in running.items() if name != "s3"])
+        # Asked to stop, SeaweedFS closes its doors at once but then waits 15 s for itself; what it has
+        # acknowledged is in its files by then, so it need not be waited for.
+        processes.end([running["s3"]] if "s3" in running else [], patience_s=3.0)
         _forget(stack, list(running))
         state.drop_runtime(stack)
         stack.save()
@@ -106,11 +111,18 @@ def status(home: Path | None = None) -> StackStatus:
     """Look at every service: does its process live, does it answer; takes seconds at most."""
     home = _home(home)
     stack = state.Stack.load(home)
-    return StackStatus(home, {kind.name: _look(stack, kind) for kind in _KINDS})
+    return StackStatus(home, {kind.name: _look(stack, kind) for kind in _kinds(stack)})
 
 
 def _home(home: Path | None) -> Path:
     return (home or default_home()).expanduser().absolute()
+
+
+def _kinds(stack: state.Stack) -> list[services.ServiceKind]:
+    """The three services every stack has, and those further Ray nodes that this one has running."""
+    kinds = [services.ObjectStorage(), services.Tracking(), services.RayHead()]
+    further = [name for name, known in stack.services.items() if name.startswith("ray-") and known.leader]
+    return [*kinds, *(services.RayNode(int(name.removeprefix("ray-"))) for name in further)]
 
 
 def _look(stack: state.Stack, kind: services.ServiceKind) -> ServiceStatus:
@@ -141,30 +153,37 @@ def _to_start(stack: state.Stack, kinds: list[services.ServiceKind]) -> list[ser
     """The services that do not run, cleared of what they left behind and with ports to listen on."""
     dead: list[services.ServiceKind] = []
     taken = {port for known in stack.services.values() for port in known.ports.values()}
-    moved = False
+    outdated: set[str] = set()
     for kind in kinds:
         known = stack.service(kind.name)
-        # MLflow was told where the storage is: if that had to move, MLflow starts anew.
-        outdated = moved and kind.name == "mlflow"
-        if known.leader and known.leader.process() and not outdated:
+        if known.leader and known.leader.process() and kind.name not in outdated:
             continue
         if known.leader:
             processes.end([known.leader])
             _forget(stack, [kind.name])
         ports = state.free_ports(kind.ports, known.ports, taken)
-        moved = moved or (kind.name == "s3" and ports != known.ports)
+        if kind.name == "s3" and ports != known.ports:
+            outdated.add("mlflow")  # It was told where the storage is.
+        if kind.name == "ray":
+            outdated.update(name for name in stack.services if name.startswith("ray-"))
         known.ports = ports
         dead.append(kind)
     stack.save()
     return dead
 
 
-def _start(stack: state.Stack, kind: services.ServiceKind, secrets: dict[str, str]) -> None:
+def _launch(stack: state.Stack, kind: services.ServiceKind, secrets: dict[str, str]) -> services.Launch:
+    try:
+        return kind.launch(stack, stack.service(kind.name).ports, secrets)
+    except OSError as error:
+        raise UserError(f"cannot prepare {kind.title}: {error.strerror} ({error.filename})") from None
+
+
+def _start(stack: state.Stack, kind: services.ServiceKind, launch: services.Launch) -> None:
     """Start one service; it is on record before it runs."""
     known = stack.service(kind.name)
+    log = stack.log(kind.name)
     try:
-        launch = kind.launch(stack, known.ports, secrets)
-        log = stack.log(kind.name)
         if log.exists():
             log.replace(log.with_suffix(".previous.log"))
         starting = processes.Starting(launch.command, launch.environment(), launch.folder, log)

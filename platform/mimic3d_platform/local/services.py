@@ -43,8 +43,8 @@ class Launch:
 class ServiceKind(Protocol):
     """A kind of service; `ports` names its listeners, the first being the one people use."""
 
-    name: ClassVar[str]
-    title: ClassVar[str]
+    name: str
+    title: str
     ports: ClassVar[list[str]]
 
     def launch(self, stack: Stack, ports: Mapping[str, int], secrets: Mapping[str, str]) -> Launch: ...
@@ -205,6 +205,38 @@ class RayHead:
     def answers(self, ports: Mapping[str, int]) -> bool:
         head = _get(ports["dashboard"], "/api/gcs_healthz") == 200
         return head and _get(ports["agent"], "/api/local_raylet_healthz") == 200
+
+
+class RayNode:
+    """One more Ray node beside the head, number `index` (from 2)."""
+
+    ports = ["agent"]  # noqa: RUF012
+    object_store_bytes = 150 * 1000**2
+
+    def __init__(self, index: int, cpus: int | None = None) -> None:
+        self.name = f"ray-{index}"
+        self.title = f"Ray node {index}"
+        self.cpus = cpus or os.cpu_count() or 1
+
+    def launch(self, stack: Stack, ports: Mapping[str, int], secrets: Mapping[str, str]) -> Launch:
+        """The command that joins the head."""
+        command = [
+            *(sys.executable, "-m", "mimic3d_platform.local.ray_node"),
+            f"--address={RayHead().address(stack.service('ray').ports)}",
+            f"--agent-port={ports['agent']}",
+            f"--cpus={self.cpus}",
+            f"--object-store-memory={self.object_store_bytes}",
+        ]
+        source = str(Path(__file__).parents[2])
+        path = os.pathsep.join(filter(None, [source, os.environ.get("PYTHONPATH")]))
+        variables = {"MIMIC3D_HOME": str(stack.home), "PYTHONPATH": path}
+        return Launch(command, ray_variables(stack) | variables, stack.folder / "ray")
+
+    def url(self, ports: Mapping[str, int]) -> str:
+        return f"http://{HOST}:{ports['agent']}"
+
+    def answers(self, ports: Mapping[str, int]) -> bool:
+        return _get(ports["agent"], "/api/local_raylet_healthz") == 200
 
 
 def token_file(stack: Stack) -> Path:
