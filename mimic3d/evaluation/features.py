@@ -1,0 +1,139 @@
+"""Feature extractors on which Fréchet and kernel distances are measured; metrics bear their names."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+# ImageNet's statistics of RGB in [0, 1], to which torchvision's classifiers are trained.
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+
+
+class FeatureExtractor(nn.Module):
+    """Images to feature vectors, with fixed weights.
+
+    Attributes:
+        name: as it appears in metrics (`fd_<name>/3d`).
+        dim: features per image.
+    """
+
+    name: str
+    dim: int
+
+    def forward(self, images: Tensor) -> Tensor:
+        """(N, 3, H, W) uint8 RGB of any size to (N, dim) float32."""
+        raise NotImplementedError
+
+
+class MobileNetV2Features(FeatureExtractor):
+    """ImageNet's MobileNetV2 (Sandler et al., 2018), pooled over the image: where Inception cannot be had.
+
+    Images are resized to 96 x 96 (bilinear, antialiased) whatever their size, so distances at different
+    resolutions can be compared. They cannot be compared with published FID.
+    """
+
+    name = "mobilenetv2"
+    dim = 1280
+    input_size = 96
+
+    def __init__(self, weights: dict[str, Tensor]) -> None:
+        """
+        Args:
+            weights: `features.*` under torchvision's names.
+        Raises:
+            ValueError: tensors missing, surplus or of the wrong shape.
+        """
+        super().__init__()
+        from torchvision.models import mobilenet_v2
+
+        with torch.device("meta"):
+            self.features = mobilenet_v2().features
+        own = {key.removeprefix("features."): value for key, value in weights.items()}
+        try:
+            self.features.load_state_dict(own, assign=True)
+        except RuntimeError as error:
+            raise ValueError(f"these are not the weights of MobileNetV2: {_one_line(error)}") from None
+        self.register_buffer("mean", torch.tensor(IMAGENET_MEAN).view(1, 3, 1, 1), persistent=False)
+        self.register_buffer("std", torch.tensor(IMAGENET_STD).view(1, 3, 1, 1), persistent=False)
+        self.requires_grad_(False).eval().to(memory_format=torch.channels_last)
+
+    @torch.no_grad()
+    def forward(self, images: Tensor) -> Tensor:
+        _check_images(images)
+        size = (self.input_size, self.input_size)
+        images = nn.functional.interpolate(images.float() / 255, size=size, mode="bilinear", antialias=True)
+        return self.features((images - self.mean) / self.std).mean(dim=(2, 3))
+
+
+class InceptionFeatures(FeatureExtractor):
+    """The Inception-v3 of 2015-12-05 with FID's own resizing, as torch-fidelity ports it: pooled features."""
+
+    name = "inception2015"
+    dim = 2048
+
+    def __init__(self, weights: dict[str, Tensor]) -> None:
+        """
+        Args:
+            weights: torch-fidelity's state of `FeatureExtractorInceptionV3`.
+        Raises:
+            ValueError: tensors missing, surplus or of the wrong shape.
+        """
+        super().__init__()
+        from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
+
+        # The class reads weights from a pickle only: it is handed one that was written here, of plain
+        # tensors.
+        with tempfile.NamedTemporaryFile(suffix=".pth") as file:
+            torch.save(weights, file)
+            file.flush()
+            try:
+                self.network = FeatureExtractorInceptionV3(self.name, ["2048"], file.name)
+            except RuntimeError as error:
+                raise ValueError(f"these are not the weights of Inception-v3: {_one_line(error)}") from None
+
+    @torch.no_grad()
+    def forward(self, images: Tensor) -> Tensor:
+        _check_images(images)
+        return self.network(images)[0]
+
+
+# Weight file's name (as in `mimic3d weights`) -> what is built on it.
+EXTRACTORS: dict[str, Callable[[dict[str, Tensor]], FeatureExtractor]] = {
+    "inception-2015-12-05": InceptionFeatures,
+    "mobilenetv2": MobileNetV2Features,
+}
+
+
+def load_extractor(path: str | Path, name: str) -> FeatureExtractor:
+    """Build the extractor `name`, a key of `EXTRACTORS`, on weights in a safetensors file.
+
+    Raises:
+        ValueError: unknown name, or weights that are not its own.
+    """
+    from safetensors.torch import load_file
+
+    if name not in EXTRACTORS:
+        raise ValueError(f"no feature extractor is called {name!r}; known: {', '.join(EXTRACTORS)}")
+    return EXTRACTORS[name](load_file(path))
+
+
+def to_uint8(images: Tensor) -> Tensor:
+    """Images in [-1, 1] to the 256 levels that files hold and metrics see: rounded, clamped, same shape."""
+    return (images * 127.5 + 127.5).round().clamp(0, 255).to(torch.uint8)
+
+
+def _check_images(images: Tensor) -> None:
+    if images.dtype != torch.uint8 or images.ndim != 4 or images.shape[1] != 3:
+        raise ValueError(
+            f"features are taken of uint8 images (N, 3, H, W); got {images.dtype} {tuple(images.shape)}"
+        )
+
+
+def _one_line(error: Exception) -> str:
+    lines = str(error).strip().splitlines()
+    return " ".join(lines[1].split())[:200] if len(lines) > 1 else lines[0]

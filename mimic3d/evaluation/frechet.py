@@ -1,0 +1,199 @@
+"""Fréchet and kernel distances between the features of real and generated images.
+
+FID (Heusel et al., 2017) fits a normal distribution to either set of features and takes the Fréchet distance
+between the two; KID (Binkowski et al., 2018) is a squared maximum mean discrepancy with a cubic kernel. They
+bear these names on the Inception of 2015 only; on other features they are `fd_…` and `kd_…`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from mimic3d.evaluation.features import FeatureExtractor, to_uint8
+from mimic3d.networks.generator import BRANCHES, DEFAULT_MAX_POINTS, Generator
+from mimic3d.training.randomness import counter_generator
+
+
+def frechet_name(extractor: str, branch: str) -> str:
+    """`fid_inception2015/3d` or `fd_mobilenetv2/2d`: the metric's name says extractor and branch."""
+    return f"{'fid' if extractor == 'inception2015' else 'fd'}_{extractor}/{branch}"
+
+
+def kernel_name(extractor: str, branch: str) -> str:
+    """`kid_inception2015/3d` or `kd_mobilenetv2/2d`."""
+    return f"{'kid' if extractor == 'inception2015' else 'kd'}_{extractor}/{branch}"
+
+
+@dataclass
+class FeatureStatistics:
+    """Count, mean and scatter of a set of features in float64, gathered in batches, merged across workers.
+
+    Attributes:
+        count: images seen.
+        mean: (D,).
+        scatter: (D, D), the sum of outer products of deviations from the mean.
+    """
+
+    count: int
+    mean: Tensor
+    scatter: Tensor
+
+    @classmethod
+    def empty(cls, dim: int) -> FeatureStatistics:
+        """The statistics of no image."""
+        return cls(0, torch.zeros(dim, dtype=torch.float64), torch.zeros(dim, dim, dtype=torch.float64))
+
+    @classmethod
+    def of(cls, batches: Iterable[Tensor], dim: int) -> FeatureStatistics:
+        """The statistics of all rows of `batches`, each (n, dim)."""
+        result = cls.empty(dim)
+        for batch in batches:
+            result.add(batch)
+        return result
+
+    def add(self, features: Tensor) -> None:
+        """Take in the rows of (n, D)."""
+        features = features.detach().to("cpu", torch.float64)
+        if len(features):
+            mean = features.mean(dim=0)
+            deviations = features - mean
+            self.merge(FeatureStatistics(len(features), mean, deviations.T @ deviations))
+
+    def merge(self, other: FeatureStatistics) -> None:
+        """Take in what another worker gathered (Chan et al.'s pairwise update)."""
+        total = self.count + other.count
+        if other.count == 0:
+            return
+        difference = other.mean - self.mean
+        self.scatter += other.scatter + difference.outer(difference) * (self.count * other.count / total)
+        self.mean = self.mean + difference * (other.count / total)
+        self.count = total
+
+    def covariance(self) -> Tensor:
+        """(D, D), unbiased.
+
+        Raises:
+            ValueError: fewer than two images.
+        """
+        if self.count < 2:
+            raise ValueError(f"a covariance needs at least 2 images; there are {self.count}")
+        return self.scatter / (self.count - 1)
+
+    def to_bytes(self) -> bytes:
+        """As a safetensors file; `from_bytes` reads it back exactly."""
+        from safetensors.torch import save
+
+        return save({"count": torch.tensor(self.count), "mean": self.mean, "scatter": self.scatter})
+
+    @classmethod
+    def from_bytes(cls, data: bytes) -> FeatureStatistics:
+        """Read what `to_bytes` wrote."""
+        from safetensors.torch import load
+
+        tensors = load(data)
+        return cls(int(tensors["count"]), tensors["mean"], tensors["scatter"])
+
+
+def frechet_distance(a: FeatureStatistics, b: FeatureStatistics) -> float:
+    """|μa - μb|² + tr(Σa + Σb - 2 (Σa Σb)^½), the squared Fréchet distance of two normal distributions.
+
+    The trace of the root is taken as that of the symmetric (Σa^½ Σb Σa^½)^½, by eigenvalues, which stays real
+    and exact where covariances are singular: fewer images than features.
+    """
+    values, vectors = torch.linalg.eigh(a.covariance())
+    root = (vectors * values.clamp(min=0).sqrt()) @ vectors.T
+    product = root @ b.covariance() @ root
+    cross = torch.linalg.eigvalsh((product + product.T) / 2).clamp(min=0).sqrt().sum()
+    trace = a.covariance().trace() + b.covariance().trace() - 2 * cross
+    return float((a.mean - b.mean).square().sum() + trace)
+
+
+def kernel_distance(a: Tensor, b: Tensor, block: int = 4096) -> float:
+    """The unbiased squared MMD of features (n, D) and (m, D) under the kernel (x·y / D + 1)³; may be below 0.
+
+    All pairs are used, in blocks of rows that bound memory, rather than the means of random subsets.
+    """
+    a, b = a.double(), b.double()
+
+    def kernel_sum(x: Tensor, y: Tensor) -> Tensor:
+        return sum(((rows @ y.T / x.shape[1] + 1) ** 3).sum() for rows in x.split(block))
+
+    def within(x: Tensor) -> Tensor:
+        diagonal = ((x.square().sum(dim=1) / x.shape[1] + 1) ** 3).sum()
+        return (kernel_sum(x, x) - diagonal) / (len(x) * (len(x) - 1))
+
+    return float(within(a) + within(b) - 2 * kernel_sum(a, b) / (len(a) * len(b)))
+
+
+@torch.no_grad()
+def generated_images(
+    G: Generator,
+    cameras: Tensor,
+    indices: Sequence[int],
+    *,
+    seed: int,
+    branches: Sequence[str] = BRANCHES,
+    batch: int = 8,
+    max_points: int = DEFAULT_MAX_POINTS,
+) -> Iterator[dict[str, Tensor]]:
+    """The images that metrics judge: no truncation, cameras drawn from the data, G told the same camera.
+
+    Image i is a function of (seed, i) alone, so workers may share out `indices` in any way.
+
+    Args:
+        cameras: (M, 25), all labels of the data set.
+        indices: which of the images to draw.
+        branches: any of "2d" and "3d"; both are drawn from one tri-plane.
+    Yields:
+        by branch, (n, 3, R, R) uint8, n at most `batch`.
+    """
+    device = next(G.parameters()).device
+    for start in range(0, len(indices), batch):
+        sources = [counter_generator(seed, "metric", i) for i in indices[start : start + batch]]
+        z = torch.stack([torch.randn(G.config.z_dim, generator=source) for source in sources])
+        picked = [int(torch.randint(len(cameras), (), generator=source)) for source in sources]
+        camera = cameras[picked].to(device)
+        w = G.mapping(z.to(device), camera)
+        planes = G.planes(w, detail="3d" in branches, noise="const")
+        yield {
+            branch: to_uint8(G.view(planes, w, camera, branch, max_points).image).cpu() for branch in branches
+        }
+
+
+def generated_statistics(
+    G: Generator, extractor: FeatureExtractor, cameras: Tensor, indices: Sequence[int], **options: object
+) -> dict[str, FeatureStatistics]:
+    """By branch, the feature statistics of `generated_images(G, cameras, indices, **options)`."""
+    result: dict[str, FeatureStatistics] = {}
+    for drawn in generated_images(G, cameras, indices, **options):
+        for branch, images in drawn.items():
+            statistics = result.setdefault(branch, FeatureStatistics.empty(extractor.dim))
+            statistics.add(extractor(images.to(next(extractor.buffers()).device)))
+    return result
+
+
+def frechet_of_generator(
+    G: Generator,
+    extractor: FeatureExtractor,
+    cameras: Tensor,
+    reals: FeatureStatistics,
+    count: int,
+    **options: object,
+) -> dict[str, float]:
+    """Fréchet distance of each branch from all reals, under the names of `frechet_name`.
+
+    Args:
+        cameras: (M, 25), all labels of the data set.
+        reals: features of every real image, none left out.
+        count: images to generate (50 000 in publications).
+        options: of `generated_images`.
+    """
+    generated = generated_statistics(G, extractor, cameras, range(count), **options)
+    return {
+        frechet_name(extractor.name, branch): frechet_distance(reals, statistics)
+        for branch, statistics in generated.items()
+    }

@@ -1,0 +1,87 @@
+"""The perceptual distance: the lpips package's numbers, no graph for targets, no NaN gradients."""
+
+import pytest
+import torch
+from torch import Tensor
+
+from mimic3d.losses.perceptual import VGG16_BLOCKS, PerceptualDistance
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="module")
+def weights() -> dict[str, Tensor]:
+    """VGG16's convolutions at random (He) initialisation; real weights are tested where they are resolved."""
+    generator = torch.Generator().manual_seed(0)
+    tensors, index, width = {}, 0, 3
+    for block in VGG16_BLOCKS:
+        for out in block:
+            scale = (2 / (9 * width)) ** 0.5
+            tensors[f"features.{index}.weight"] = torch.randn(out, width, 3, 3, generator=generator) * scale
+            tensors[f"features.{index}.bias"] = torch.randn(out, generator=generator) * 0.1
+            index, width = index + 2, out
+        index += 1
+    return tensors
+
+
+@pytest.fixture(scope="module")
+def images() -> tuple[Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(1)
+    return tuple(torch.rand(2, 3, 24, 33, generator=generator) * 2 - 1 for _ in range(2))
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")
+def test_lpips_is_the_packages(weights, images):
+    import lpips
+
+    reference = lpips.LPIPS(net="vgg", pnet_rand=True, verbose=False)
+    state = {key: weights["features." + key.split(".", 1)[1]] for key in reference.net.state_dict()}
+    reference.net.load_state_dict(state)
+    distance = PerceptualDistance(weights, "lpips-vgg16")
+    assert distance.name == "lpips_vgg16"
+    torch.testing.assert_close(distance(*images), reference(*images).flatten(), rtol=1e-4, atol=1e-6)
+
+
+def test_the_stand_in_has_a_name_of_its_own_and_even_channel_weights(weights, images):
+    stand_in, lpips = PerceptualDistance(weights, "hed-vgg16"), PerceptualDistance(weights, "lpips-vgg16")
+    assert stand_in.name == "perceptual_hedvgg16"
+    for i in range(5):
+        even, fitted = getattr(stand_in, f"channels{i}"), getattr(lpips, f"channels{i}")
+        assert even.std() < 1e-6 < fitted.std()
+        torch.testing.assert_close(even.sum(), fitted.sum())
+    assert not torch.allclose(stand_in(*images), lpips(*images))
+
+
+def test_gradients_reach_the_first_images_alone(weights, images):
+    distance = PerceptualDistance(weights, "hed-vgg16")
+    x, y = (image.clone().requires_grad_() for image in images)
+    distance(x, y).sum().backward()
+    assert x.grad.abs().sum() > 0
+    assert y.grad is None
+    assert all(p.grad is None and not p.requires_grad for p in distance.parameters())
+    assert distance(x, x.detach()).abs().max() < 1e-10
+    smaller = distance(x - 1e-2 * x.grad / x.grad.norm(), y).sum()
+    assert smaller < distance(x, y).sum()
+
+
+def test_gradients_are_finite_where_no_feature_is_active(weights):
+    dead = {key: (value * 0 if key.endswith("weight") else value * 0 - 1) for key, value in weights.items()}
+    distance = PerceptualDistance(dead, "hed-vgg16")
+    x = torch.zeros(1, 3, 16, 16, requires_grad=True)
+    distance(x, torch.ones(1, 3, 16, 16)).sum().backward()
+    assert x.grad.isfinite().all()
+
+
+def test_sizes_and_shapes_that_cannot_be(weights):
+    distance = PerceptualDistance(weights, "hed-vgg16")
+    with pytest.raises(ValueError, match=r"at least 16 pixels a side; got \(1, 3, 8, 16\)"):
+        distance(torch.zeros(1, 3, 8, 16), torch.zeros(1, 3, 8, 16))
+    with pytest.raises(ValueError, match="one shape"):
+        distance(torch.zeros(1, 3, 16, 16), torch.zeros(2, 3, 16, 16))
+    with pytest.raises(ValueError, match="'vgg'; known: lpips-vgg16, hed-vgg16"):
+        PerceptualDistance(weights, "vgg")
+    with pytest.raises(ValueError, match=r"have nothing at features.28.bias, shape \(512,\) expected"):
+        PerceptualDistance({k: v for k, v in weights.items() if k != "features.28.bias"}, "hed-vgg16")
