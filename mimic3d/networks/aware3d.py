@@ -1,68 +1,150 @@
 """3D-aware blocks and the tri-plane super-resolution S3D (supplement, figure IV).
 
-Three planes are always folded into the batch, plane fastest: (N * 3, C, R, R), in the order XY, YZ, ZX with
-memory layout P_xy[y, x], P_yz[z, y], P_zx[x, z].
+The three planes lie side by side in the channels, (N, 3C, R, R), in the order XY, YZ, ZX with memory layout
+P_xy[y, x], P_yz[z, y], P_zx[x, z]. A kernel is shared by the planes, its style is not.
+
+A 3D-aware convolution reads, beside a plane, the other two pooled along the axis that they do not share with
+it. Going round the planes, plane p + 1 pooled over its rows is a profile down the rows of plane p, and plane
+p + 2 pooled over its columns is a profile along the columns of p. A profile is constant along one axis, and
+so is its convolution but for the image's border: it is computed on a strip three pixels wide and stretched,
+which leaves a third of the arithmetic of convolving all 3C channels at full size.
 """
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor, nn
 
-from mimic3d.networks.layers import SynthesisLayer, ToRGB
+from mimic3d.networks.layers import FullyConnected, NoiseBiasActivation, convolve, demodulation
 
 PLANES = 3
+STRIP = 3
+# Where the kernel's input channels come from: the plane itself, the next one and the one after.
+OWN, DOWN_ROWS, ALONG_COLUMNS = range(PLANES)
 
 
-def concat_pooled(x: Tensor) -> Tensor:
-    """Beside each plane, the other two pooled along the axis that they do not share with it.
+def pooled_profiles(x: Tensor) -> tuple[Tensor, Tensor]:
+    """What each plane sees of the other two.
 
     Args:
-        x: (N * 3, C, R, R).
+        x: (N, 3C, R, R).
     Returns:
-        (N * 3, 3C, R, R), channels from XY, from YZ, from ZX.
+        (N, 3C, R) down the rows of each plane, and (N, 3C, R) along its columns.
     """
-    xy, yz, zx = x.unflatten(0, (-1, PLANES)).unbind(1)
-    # A mean over a plane's columns is a profile over its rows' axis, and conversely.
-    row_profile = {"xy": xy.mean(3), "yz": yz.mean(3), "zx": zx.mean(3)}
-    column_profile = {"xy": xy.mean(2), "yz": yz.mean(2), "zx": zx.mean(2)}
+    over_rows = x.mean(dim=2).unflatten(1, (PLANES, -1))
+    over_columns = x.mean(dim=3).unflatten(1, (PLANES, -1))
+    return over_rows.roll(-DOWN_ROWS, dims=1).flatten(1, 2), over_columns.roll(
+        -ALONG_COLUMNS, dims=1
+    ).flatten(1, 2)
 
-    def down_rows(profile: Tensor) -> Tensor:
-        return profile[:, :, :, None].expand_as(xy)
 
-    def along_columns(profile: Tensor) -> Tensor:
-        return profile[:, :, None, :].expand_as(xy)
+def plane_weight(weight: Tensor, source: int) -> Tensor:
+    """The kernel by which each plane reads `source`: (out, 3C, k, k) to (3 * out, C, k, k)."""
+    return weight.unflatten(1, (PLANES, -1)).transpose(0, 1).roll(-source, dims=0).flatten(0, 1)
 
-    pooled = [
-        [xy, down_rows(column_profile["yz"]), along_columns(row_profile["zx"])],
-        [along_columns(row_profile["xy"]), yz, down_rows(column_profile["zx"])],
-        [down_rows(column_profile["xy"]), along_columns(row_profile["yz"]), zx],
-    ]
-    return torch.stack([torch.cat(parts, dim=1) for parts in pooled], dim=1).flatten(0, 1)
+
+def plane_style(style: Tensor, source: int) -> Tensor:
+    """The style by which each plane reads `source`: (N, 3 planes, 3C) to (N, 3C)."""
+    planes = torch.arange(PLANES, device=style.device)
+    return style.unflatten(2, (PLANES, -1))[:, planes, (planes + source) % PLANES].flatten(1, 2)
+
+
+def convolve_pooled(x: Tensor, weight: Tensor, style: Tensor, *, up: bool = False) -> Tensor:
+    """Each plane's modulated convolution over itself and the other two, pooled.
+
+    Args:
+        x: (N, 3C, R, R).
+        weight: (out, 3C, k, k), k 1 or 3; inputs from XY, from YZ, from ZX.
+        style: (N, 3 planes, 3C).
+    Returns:
+        (N, 3 * out, R, R), or twice the size.
+    """
+    own = x * plane_style(style, OWN)[:, :, None, None].to(x.dtype)
+    own = convolve(own, plane_weight(weight, OWN), up=up, groups=PLANES)
+    width = STRIP if weight.shape[-1] > 1 else 1
+    rows, columns = pooled_profiles(x)
+    rows = (rows * plane_style(style, DOWN_ROWS)[:, :, None].to(x.dtype))[:, :, :, None]
+    rows = convolve(rows.expand(-1, -1, -1, width), plane_weight(weight, DOWN_ROWS), up=up, groups=PLANES)
+    columns = (columns * plane_style(style, ALONG_COLUMNS)[:, :, None].to(x.dtype))[:, :, None, :]
+    columns = convolve(
+        columns.expand(-1, -1, width, -1), plane_weight(weight, ALONG_COLUMNS), up=up, groups=PLANES
+    )
+    return own + _stretch(rows, 3, own.shape[3]) + _stretch(columns, 2, own.shape[2])
+
+
+def _stretch(strip: Tensor, dim: int, size: int) -> Tensor:
+    """Repeats the middle of a strip until it has `size` along `dim`, its borders kept."""
+    border = strip.shape[dim] // STRIP
+    if border == 0:
+        return strip
+    first, middle = strip.narrow(dim, 0, border), strip.narrow(dim, border, 1)
+    last = strip.narrow(dim, strip.shape[dim] - border, border)
+    shape = list(strip.shape)
+    shape[dim] = size - 2 * border
+    return torch.cat([first, middle.expand(shape), last], dim=dim)
+
+
+class PlaneLayer(NoiseBiasActivation):
+    """Modulated 3x3 convolution of three planes, one noise map for all, bias and leaky ReLU."""
+
+    def __init__(self, channels: int, w_dim: int, resolution: int, *, up: bool, pooled: bool) -> None:
+        super().__init__(channels, resolution, noise=True)
+        fan_in = channels * PLANES if pooled else channels
+        self.weight = nn.Parameter(torch.randn(channels, fan_in, 3, 3))
+        self.affine = FullyConnected(w_dim, fan_in * PLANES, bias_init=1.0)
+        self.up, self.pooled = up, pooled
+
+    def forward(self, x: Tensor, w: Tensor, noise: str) -> Tensor:
+        """(N, 3C, R, R) and (N, w_dim) to (N, 3C, resolution, resolution)."""
+        style = self.affine(w).unflatten(1, (PLANES, -1))
+        if self.pooled:
+            x = convolve_pooled(x, self.weight, style, up=self.up)
+        else:
+            x = x * style.flatten(1)[:, :, None, None].to(x.dtype)
+            x = convolve(x, self.weight.repeat(PLANES, 1, 1, 1), up=self.up, groups=PLANES)
+        return self.finish(x, demodulation(self.weight, style).flatten(1), noise)
+
+
+class PlaneToRGB(nn.Module):
+    """Modulated 1x1 convolution of three planes, without demodulation."""
+
+    def __init__(self, channels: int, w_dim: int, *, pooled: bool) -> None:
+        super().__init__()
+        fan_in = channels * PLANES if pooled else channels
+        self.weight = nn.Parameter(torch.randn(channels, fan_in, 1, 1))
+        self.bias = nn.Parameter(torch.zeros(channels))
+        self.affine = FullyConnected(w_dim, fan_in * PLANES, bias_init=1.0)
+        self.pooled = pooled
+        # The width before pooling, also where pooling has tripled it.
+        self.style_gain = 1 / math.sqrt(channels)
+
+    def forward(self, x: Tensor, w: Tensor) -> Tensor:
+        """(N, 3C, R, R) and (N, w_dim) to the same size."""
+        style = self.affine(w).unflatten(1, (PLANES, -1)) * self.style_gain
+        if self.pooled:
+            x = convolve_pooled(x, self.weight, style)
+        else:
+            x = x * style.flatten(1)[:, :, None, None].to(x.dtype)
+            x = convolve(x, self.weight.repeat(PLANES, 1, 1, 1), groups=PLANES)
+        return x + self.bias.repeat(PLANES)[:, None, None].to(x.dtype)
 
 
 class PlaneBlock(nn.Module):
-    """Two 3x3 layers with noise, then toRGB, whose output alone flows on; styles differ per plane."""
+    """Two 3x3 layers with noise, then toRGB, whose output alone flows on."""
 
     def __init__(self, channels: int, w_dim: int, resolution: int, *, up: bool, pooled: bool) -> None:
-        """`resolution` is that of the output."""
+        """`resolution` is that of the output; `pooled` makes every convolution 3D-aware."""
         super().__init__()
-        self.pooled = pooled
-        fan_in = channels * PLANES if pooled else channels
-        self.conv0 = SynthesisLayer(fan_in, channels, w_dim, resolution, up=up, groups=PLANES)
-        self.conv1 = SynthesisLayer(fan_in, channels, w_dim, resolution, groups=PLANES)
-        self.torgb = ToRGB(fan_in, channels, w_dim, groups=PLANES, style_fan_in=channels)
+        self.conv0 = PlaneLayer(channels, w_dim, resolution, up=up, pooled=pooled)
+        self.conv1 = PlaneLayer(channels, w_dim, resolution, up=False, pooled=pooled)
+        self.torgb = PlaneToRGB(channels, w_dim, pooled=pooled)
 
     def forward(self, x: Tensor, w: Tensor, noise: str) -> Tensor:
-        """(N * 3, C, R, R) and (N, w_dim) to (N * 3, C, resolution, resolution)."""
-        gather = concat_pooled if self.pooled else _unchanged
-        x = self.conv0(gather(x), w, noise)
-        x = self.conv1(gather(x), w, noise)
-        return self.torgb(gather(x), w)
-
-
-def _unchanged(x: Tensor) -> Tensor:
-    return x
+        """(N, 3C, R, R) and (N, w_dim) to (N, 3C, resolution, resolution)."""
+        x = self.conv0(x, w, noise)
+        return self.torgb(self.conv1(x, w, noise), w)
 
 
 class Aware3D(nn.Module):

@@ -77,16 +77,18 @@ class Synthesis(nn.Module):
             first += block.num_convs
             x, accumulated = block(x, accumulated, w_block, noise)
             if self.aware3d:
-                planes = accumulated.reshape(-1, PLANE_CHANNELS, r, r)
-                planes = planes if aware is None else planes + aware
+                planes = accumulated if aware is None else accumulated + aware
                 aware = getattr(self, f"b3d{r}")(planes, w_block[:, -1], noise)
         if not self.aware3d:
-            return TriPlanes(accumulated.unflatten(1, (PLANES, PLANE_CHANNELS)), None)
-        fine = None
-        if detail:
-            last = getattr(self, f"b3d{self.resolutions[-1]}")
-            fine = last.super_resolve(aware, w[:, -1], noise).unflatten(0, (-1, PLANES))
-        return TriPlanes(aware.unflatten(0, (-1, PLANES)), fine)
+            return TriPlanes(_split(accumulated), None)
+        if not detail:
+            return TriPlanes(_split(aware), None)
+        last = getattr(self, f"b3d{self.resolutions[-1]}")
+        return TriPlanes(_split(aware), _split(last.super_resolve(aware, w[:, -1], noise)))
+
+
+def _split(planes: Tensor) -> Tensor:
+    return planes.unflatten(1, (PLANES, PLANE_CHANNELS))
 
 
 class Backbone(nn.Module):

@@ -18,10 +18,14 @@ LEAKY_GAIN = math.sqrt(2)
 DEMODULATION_EPSILON = 1e-8
 
 
-def activate(x: Tensor, gain: float = 1.0, clamp: float | None = None) -> Tensor:
-    """Leaky ReLU with slope 0.2 and gain sqrt(2) * `gain`, then a clamp to +-`clamp` * `gain`."""
-    x = F.leaky_relu(x, LEAKY_SLOPE) * (LEAKY_GAIN * gain)
-    return x if clamp is None else x.clamp(-clamp * gain, clamp * gain)
+def leaky(x: Tensor, clamp: float | None = None) -> Tensor:
+    """Leaky ReLU with slope 0.2, in place, then a clamp to +-`clamp`.
+
+    Its gain of sqrt(2) is multiplied into the weights and biases before it: leaky ReLU commutes with
+    positive factors, and a factor on a small tensor costs nothing.
+    """
+    x = F.leaky_relu(x, LEAKY_SLOPE, inplace=True)
+    return x if clamp is None else x.clamp(-clamp, clamp)
 
 
 def rms_normalize(x: Tensor) -> Tensor:
@@ -74,9 +78,9 @@ class FullyConnected(nn.Module):
         self.bias_gain = lr_multiplier
 
     def forward(self, x: Tensor) -> Tensor:
-        bias = self.bias if self.bias_gain == 1 else self.bias * self.bias_gain
-        x = F.linear(x, self.weight * self.weight_gain, bias)
-        return activate(x) if self.activation else x
+        gain = LEAKY_GAIN if self.activation else 1.0
+        x = F.linear(x, self.weight * (self.weight_gain * gain), self.bias * (self.bias_gain * gain))
+        return leaky(x) if self.activation else x
 
 
 class Conv(nn.Module):
@@ -101,53 +105,77 @@ class Conv(nn.Module):
         self.weight_gain = 1 / math.sqrt(in_channels * kernel**2)
 
     def forward(self, x: Tensor, gain: float = 1.0) -> Tensor:
-        weight = (self.weight * self.weight_gain).to(x.dtype)
-        bias = None if self.bias is None else self.bias.to(x.dtype)
+        """(N, in, H, W) to (N, out, H, W), or half the size, times `gain`, clamped to +-`clamp` * `gain`."""
+        total = gain * LEAKY_GAIN if self.activation else gain
+        weight = (self.weight * (self.weight_gain * total)).to(x.dtype)
+        bias = None if self.bias is None else (self.bias * total).to(x.dtype)
         if not self.down:
             x = F.conv2d(x, weight, bias, padding=self.padding)
         elif self.padding:
             x = F.conv2d(blur(x, 2), weight, bias, stride=2)
         else:
             x = F.conv2d(blur_downsample(x), weight, bias)
-        if self.activation:
-            return activate(x, gain, self.clamp)
-        return x * gain if self.clamp is None else (x * gain).clamp(-self.clamp * gain, self.clamp * gain)
+        clamp = None if self.clamp is None else self.clamp * gain
+        return leaky(x, clamp) if self.activation else x
 
 
-def modulated_conv(
-    x: Tensor, weight: Tensor, style: Tensor, *, demodulate: bool = True, up: bool = False
-) -> Tensor:
-    """Convolution whose kernel is scaled by a style per sample and input channel (StyleGAN2, eq. 1 and 3).
+def convolve(x: Tensor, weight: Tensor, *, up: bool = False, groups: int = 1) -> Tensor:
+    """A 3x3 or 1x1 convolution at the same size; with `up`, transposed with stride 2 and FIR: twice the size.
+
+    Args:
+        x: (N, groups * in, H, W).
+        weight: (groups * out, in, k, k). Up-sampling convolves with it, otherwise it is correlated.
+    """
+    if not up:
+        return F.conv2d(x, weight.to(x.dtype), padding=weight.shape[-1] // 2, groups=groups)
+    transposed = weight.unflatten(0, (groups, -1)).transpose(1, 2).flatten(0, 1)
+    return blur(F.conv_transpose2d(x, transposed.to(x.dtype), stride=2, groups=groups), 1, gain=4)
+
+
+def demodulation(weight: Tensor, style: Tensor) -> Tensor:
+    """1 / norm of each output channel's kernel scaled by a style (StyleGAN2, eq. 3).
+
+    Args:
+        weight: (out, in, k, k).
+        style: (..., in).
+    Returns:
+        (..., out).
+    """
+    norm = style.square() @ weight.square().sum(dim=(2, 3)).t()
+    return (norm + DEMODULATION_EPSILON).rsqrt()
+
+
+class NoiseBiasActivation(nn.Module):
+    """What follows every modulated convolution: demodulation, noise, bias and leaky ReLU, in few passes."""
+
+    def __init__(self, channels: int, resolution: int, *, noise: bool) -> None:
+        super().__init__()
+        self.bias = nn.Parameter(torch.zeros(channels))
+        self.noise_strength = nn.Parameter(torch.zeros([]))
+        self.register_buffer("noise_const", torch.randn(resolution, resolution))
+        self.has_noise = noise
+
+    def finish(self, x: Tensor, scale: Tensor, noise: str, clamp: float | None = None) -> Tensor:
+        """leaky(x * scale + noise + bias) of x (N, groups * channels, H, W) and scale (N, groups * channels)."""
+        gain = LEAKY_GAIN
+        bias = (self.bias * gain).repeat(x.shape[1] // len(self.bias))[:, None, None].to(x.dtype)
+        scale = (scale * gain)[:, :, None, None].to(x.dtype)
+        if not self.has_noise or noise == "none":
+            return leaky(torch.addcmul(bias, x, scale), clamp)
+        return leaky(torch.addcmul(self._noise(x, noise) * gain, x, scale).add_(bias), clamp)
+
+    def _noise(self, x: Tensor, mode: str) -> Tensor:
+        if mode == "const":
+            return (self.noise_const * self.noise_strength).to(x.dtype)
+        noise = torch.randn(x.shape[0], 1, *x.shape[2:], device=x.device)
+        return (noise * self.noise_strength).to(x.dtype)
+
+
+class SynthesisLayer(NoiseBiasActivation):
+    """Modulated 3x3 convolution, noise, bias and leaky ReLU (StyleGAN2, figure 2c).
 
     The style scales the input and the demodulation the output, which is the same as scaling the kernel but
     lets all samples share one convolution.
-
-    Args:
-        x: (N, in, H, W).
-        weight: (out, in, k, k).
-        style: (N, in).
-        demodulate: divides each output channel by the norm of its scaled kernel.
-        up: stride-2 transposed convolution and FIR: (N, out, 2H, 2W).
-    Returns:
-        (N, out, H, W), or twice the size.
-    """
-    x = x * style[:, :, None, None].to(x.dtype)
-    if up:
-        x = F.conv_transpose2d(x, weight.transpose(0, 1).to(x.dtype), stride=2)
-        x = blur(x, 1, gain=4)
-    else:
-        x = F.conv2d(x, weight.to(x.dtype), padding=weight.shape[-1] // 2)
-    if demodulate:
-        norm = style.square() @ weight.square().sum(dim=(2, 3)).t()
-        x = x * (norm + DEMODULATION_EPSILON).rsqrt()[:, :, None, None].to(x.dtype)
-    return x
-
-
-class SynthesisLayer(nn.Module):
-    """Modulated 3x3 convolution, noise, bias and leaky ReLU (StyleGAN2, figure 2c).
-
-    With `groups` planes folded into the batch (plane fastest), each plane has a style of its own and all
-    share the kernel and the noise map.
     """
 
     def __init__(
@@ -158,58 +186,36 @@ class SynthesisLayer(nn.Module):
         resolution: int,
         *,
         up: bool = False,
-        groups: int = 1,
         noise: bool = True,
         clamp: float | None = None,
     ) -> None:
-        super().__init__()
+        super().__init__(out_channels, resolution, noise=noise)
         self.weight = nn.Parameter(torch.randn(out_channels, in_channels, 3, 3))
-        self.bias = nn.Parameter(torch.zeros(out_channels))
-        self.noise_strength = nn.Parameter(torch.zeros([]))
-        self.register_buffer("noise_const", torch.randn(resolution, resolution))
-        self.affine = FullyConnected(w_dim, in_channels * groups, bias_init=1.0)
-        self.up, self.groups, self.resolution, self.clamp = up, groups, resolution, clamp
-        self.has_noise = noise
+        self.affine = FullyConnected(w_dim, in_channels, bias_init=1.0)
+        self.up, self.clamp = up, clamp
 
     def forward(self, x: Tensor, w: Tensor, noise: str = "random") -> Tensor:
-        """(N * groups, in, h, w) and (N, w_dim) to (N * groups, out, resolution, resolution)."""
-        style = self.affine(w).view(x.shape[0], -1)
-        x = modulated_conv(x, self.weight, style, up=self.up)
-        if self.has_noise and noise != "none":
-            x = x + self._noise(w.shape[0], noise, x)
-        return activate(x + self.bias[:, None, None].to(x.dtype), clamp=self.clamp)
-
-    def _noise(self, batch: int, mode: str, like: Tensor) -> Tensor:
-        if mode == "const":
-            return (self.noise_const * self.noise_strength).to(like.dtype)
-        noise = torch.randn(batch, 1, 1, self.resolution, self.resolution, device=like.device)
-        noise = (noise * self.noise_strength).expand(-1, self.groups, -1, -1, -1)
-        return noise.flatten(0, 1).to(like.dtype)
+        """(N, in, h, w) and (N, w_dim) to (N, out, resolution, resolution)."""
+        style = self.affine(w)
+        x = convolve(x * style[:, :, None, None].to(x.dtype), self.weight, up=self.up)
+        return self.finish(x, demodulation(self.weight, style), noise, self.clamp)
 
 
 class ToRGB(nn.Module):
     """Modulated 1x1 convolution to image or plane channels, without demodulation."""
 
     def __init__(
-        self,
-        in_channels: int,
-        out_channels: int,
-        w_dim: int,
-        *,
-        groups: int = 1,
-        style_fan_in: int | None = None,
-        clamp: float | None = None,
+        self, in_channels: int, out_channels: int, w_dim: int, *, clamp: float | None = None
     ) -> None:
         super().__init__()
         self.weight = nn.Parameter(torch.randn(out_channels, in_channels, 1, 1))
         self.bias = nn.Parameter(torch.zeros(out_channels))
-        self.affine = FullyConnected(w_dim, in_channels * groups, bias_init=1.0)
-        self.style_gain = 1 / math.sqrt(style_fan_in or in_channels)
+        self.affine = FullyConnected(w_dim, in_channels, bias_init=1.0)
+        self.style_gain = 1 / math.sqrt(in_channels)
         self.clamp = clamp
 
     def forward(self, x: Tensor, w: Tensor) -> Tensor:
-        """(N * groups, in, H, W) and (N, w_dim) to (N * groups, out, H, W)."""
-        style = self.affine(w).view(x.shape[0], -1) * self.style_gain
-        x = modulated_conv(x, self.weight, style, demodulate=False)
-        x = x + self.bias[:, None, None].to(x.dtype)
+        """(N, in, H, W) and (N, w_dim) to (N, out, H, W)."""
+        style = (self.affine(w) * self.style_gain)[:, :, None, None].to(x.dtype)
+        x = F.conv2d(x * style, self.weight.to(x.dtype), self.bias.to(x.dtype))
         return x if self.clamp is None else x.clamp(-self.clamp, self.clamp)

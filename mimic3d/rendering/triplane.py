@@ -62,11 +62,12 @@ class _GatherPlanes(torch.autograd.Function):
             y_weight.append(weight[..., 1])
             column.append(at[..., 0])
             row.append(at[..., 1])
-        plane = torch.arange(batch)[:, None, None] * 3 + torch.arange(3)
-        rows = [plane * (height * width) + r * width for r in row]
-        index = torch.stack([r + c for r in rows for c in column], dim=-1)
+        # Planes that come channels-last from a convolution are this table already, nothing is copied.
+        table = planes.permute(0, 3, 4, 1, 2).reshape(-1, channels)
+        sample = torch.arange(batch)[:, None, None] * height
+        rows = [(sample + r) * width for r in row]
+        index = torch.stack([(r + c) * 3 + torch.arange(3) for r in rows for c in column], dim=-1)
         weight = torch.stack([y * x for y in y_weight for x in x_weight], dim=-1) / 3
-        table = planes.permute(0, 1, 3, 4, 2).reshape(-1, channels)
         features = F.embedding_bag(
             index.view(-1, 12), table, per_sample_weights=weight.view(-1, 12).to(table.dtype), mode="sum"
         )

@@ -1,7 +1,8 @@
 """How close the networks are to the released implementations, entry by entry.
 
-A reference file holds numbers measured on a released implementation whose weights were given by a rule. Here
-the same rule fills our networks, and every measured entry is computed again. As a program it prints the table:
+A reference file holds numbers measured on a released implementation whose weights were given by a rule.
+Here the same rule fills our networks, and every measured entry is computed again. As a program it prints the
+table:
 
     python tests/mimic3d/parity.py FOLDER [--bound 1e-3]
 """
@@ -22,7 +23,7 @@ from torch import Tensor, nn
 
 from mimic3d.cameras import FFHQ_FOCAL, look_at, on_sphere
 from mimic3d.config import Config, ImitationConfig, ModelConfig, RenderingConfig
-from mimic3d.networks.discriminators import DualDiscriminator, PatchDiscriminator, resize_antialiased
+from mimic3d.networks.discriminators import DualDiscriminator, PatchDiscriminator
 from mimic3d.networks.generator import Generator
 from mimic3d.rendering.patches import crop, patch_uv
 
@@ -156,12 +157,14 @@ def measure(reference: dict[str, Any]) -> dict[str, Tensor | float | dict[str, f
 
 
 def errors(expected: dict[str, Any], found: dict[str, Any]) -> dict[str, float]:
-    """The largest relative error of each measured entry; of gradients, relative to the largest norm's scale."""
+    """The largest relative error of each measured entry."""
     table: dict[str, float] = {}
     for name, entry in expected.items():
         value = found[name]
         if name == "grad_norm":
-            floor = 1e-5 * max(norm for norm in entry.values() if norm is not None)
+            # A noise strength's gradient is a sum over a million numbers that nearly cancel: below a
+            # thousandth of the largest norm, what is left of it in float32 is rounding.
+            floor = 1e-3 * max(norm for norm in entry.values() if norm is not None)
             table[name] = max(_gradient_error(norm, value.get(key), floor) for key, norm in entry.items())
         elif isinstance(entry, dict):
             table[name] = _tensor_error(entry, value.detach())
@@ -205,9 +208,8 @@ def main() -> int:
         reference = json.loads(file.read_text())
         for name, error in errors(reference["measured"], measure(reference)).items():
             worst = max(worst, error)
-            print(
-                f"{reference['name']:24} {name:18} {error:9.1e} {'' if error <= arguments.bound else 'TOO LARGE'}"
-            )
+            verdict = "" if error <= arguments.bound else "TOO LARGE"
+            print(f"{reference['name']:24} {name:18} {error:9.1e} {verdict}")
     print(f"largest relative error {worst:.1e}, bound {arguments.bound:g}")
     return int(not worst <= arguments.bound)
 

@@ -1,0 +1,30 @@
+"""The non-saturating logistic GAN loss and its gradient penalty."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+def generator_loss(fake_logits: Tensor) -> Tensor:
+    """Mean f(-D(fake)), f = softplus (Goodfellow et al., 2014, sec. 3)."""
+    return F.softplus(-fake_logits).mean()
+
+
+def discriminator_loss(fake_logits: Tensor, real_logits: Tensor) -> Tensor:
+    """Mean f(D(fake)) + f(-D(real)), f = softplus."""
+    return F.softplus(fake_logits).mean() + F.softplus(-real_logits).mean()
+
+
+def r1_penalty(real_logits: Tensor, inputs: list[Tensor]) -> Tensor:
+    """The squared norm of the logits' gradient in all of `inputs`, per sample (Mescheder et al., 2018).
+
+    Args:
+        real_logits: (N, 1), on real images.
+        inputs: the (N, C, H, W) tensors that the discriminator was given, requiring gradients.
+    Returns:
+        (N,), differentiable, without the factor gamma / 2.
+    """
+    gradients = torch.autograd.grad(real_logits.sum(), inputs, create_graph=True)
+    return sum(gradient.square().sum(dim=(1, 2, 3)) for gradient in gradients)
