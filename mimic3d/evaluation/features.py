@@ -122,11 +122,6 @@ def load_extractor(path: str | Path, name: str) -> FeatureExtractor:
     return EXTRACTORS[name](load_file(path))
 
 
-def to_uint8(images: Tensor) -> Tensor:
-    """Images in [-1, 1] to the 256 levels that files hold and metrics see: rounded, clamped, same shape."""
-    return (images * 127.5 + 127.5).round().clamp(0, 255).to(torch.uint8)
-
-
 def _check_images(images: Tensor) -> None:
     if images.dtype != torch.uint8 or images.ndim != 4 or images.shape[1] != 3:
         raise ValueError(

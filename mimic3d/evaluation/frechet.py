@@ -13,7 +13,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from mimic3d.evaluation.features import FeatureExtractor, to_uint8
+from mimic3d.evaluation.features import FeatureExtractor
+from mimic3d.export.grid import to_uint8
 from mimic3d.networks.generator import BRANCHES, DEFAULT_MAX_POINTS, Generator
 from mimic3d.training.randomness import counter_generator
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from mimic3d_platform import storage, weights
+from mimic3d_platform import weights
 from mimic3d_platform.errors import UserError
 from mimic3d_platform.feature_networks import NETWORKS
 
@@ -154,15 +154,13 @@ def test_staged_weights_serve_a_machine_without_network(filled, empty, tmp_path,
     assert weights.resolve("hed-vgg16").parent == empty / "weights"
 
 
-def test_staged_weights_travel_through_object_storage(filled, stack, monkeypatch, tmp_path):
-    uri = "s3://weights-test/feature-networks"
-    storage.ensure_bucket(uri)
-    weights.stage(["mobilenetv2"], uri)
-    monkeypatch.setenv("MIMIC3D_WEIGHTS", uri)
+def test_staged_weights_travel_through_object_storage(filled, s3_folder, monkeypatch):
+    weights.stage(["mobilenetv2"], s3_folder)
+    monkeypatch.setenv("MIMIC3D_WEIGHTS", s3_folder)
     (filled / "weights" / "mobilenetv2.safetensors").unlink()
     said = []
     assert weights.resolve("mobilenetv2", said.append).is_file()
-    assert said == [f"copying mobilenetv2 from {uri}"]
+    assert said == [f"copying mobilenetv2 from {s3_folder}"]
 
 
 def test_staged_weights_that_changed_are_refused(filled, empty, tmp_path, monkeypatch):

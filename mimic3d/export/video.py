@@ -1,0 +1,98 @@
+"""Orbit videos: identities side by side, branches one above another, as H.264 that every player knows."""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import os
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from mimic3d.export.grid import BRANCH_CAPTIONS, MIN_CELL, image_grid, to_uint8
+from mimic3d.networks.generator import BRANCHES, DEFAULT_MAX_POINTS, Generator
+
+
+def write_video(path: str | Path, frames: Iterable[np.ndarray], fps: int = 24) -> Path:
+    """Write frames as mp4 (H.264, yuv420p); the file appears whole or not at all.
+
+    Args:
+        path: ends in `.mp4`.
+        frames: (H, W, 3) uint8, all of one size; an odd last row or column is cut off, which H.264 needs.
+    Raises:
+        ValueError: another ending, or no frame.
+        OSError: the file cannot be written.
+    """
+    import imageio_ffmpeg
+
+    path = Path(path)
+    if path.suffix.lower() != ".mp4":
+        raise ValueError(f"videos are written as .mp4; got {path.name}")
+    frames = iter(frames)
+    first = next(frames, None)
+    if first is None:
+        raise ValueError("a video needs at least one frame")
+    height, width = (size // 2 * 2 for size in first.shape[:2])
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.stem}.{os.getpid()}.partial.mp4")
+    writer = imageio_ffmpeg.write_frames(
+        str(partial),
+        (width, height),
+        fps=fps,
+        codec="libx264",
+        pix_fmt_out="yuv420p",
+        quality=None,
+        macro_block_size=2,
+        ffmpeg_log_level="error",
+        output_params=["-crf", "16", "-movflags", "+faststart"],
+    )
+    try:
+        with contextlib.closing(writer):
+            writer.send(None)
+            for frame in itertools.chain([first], frames):
+                writer.send(np.ascontiguousarray(frame[:height, :width]))
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
+    return path
+
+
+@torch.no_grad()
+def orbit_video(
+    path: str | Path,
+    G: Generator,
+    w: Tensor,
+    cameras: Tensor,
+    *,
+    branches: Sequence[str] = BRANCHES,
+    fps: int = 24,
+    min_cell: int = 2 * MIN_CELL,
+    max_points: int = DEFAULT_MAX_POINTS,
+    progress: Callable[[int, int], None] | None = None,
+) -> Path:
+    """Film identities along a path of cameras.
+
+    Args:
+        path: ends in `.mp4`.
+        w: (N, num_ws, w_dim), the identities, from left to right.
+        cameras: (T, 25), one for each frame, such as `cameras.orbit`.
+        branches: from top to bottom.
+        progress: called with the number of frames drawn and of all frames.
+    """
+    planes = G.planes(w, detail="3d" in branches, noise="const")
+
+    def frames() -> Iterable[np.ndarray]:
+        for i, camera in enumerate(cameras):
+            rows = [
+                list(to_uint8(G.view(planes, w, camera.expand(len(w), -1), branch, max_points).image))
+                for branch in branches
+            ]
+            captions = [BRANCH_CAPTIONS[branch] for branch in branches]
+            yield np.asarray(image_grid(rows, captions=captions, min_cell=min_cell))
+            if progress:
+                progress(i + 1, len(cameras))
+
+    return write_video(path, frames(), fps)

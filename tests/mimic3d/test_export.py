@@ -1,0 +1,167 @@
+"""Grids, orbit videos and meshes are files that others open, and show what the generator draws."""
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from mimic3d.cameras import orbit
+from mimic3d.config import ModelConfig, RenderingConfig
+from mimic3d.export.grid import image_grid, sample_grid, to_uint8
+from mimic3d.export.mesh import extract_mesh, save_mesh
+from mimic3d.export.video import orbit_video, write_video
+from mimic3d.networks.generator import Generator
+
+MODEL = ModelConfig(
+    image_resolution=32,
+    neural_rendering_resolution=16,
+    triplane_resolution=16,
+    z_dim=16,
+    w_dim=16,
+    channel_base=256,
+    channel_max=16,
+    superresolution_input=16,
+    superresolution_channels=(8, 8),
+)
+RENDERING = RenderingConfig(0.6, 2.6, 1.6, 6, 6, True)
+CAMERAS = orbit(6, radius=1.7, pitch=0.3, focal=1.0254)
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="module")
+def G() -> Generator:
+    torch.manual_seed(0)
+    return Generator(MODEL, RENDERING).eval()
+
+
+@pytest.fixture(scope="module")
+def w(G):
+    return G.mapping(torch.randn(2, 16, generator=torch.Generator().manual_seed(0)), CAMERAS[:2]).detach()
+
+
+class Ball(Generator):
+    """A generator whose field is a known ball: radius 0.4 about (0.1, 0, 0), red where x > 0.1, else blue."""
+
+    def field(self, planes, points, outputs=3):
+        centre = torch.tensor([0.1, 0.0, 0.0])
+        density = 10 + 100 * (0.4 - (points - centre).norm(dim=-1, keepdim=True))
+        right = (points[..., :1] > 0.1).float()
+        return density, torch.cat([right, torch.zeros_like(right), 1 - right], dim=-1)
+
+
+def test_images_are_rounded_to_256_levels():
+    values = torch.tensor([-1.5, -1.0, 0.0, 0.5, 1.0, 1.5])
+    assert to_uint8(values).tolist() == [0, 0, 128, 191, 255, 255]
+
+
+def test_a_grid_shows_every_image_in_its_place():
+    colours = torch.tensor([[[1.0, -1, -1], [-1, 1, -1]], [[-1, -1, 1], [1, 1, -1]]])
+    rows = [[colour.view(3, 1, 1).expand(3, 8, 8) for colour in row] for row in colours]
+    plain = np.asarray(image_grid(rows, min_cell=16))
+    assert plain.shape == (34, 34, 3)
+    assert plain[8, 8].tolist() == [255, 0, 0]
+    assert plain[8, 26].tolist() == [0, 255, 0]
+    assert plain[26, 8].tolist() == [0, 0, 255]
+    captioned = np.asarray(image_grid(rows, columns=[("both", 2)], captions=["a", "b"], min_cell=16))
+    assert captioned.shape[0] > 34 and captioned.shape[1] > 34
+    assert captioned[-8, -8].tolist() == [255, 255, 0]
+    assert captioned[:14].min() < 128  # the caption's ink
+    with pytest.raises(ValueError, match="one size; got none"):
+        image_grid([])
+    with pytest.raises(ValueError, match="one size"):
+        image_grid([[torch.zeros(3, 4, 4), torch.zeros(3, 8, 8)]])
+
+
+def test_a_sample_grid_has_a_row_for_each_latent(G, w, tmp_path):
+    reals = torch.randint(256, (3, 3, 32, 32), dtype=torch.uint8)
+    sheet = sample_grid(G, w, CAMERAS[:2], reals=reals)
+    sheet.save(tmp_path / "grid.png")
+    pixels = np.asarray(Image.open(tmp_path / "grid.png"))
+    assert pixels.shape[1] == 5 * 98 - 2
+    shown = pixels[-96::3, -96::3]
+    assert np.array_equal(shown, reals[1].permute(1, 2, 0).numpy())
+    view = to_uint8(G.view(G.planes(w), w, CAMERAS[:1].expand(2, -1), "3d").image.detach())
+    third = pixels[-96::3, 2 * 98 : 2 * 98 + 96 : 3]
+    assert np.abs(third.astype(int) - view[1].permute(1, 2, 0).numpy().astype(int)).max() <= 1
+
+
+def test_an_orbit_video_plays(G, w, tmp_path):
+    import imageio.v3 as iio
+
+    seen = []
+    path = orbit_video(
+        tmp_path / "sub" / "orbit.mp4", G, w, CAMERAS, progress=lambda done, of: seen.append((done, of))
+    )
+    assert seen[-1] == (6, 6)
+    frames = iio.imread(path)
+    assert frames.shape[0] == 6
+    assert frames.shape[1] == 2 * 194 - 2
+    assert frames.shape[2] >= 2 * 194 - 2
+    meta = iio.immeta(path)
+    assert meta["codec"] == "h264" and "yuv420p" in meta["pix_fmt"]
+    assert list(path.parent.iterdir()) == [path]
+
+
+def test_a_video_keeps_its_colours(tmp_path):
+    import imageio.v3 as iio
+
+    frames = [np.full((33, 47, 3), colour, np.uint8) for colour in ((250, 20, 20), (20, 20, 250))]
+    shown = iio.imread(write_video(tmp_path / "colours.mp4", frames))
+    assert shown.shape == (2, 32, 46, 3)
+    assert np.abs(shown[:, 10, 10].astype(int) - [(250, 20, 20), (20, 20, 250)]).max() < 8
+
+
+def test_videos_that_cannot_be(tmp_path):
+    with pytest.raises(ValueError, match=r"written as .mp4; got orbit.avi"):
+        write_video(tmp_path / "orbit.avi", [np.zeros((8, 8, 3), np.uint8)])
+    with pytest.raises(ValueError, match="at least one frame"):
+        write_video(tmp_path / "orbit.mp4", [])
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("ending", ["ply", "glb"])
+def test_a_mesh_is_the_level_set_coloured_and_closed(w, tmp_path, ending):
+    import trimesh
+
+    ball = Ball(MODEL, RENDERING).eval()
+    path = save_mesh(extract_mesh(ball, w[:1], resolution=48, max_points=1000), tmp_path / f"ball.{ending}")
+    mesh = trimesh.load(path, force="mesh")
+    mesh.merge_vertices()
+    radii = np.linalg.norm(mesh.vertices - [0.1, 0, 0], axis=1)
+    assert np.abs(radii - 0.4).max() < 0.002
+    assert mesh.is_watertight
+    assert mesh.volume == pytest.approx(4 / 3 * np.pi * 0.4**3, rel=0.02)  # positive: faces look outwards
+    colours = mesh.visual.vertex_colors
+    right = mesh.vertices[:, 0] > 0.11
+    left = mesh.vertices[:, 0] < 0.09
+    assert (colours[right][:, :3] == [255, 0, 0]).all()
+    assert (colours[left][:, :3] == [0, 0, 255]).all()
+
+
+def test_a_mesh_that_fills_the_box_is_closed_at_its_sides(w):
+    ball = Ball(MODEL, RENDERING).eval()
+    mesh = extract_mesh(ball, w[:1], resolution=16, level=-200)
+    assert mesh.is_watertight
+    assert mesh.volume == pytest.approx(1.6**3, rel=0.02)
+
+
+def test_meshes_that_cannot_be(G, w, tmp_path):
+    with pytest.raises(ValueError, match=r"no surface: the density reaches .* lower level"):
+        extract_mesh(G, w[:1], resolution=8, level=1e6)
+    with pytest.raises(ValueError, match="of one identity; got 2"):
+        extract_mesh(G, w, resolution=8)
+    mesh = extract_mesh(Ball(MODEL, RENDERING), w[:1], resolution=8)
+    with pytest.raises(ValueError, match=r".ply or .glb; got car.stl"):
+        save_mesh(mesh, tmp_path / "car.stl")
+
+
+def test_both_branches_have_a_surface(G, w):
+    with torch.no_grad():
+        density = G.field(G.planes(w[:1]), torch.zeros(1, 1, 3))[0].item()
+    coarse = extract_mesh(G, w[:1], branch="2d", resolution=8, level=density - 3)
+    both = extract_mesh(G, w[:1], branch="3d", resolution=8, level=density - 3)
+    assert len(coarse.vertices) and len(both.vertices)
