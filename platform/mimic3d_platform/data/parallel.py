@@ -6,10 +6,13 @@ import contextlib
 import os
 import socket
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, TypeVar
 
+import mimic3d
+import mimic3d_platform
 from mimic3d_platform.errors import UserError
-from mimic3d_platform.settings import get_settings
+from mimic3d_platform.settings import get_settings, use_services
 
 Result = TypeVar("Result")
 
@@ -23,11 +26,7 @@ def join_ray() -> None:
     Raises:
         UserError: no cluster is named, or none answers.
     """
-    settings = get_settings()
-    # Ray reads how to authenticate from the environment, and only when it is first imported.
-    for name in ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN_PATH"):
-        if value := settings.export().get(name):
-            os.environ.setdefault(name, value)
+    settings = use_services()
     import ray
 
     if ray.is_initialized():
@@ -67,7 +66,11 @@ def run_pieces(
     # The settings hold secrets: they travel as an object, not in the runtime environment that Ray displays.
     environment = ray.put(get_settings().export())
     references = [ray.put(value) for value in shared]
-    task = ray.remote(num_cpus=1, max_retries=_RETRIES)(_run_piece)
+    task = ray.remote(
+        num_cpus=1,
+        max_retries=_RETRIES,
+        runtime_env={"env_vars": {"PYTHONPATH": os.pathsep.join(_source_roots())}},
+    )(_run_piece)
     window = max(2 * int(ray.cluster_resources().get("CPU", 1)), 2)
     results: dict[int, Result] = {}
     running: dict[Any, int] = {}
@@ -96,6 +99,13 @@ def run_pieces(
             with contextlib.suppress(Exception):
                 ray.cancel(reference)
     return [results[index] for index in range(count)]
+
+
+def _source_roots() -> list[str]:
+    """Where workers import the packages from: a checkout need not be installed, nor be where they run."""
+    packages = [Path(str(module.__file__)).parents[1] for module in (mimic3d, mimic3d_platform)]
+    given = os.environ.get("PYTHONPATH", "").split(os.pathsep)
+    return list(dict.fromkeys([*map(str, packages), *filter(None, given)]))
 
 
 def _run_piece(work: Callable[..., Result], environment: dict[str, str], index: int, *shared: Any) -> Result:
