@@ -1,0 +1,181 @@
+"""Every image once an epoch over all ranks, in an order that no restart and no world size changes."""
+
+import io
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from data_samples import camera_of, row_numbers
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from mimic3d_platform.data import order
+from mimic3d_platform.data.order import EpochOrder
+from mimic3d_platform.data.stream import Batch, TrainingStream, cameras_of, open_dataset, require
+from mimic3d_platform.errors import UserError
+from PIL import Image
+
+COUNT = 100
+BATCH = 12
+
+
+def global_rows(uri: str, batches: int, *, world_size: int = 1, nimg: int = 0, **options) -> list[int]:
+    """The rows of `batches` global batches, put together from all ranks."""
+    seen: list[list[int]] = [[] for _ in range(batches)]
+    for rank in range(world_size):
+        options = {"seed": 3, "global_batch": BATCH} | options
+        with TrainingStream(uri, rank=rank, world_size=world_size, nimg=nimg, **options) as stream:
+            for index in range(batches):
+                images, cameras = next(stream)
+                rows = row_numbers(images)
+                assert torch.equal(cameras, torch.stack([camera_of(row) for row in rows]))
+                seen[index] += rows
+    return [row for batch in seen for row in batch]
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest) -> str:
+    return str(tmp_path_factory.mktemp("data") / "tiny")
+
+
+@pytest.fixture
+def uri(tiny: str, write_set) -> str:
+    if not Path(tiny).exists():
+        write_set(tiny, COUNT, shard_bytes=3000)
+        assert len(open_dataset(tiny).shards) > 3
+    return tiny
+
+
+@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(world_size=st.sampled_from([1, 2, 3, 4]), nimg=st.integers(0, 3 * COUNT), batches=st.integers(1, 12))
+def test_any_restart_in_any_world_gives_what_would_have_come(
+    uri: str, world_size: int, nimg: int, batches: int
+) -> None:
+    whole = EpochOrder(open_dataset(uri), 3).rows(0, 6 * COUNT).tolist()
+    got = global_rows(uri, batches, world_size=world_size, nimg=nimg)
+    assert got == whole[nimg : nimg + batches * BATCH]
+
+
+@pytest.mark.parametrize("world_size", [1, 2, 3, 4])
+def test_every_image_comes_once_an_epoch(uri: str, world_size: int) -> None:
+    rows = global_rows(uri, 3 * COUNT // BATCH, world_size=world_size)
+    epochs = [rows[start : start + COUNT] for start in range(0, 3 * COUNT, COUNT)]
+    assert all(sorted(epoch) == list(range(COUNT)) for epoch in epochs)
+    assert epochs[0] != epochs[1] != list(range(COUNT))
+
+
+def test_the_order_is_the_seeds(uri: str) -> None:
+    assert global_rows(uri, 4, seed=1) == global_rows(uri, 4, seed=1) != global_rows(uri, 4, seed=2)
+
+
+def test_memory_bounds_change_nothing_but_memory(tmp_path: Path, write_set) -> None:
+    write_set(tmp_path / "set", 700, shard_bytes=40_000)
+    at_ease = global_rows(str(tmp_path / "set"), 120)
+    assert at_ease == global_rows(str(tmp_path / "set"), 120, cache_bytes=0)
+
+
+def test_a_set_larger_than_a_window_is_shuffled_by_windows(
+    tmp_path: Path, write_set, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    manifest = write_set(tmp_path / "set", 2000, columns=("image", "camera"))
+    monkeypatch.setattr(order, "WINDOW_BYTES", 2 * manifest.shards[0].bytes // 8)
+    rows = EpochOrder(manifest, 0).rows(0, 2000)
+    assert sorted(rows.tolist()) == list(range(2000))
+    # A window holds two row groups at most, and they are not neighbours in general.
+    assert all(len(set((rows[start : start + 256] // 256).tolist())) <= 4 for start in range(0, 2000, 256))
+    assert rows[:512].tolist() != sorted(rows[:512].tolist())
+
+
+def test_a_stream_counts_images_and_waiting(uri: str) -> None:
+    with TrainingStream(uri, global_batch=BATCH, seed=0, nimg=24) as stream:
+        batch = next(stream)
+        assert isinstance(batch, Batch) and stream.nimg == 24 + BATCH and stream.wait_seconds > 0
+        assert batch.images.shape == (BATCH, 3, 2, 2) and batch.images.dtype == torch.uint8
+        assert batch.cameras.shape == (BATCH, 25) and batch.cameras.dtype == torch.float32
+    assert list(stream) == []
+
+
+def test_cameras_of_all_rows(uri: str) -> None:
+    assert torch.equal(cameras_of(uri), torch.stack([camera_of(row) for row in range(COUNT)]))
+
+
+def test_the_same_from_object_storage(uri: str, s3_folder: str, write_set) -> None:
+    manifest = write_set(s3_folder, COUNT, shard_bytes=3000)
+    assert manifest.fingerprint == open_dataset(uri).fingerprint
+    assert global_rows(s3_folder, 12, world_size=2) == global_rows(uri, 12)
+    assert global_rows(s3_folder, 3, cache_bytes=0) == global_rows(uri, 3)
+    assert torch.equal(cameras_of(s3_folder), cameras_of(uri))
+
+
+def test_nothing_there(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="there is no data set at"):
+        open_dataset(str(tmp_path / "none"))
+    (tmp_path / "bare").mkdir()
+    with pytest.raises(UserError, match="is empty or no data set"):
+        open_dataset(str(tmp_path / "bare"))
+
+
+def test_nothing_there_in_object_storage(s3_folder: str) -> None:
+    with pytest.raises(UserError, match="there is no data set at s3://"):
+        open_dataset(s3_folder)
+    with pytest.raises(UserError, match=r"no data set at|no bucket"):
+        open_dataset("s3://no-such-bucket/set")
+
+
+def test_no_cameras(tmp_path: Path, write_set) -> None:
+    write_set(tmp_path / "set", 5, columns=("image", "identity"))
+    for use in (cameras_of, lambda uri: TrainingStream(uri, global_batch=2, seed=0)):
+        with pytest.raises(UserError, match="has no cameras"):
+            use(str(tmp_path / "set"))
+
+
+def test_another_resolution(uri: str) -> None:
+    require(open_dataset(uri), resolution=2)
+    with pytest.raises(UserError, match=r"s3://b/x has images of 2×2 and the recipe wants 64×64"):
+        require(open_dataset(uri), resolution=64, where="s3://b/x")
+
+
+def test_a_batch_that_the_ranks_cannot_share(uri: str) -> None:
+    with pytest.raises(UserError, match="a batch of 10 cannot be split among 3 workers"):
+        TrainingStream(uri, global_batch=10, world_size=3, seed=0)
+
+
+def break_shard(folder: Path, how: str) -> None:
+    shard = folder / "part-00000.parquet"
+    data = bytearray(shard.read_bytes())
+    if how == "missing":
+        shard.unlink()
+    elif how == "cut":
+        shard.write_bytes(data[:-10])
+    else:
+        data[40] ^= 1
+        shard.write_bytes(data)
+
+
+@pytest.mark.parametrize(
+    ("how", "says"), [("missing", "no such file"), ("cut", "bytes"), ("changed", "SHA-256 differs")]
+)
+def test_a_broken_shard_is_named(tmp_path: Path, write_set, how: str, says: str) -> None:
+    write_set(tmp_path / "set", 5)
+    break_shard(tmp_path / "set", how)
+    stream = TrainingStream(str(tmp_path / "set"), global_batch=2, seed=0)
+    with pytest.raises(UserError, match=says) as error:
+        next(stream)
+    assert "part-00000.parquet" in str(error.value) and "\n" not in str(error.value)
+
+
+def test_an_image_of_another_size_is_named(tmp_path: Path, write_set) -> None:
+    write_set(tmp_path / "set", 5, side=4)
+    manifest = tmp_path / "set" / "manifest.json"
+    manifest.write_text(json.dumps(json.loads(manifest.read_text()) | {"resolution": 8}))
+    with pytest.raises(UserError, match=r"row \d of .*part-00000.parquet holds an image of 4×4, not 8×8"):
+        next(TrainingStream(str(tmp_path / "set"), global_batch=2, seed=0))
+
+
+def test_pictures_say_their_row(tmp_path: Path, write_set) -> None:
+    """The tests' own instrument: a row's stored PNG decodes to its number."""
+    import pyarrow.parquet as pq
+
+    write_set(tmp_path / "set", 300)
+    stored = pq.read_table(tmp_path / "set" / "part-00000.parquet")["image"][299].as_py()
+    assert Image.open(io.BytesIO(stored)).getpixel((0, 0)) == (43, 1, 7)
