@@ -1,0 +1,179 @@
+"""The MLflow server: where it is, whether it answers, a client of bounded patience, errors of one line."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import socket
+import threading
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+from urllib.parse import urlsplit, urlunsplit
+
+from mimic3d_platform.errors import UserError
+from mimic3d_platform.settings import get_settings
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+
+CHECK_TIMEOUT_S = 4.0
+
+# MLflow retries for about four minutes by default, with nothing to be seen; a user's own values win. What it
+# prints by itself would come between our lines.
+_DEFAULTS = {
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2",
+    "MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR": "1",
+    "MLFLOW_HTTP_REQUEST_TIMEOUT": "60",
+    "MLFLOW_DISABLE_TELEMETRY": "true",
+    "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
+    "MLFLOW_LOGGING_LEVEL": "WARNING",
+    "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
+}
+
+
+def tracking_uri() -> str:
+    """Where MLflow is.
+
+    Raises:
+        UserError: no server is named.
+    """
+    uri = get_settings().mlflow_tracking_uri
+    if not uri:
+        raise UserError(
+            "no MLflow server is named; set MLFLOW_TRACKING_URI, or run `mimic3d up` for a stack of your own"
+        )
+    return uri
+
+
+def shown(uri: str) -> str:
+    """A URI as it may appear in messages: without a user's name or password."""
+    parts = urlsplit(uri)
+    if "@" not in parts.netloc:
+        return uri
+    return urlunsplit(parts._replace(netloc=parts.netloc.rpartition("@")[2]))
+
+
+def client() -> MlflowClient:
+    """A client of the tracking server and its registry, with bounded patience."""
+    for name, value in _DEFAULTS.items():
+        os.environ.setdefault(name, value)
+    import mlflow
+
+    uri = tracking_uri()
+    return mlflow.MlflowClient(tracking_uri=uri, registry_uri=uri)
+
+
+def check_tracking() -> str:
+    """Make sure, within `CHECK_TIMEOUT_S` and a little, that MLflow answers and lets us in.
+
+    Returns:
+        The server's address, fit to be shown.
+    Raises:
+        UserError: no server is named, none answers, or it refuses us.
+    """
+    uri = tracking_uri()
+    if urlsplit(uri).scheme in ("http", "https") and not _listens(uri):
+        raise UserError(_no_answer(uri))
+    found: list[BaseException | None] = []
+
+    def ask() -> None:
+        try:
+            client().search_experiments(max_results=1)
+            found.append(None)
+        except BaseException as error:
+            found.append(error)
+
+    with _impatient():
+        import mlflow  # noqa: F401  (its own seconds are not the server's)
+
+        asking = threading.Thread(target=ask, daemon=True)
+        asking.start()
+        asking.join(CHECK_TIMEOUT_S)
+    if not found:
+        raise UserError(f"MLflow at {shown(uri)} takes connections but does not answer; look at its log")
+    if found[0] is not None:
+        with tracking_errors("ask"):
+            raise found[0]
+    return shown(uri)
+
+
+@contextlib.contextmanager
+def tracking_errors(doing: str) -> Iterator[None]:
+    """Turn what MLflow's client raises into a `UserError` of one line: "cannot {doing} MLflow at …: …"."""
+    from mlflow.exceptions import MlflowException
+    from requests.exceptions import RequestException
+
+    try:
+        yield
+    except UserError:
+        raise
+    except (MlflowException, RequestException) as error:
+        uri = tracking_uri()
+        if is_outage(error):
+            raise UserError(_no_answer(uri)) from error
+        if getattr(error, "error_code", "") in ("UNAUTHENTICATED", "PERMISSION_DENIED"):
+            remedy = "check MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, or MLFLOW_TRACKING_TOKEN"
+            raise UserError(f"MLflow at {shown(uri)} refuses access; {remedy}") from error
+        raise UserError(f"cannot {doing} MLflow at {shown(uri)}: {one_line(error)}") from error
+
+
+def is_outage(error: BaseException) -> bool:
+    """Whether a call failed because the server is away or overloaded, so that a later one may succeed."""
+    from mlflow.exceptions import MlflowException
+    from requests.exceptions import ConnectionError, HTTPError, Timeout
+
+    if isinstance(error, HTTPError):
+        return error.response is not None and error.response.status_code in (429, 502, 503, 504)
+    if isinstance(error, ConnectionError | Timeout):
+        return True
+    away = ("failed with exception", "Max retries exceeded", "Connection refused", "timed out")
+    codes = ("TEMPORARILY_UNAVAILABLE", "REQUEST_LIMIT_EXCEEDED", "DEADLINE_EXCEEDED")
+    return isinstance(error, MlflowException) and (
+        error.error_code in codes or any(words in str(error) for words in away)
+    )
+
+
+def one_line(error: BaseException) -> str:
+    """The first 300 characters of what an error says, without line breaks."""
+    return " ".join(str(error).split())[:300] or type(error).__name__
+
+
+def _no_answer(uri: str) -> str:
+    return f"no MLflow server answers at {shown(uri)}; start it (`mimic3d up`) or correct MLFLOW_TRACKING_URI"
+
+
+def _listens(uri: str) -> bool:
+    """Whether something takes connections at `uri`, within `CHECK_TIMEOUT_S`."""
+    parts = urlsplit(uri)
+    address = (parts.hostname or "", parts.port or (443 if parts.scheme == "https" else 80))
+    if any(os.environ.get(name) for name in ("HTTP_PROXY", "HTTPS_PROXY", "http_proxy", "https_proxy")):
+        from urllib.request import proxy_bypass_environment
+
+        if not proxy_bypass_environment(address[0]):
+            return True  # Only the proxy can be reached from here; the client will ask through it.
+    connected = threading.Event()
+
+    def connect() -> None:
+        with contextlib.suppress(OSError), socket.create_connection(address, CHECK_TIMEOUT_S):
+            connected.set()
+
+    trying = threading.Thread(target=connect, daemon=True)  # Looking a name up knows no timeout.
+    trying.start()
+    trying.join(CHECK_TIMEOUT_S)
+    return connected.is_set()
+
+
+@contextlib.contextmanager
+def _impatient() -> Iterator[None]:
+    """No retries while the server is only asked whether it is there."""
+    names = ("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "MLFLOW_HTTP_REQUEST_TIMEOUT")
+    before = {name: os.environ.get(name) for name in names}
+    os.environ |= {names[0]: "0", names[1]: str(int(CHECK_TIMEOUT_S))}
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value
