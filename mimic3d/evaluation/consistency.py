@@ -31,8 +31,7 @@ from torch import Tensor
 from torch.nn.functional import grid_sample, interpolate
 
 from mimic3d.cameras import make_label, pixel_grid, project, rays, split_label
-from mimic3d.networks.backbone import TriPlanes
-from mimic3d.networks.generator import DEFAULT_MAX_POINTS, Generator
+from mimic3d.networks.generator import BRANCHES, DEFAULT_MAX_POINTS, Generator
 
 # A pixel shows the object if at least this much of its light comes from it; less is a silhouette, which
 # changes with the background behind it.
@@ -134,28 +133,26 @@ def depth_view(
     G: Generator, w: Tensor, camera: Tensor, branch: str, max_points: int = DEFAULT_MAX_POINTS
 ) -> DepthView:
     """Draw a branch with its depth and opacity at the image's resolution; `w` (N, num_ws, w_dim)."""
+    if branch not in BRANCHES:
+        raise ValueError(f"branch is {branch!r}, but must be one of {', '.join(BRANCHES)}")
     planes = G.planes(w, detail=branch == "3d", noise="const")
-    image = G.view(planes, w, camera, branch, max_points).image.clamp(-1, 1)
-    size = image.shape[-1]
+    size = G.config.image_resolution
     resolution = size if branch == "3d" else G.config.neural_rendering_resolution
     origins, directions = rays(camera, pixel_grid(resolution, device=camera.device))
-    shape = TriPlanes(planes.coarse, planes.detail if branch == "3d" else None)
     samples = G.rendering.coarse_samples + G.rendering.importance_samples
     chunk = max(1, max_points // (samples * len(camera)))
-    depths, opacities = [], []
+    parts = []
     for origin, direction in zip(origins.split(chunk, 1), directions.split(chunk, 1), strict=True):
-        seen = G.render_rays(shape, origin, direction, outputs=3)
-        depths.append(seen.depth)
-        opacities.append(seen.weights.sum(dim=-2))
-    depth, opacity = (
-        torch.cat(values, 1).transpose(1, 2).unflatten(-1, (resolution, resolution))
-        for values in (depths, opacities)
-    )
-    if resolution != size:
+        seen = G.render_rays(planes, origin, direction, outputs=3)
+        parts.append(torch.cat([seen.features, seen.depth, seen.weights.sum(dim=-2)], dim=-1))
+    drawn = torch.cat(parts, 1).transpose(1, 2).unflatten(-1, (resolution, resolution))
+    image, depth, opacity = drawn.split([3, 1, 1], dim=1)
+    if branch == "2d":
+        image = G.view(planes, w, camera, branch, max_points).image
         weighted = interpolate(torch.cat([depth * opacity, opacity], 1), size, mode="bilinear")
         opacity = weighted[:, 1:]
         depth = weighted[:, :1] / opacity.clamp(min=1e-6)
-    return DepthView(image, depth, opacity, camera)
+    return DepthView(image.clamp(-1, 1), depth, opacity, camera)
 
 
 def view_agreement(
