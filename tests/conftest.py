@@ -7,12 +7,11 @@ import uuid
 from collections.abc import Iterator
 from pathlib import Path
 
-import psutil
 import pytest
 import torch
 from mimic3d_platform import local, storage
-from mimic3d_platform.local.state import Stack
 from mimic3d_platform.settings import default_home, use_services
+from stack_processes import alive, stack_processes
 
 # Ray reads this on import, which a test module may do before the stack is up; see local.services.
 os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"
@@ -62,30 +61,3 @@ def s3_folder(stack: local.StackStatus) -> Iterator[str]:
     uri = f"s3://mimic3d/test-{uuid.uuid4().hex[:12]}"
     yield uri
     storage.delete_tree(uri)
-
-
-def stack_processes(home: Path) -> list[psutil.Process]:
-    """Every process of the stack under `home`: its services' families, and whatever names its folders."""
-    stack = Stack.load(home)
-    found = [p for known in stack.services.values() if known.leader for p in known.leader.family()]
-    folders = [str(home), *([str(stack.runtime)] if stack.runtime else [])]
-    for process in psutil.process_iter():
-        try:
-            arguments = " ".join(process.cmdline())
-        except psutil.Error:
-            continue
-        if process not in found and any(folder in arguments for folder in folders):
-            found.append(process)
-    return [process for process in found if process.pid != os.getpid()]
-
-
-def alive(processes: list[psutil.Process]) -> list[psutil.Process]:
-    """Those that still run; a zombie that nobody has reaped yet does not."""
-    living = []
-    for process in processes:
-        try:
-            if process.is_running() and process.status() != psutil.STATUS_ZOMBIE:
-                living.append(process)
-        except psutil.Error:
-            continue
-    return living

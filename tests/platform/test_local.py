@@ -16,12 +16,12 @@ from pathlib import Path
 
 import psutil
 import pytest
-from conftest import alive, stack_processes
 from mimic3d_platform import local, storage
 from mimic3d_platform.errors import UserError
 from mimic3d_platform.local import processes, services
 from mimic3d_platform.local.state import Service, Stack, free_ports, locked
 from mimic3d_platform.settings import get_settings, stack_file
+from stack_processes import alive, stack_processes
 
 ROOT = Path(__file__).parents[2]
 PATHS = os.pathsep.join([str(ROOT), str(ROOT / "platform")])
@@ -77,7 +77,7 @@ def python(program: str, home: Path, *arguments: str) -> subprocess.Popen[str]:
 def output_of(process: subprocess.Popen[str]) -> str:
     out, err = process.communicate(timeout=200)
     assert process.returncode == 0, err[-3000:]
-    return out.strip()
+    return out.strip().splitlines()[-1]  # MLflow has its own things to say first.
 
 
 @pytest.fixture
@@ -303,11 +303,14 @@ def test_the_orphans_of_a_killed_leader_are_ended(tmp_path: Path) -> None:
 
 
 def test_a_service_whose_starter_dies_unheard_never_runs(tmp_path: Path) -> None:
-    program = (
-        "import os, pathlib\nfrom mimic3d_platform.local.processes import Starting\n"
-        f"s = Starting(['touch', '{tmp_path}/ran'], os.environ, pathlib.Path('/'), pathlib.Path('{tmp_path}/log'))\n"
-        "print(s.leader.pid, flush=True)\nos._exit(0)"
-    )
+    program = f"""
+import os
+from pathlib import Path
+from mimic3d_platform.local.processes import Starting
+folder = Path({str(tmp_path)!r})
+print(Starting(["touch", "ran"], os.environ, folder, folder / "log").leader.pid, flush=True)
+os._exit(0)
+"""
     environment = os.environ | {"PYTHONPATH": PATHS}
     pid = int(subprocess.check_output([sys.executable, "-c", program], env=environment, text=True))
     deadline = time.monotonic() + 5

