@@ -15,13 +15,12 @@ from mimic3d_platform import storage
 from mimic3d_platform.data import counter
 from mimic3d_platform.data.reader import RowReader
 from mimic3d_platform.data.schema import Manifest
-from mimic3d_platform.data.stream import open_dataset, require
+from mimic3d_platform.data.stream import CACHE_BYTES, open_dataset, require
 
 _TILES = 40
 _COLUMNS = 8
 _TILE = 128
 _LABEL = 14
-_ONE_SHEET_BYTES = 0
 
 
 def inspect_dataset(uri: str, out_png: str | Path | None = None) -> dict[str, Any]:
@@ -61,7 +60,7 @@ def contact_sheet(uri: str, manifest: Manifest, seed: int = 0) -> bytes:
 
     require(manifest, where=uri)
     rows = counter.permutation(seed, "contact sheet", size=manifest.count)[:_TILES]
-    images, cameras = RowReader(uri, manifest, _ONE_SHEET_BYTES).fetch(rows)
+    images, cameras = RowReader(uri, manifest, CACHE_BYTES).fetch(rows)
     yaw, pitch, _ = geometry.yaw_pitch_radius(torch.from_numpy(cameras))
     lines = math.ceil(len(rows) / _COLUMNS)
     sheet = Image.new("RGB", (_COLUMNS * _TILE, lines * (_TILE + _LABEL)), "white")

@@ -31,7 +31,6 @@ from mimic3d_platform.data.schema import MANIFEST, Manifest
 from mimic3d_platform.data.writer import (
     SHARD_BYTES,
     ShardRecord,
-    delete_records,
     read_record,
     refuse_or_clear,
     write_manifest,
@@ -208,6 +207,4 @@ def render_dataset(
     records = run_pieces(render_shard, len(plan.shards()), dest_uri, plan, loaded, on_result=count)
     provenance = {"tool": "mimic3d data render", "plan": plan.digest, **asdict(plan)}
     provenance |= {"radius": RADIUS, "models": model_records(loaded)}
-    manifest = write_manifest(dest_uri, records, resolution, provenance, [mesh.licence for mesh in loaded])
-    delete_records(dest_uri)
-    return manifest
+    return write_manifest(dest_uri, records, resolution, provenance, [mesh.licence for mesh in loaded])

@@ -130,7 +130,8 @@ class TrainingStream:
             self._batches,
             self._stop,
         )
-        threading.Thread(target=_produce, args=work, name="training stream", daemon=True).start()
+        self._thread = threading.Thread(target=_produce, args=work, name="training stream", daemon=True)
+        self._thread.start()
 
     def __iter__(self) -> TrainingStream:
         return self
@@ -148,8 +149,12 @@ class TrainingStream:
         return batch
 
     def close(self) -> None:
-        """Ends the thread; the stream then has no more batches."""
+        """Ends the thread, at the latest when a request to storage that is under way is answered.
+
+        The stream then has no more batches.
+        """
         self._stop.set()
+        self._thread.join()
 
     def __enter__(self) -> TrainingStream:
         return self

@@ -7,7 +7,7 @@ rows one by one; a parallel writer calls `write_shard` from its tasks and `write
 from __future__ import annotations
 
 import hashlib
-import logging
+import json
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -29,9 +29,10 @@ from mimic3d_platform.data.schema import (
 )
 from mimic3d_platform.errors import UserError
 
-log = logging.getLogger(__name__)
-
 SHARD_BYTES = 64 * 2**20
+
+# A note beside a shard of a parallel writer, until the manifest says it all.
+_NOTE = ".json"
 
 
 @dataclass(frozen=True)
@@ -41,11 +42,6 @@ class ShardRecord:
     shard: Shard
     identities: list[str]
     cameras: dict[str, list[float]]
-
-    @classmethod
-    def from_dict(cls, content: dict[str, Any]) -> ShardRecord:
-        """The inverse of `dataclasses.asdict`."""
-        return cls(Shard(**content["shard"]), content["identities"], content["cameras"])
 
 
 Row = dict[str, Any]
@@ -129,6 +125,8 @@ def write_manifest(
             storage.delete_tree(found)
     storage.write_bytes(storage.join(uri, CARD), card(manifest).encode())
     storage.write_bytes(storage.join(uri, MANIFEST), manifest.to_json())
+    for note in storage.list_files(uri, ".parquet" + _NOTE):
+        storage.delete_tree(note)
     return manifest
 
 
@@ -208,16 +206,18 @@ class DatasetWriter:
 
 def read_record(uri: str, index: int, plan: str) -> ShardRecord | None:
     """The record of a shard that an earlier run of the same `plan` left whole, else None."""
-    import json
-
     name = shard_name(index)
-    note = storage.join(uri, name + ".json")
-    if not storage.exists(note):
+    note = storage.join(uri, name + _NOTE)
+    if not storage.exists(note) or not storage.exists(storage.join(uri, name)):
         return None
-    content = json.loads(storage.read_bytes(note))
-    if content.pop("plan") != plan or not storage.exists(storage.join(uri, name)):
+    try:
+        content = json.loads(storage.read_bytes(note))
+        record = ShardRecord(Shard(**content["shard"]), content["identities"], content["cameras"])
+        same = content["plan"] == plan
+    except (ValueError, KeyError, TypeError):
         return None
-    record = ShardRecord.from_dict(content)
+    if not same:
+        return None
     data = storage.read_bytes(storage.join(uri, name))
     same = len(data) == record.shard.bytes and hashlib.sha256(data).hexdigest() == record.shard.sha256
     return record if same else None
@@ -225,13 +225,5 @@ def read_record(uri: str, index: int, plan: str) -> ShardRecord | None:
 
 def write_record(uri: str, record: ShardRecord, plan: str) -> None:
     """Notes beside a shard that it is whole, and of which plan."""
-    import json
-
-    note = storage.join(uri, record.shard.path + ".json")
+    note = storage.join(uri, record.shard.path + _NOTE)
     storage.write_bytes(note, json.dumps({"plan": plan, **asdict(record)}).encode())
-
-
-def delete_records(uri: str) -> None:
-    """Removes the notes once the manifest says it all."""
-    for note in storage.list_files(uri, ".parquet.json"):
-        storage.delete_tree(note)

@@ -112,3 +112,20 @@ def test_wrong_numbers_and_no_mesh(tmp_path: Path, mesh_folder: Path) -> None:
     (tmp_path / "bare").mkdir()
     with pytest.raises(UserError, match="no usable mesh"):
         render(str(tmp_path / "set"), tmp_path / "bare")
+
+
+@pytest.mark.parametrize(
+    ("address", "says"), [("", "no Ray cluster is named"), ("127.0.0.1:9", "no Ray cluster at 127.0.0.1:9")]
+)
+def test_no_ray(tmp_path: Path, mesh_folder: Path, address: str, says: str) -> None:
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
+    environment |= {"PYTHONPATH": os.pathsep.join(path for path in sys.path if path), "RAY_ADDRESS": address}
+    environment |= {"MIMIC3D_HOME": str(tmp_path / "home")}
+    done = subprocess.run(
+        [sys.executable, "-c", RENDER, str(tmp_path / "set"), str(mesh_folder)],
+        capture_output=True,
+        text=True,
+        env=environment,
+    )
+    last = done.stderr.strip().splitlines()[-1]
+    assert done.returncode and "UserError" in last and says in last and "mimic3d up" in last
