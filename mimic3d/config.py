@@ -54,6 +54,18 @@ class RenderingConfig:
 
 
 @dataclass(frozen=True)
+class CameraConfig:
+    """Where pictures of a generator are taken from; what it was trained on are the data set's own labels."""
+
+    radius: float = 2.7
+    focal: float = 4.2647
+    pivot: tuple[float, float, float] = (0.0, 0.0, 0.2)
+    pitch: float = 0.0
+    yaw_range: float = 0.4
+    """Radians either side of the front; pi goes all the way round."""
+
+
+@dataclass(frozen=True)
 class ImitationConfig:
     """How the 3D branch learns from the 2D branch, patch by patch (stage 2)."""
 
@@ -129,6 +141,7 @@ class Config:
     seed: int = 0
     model: ModelConfig = field(default_factory=ModelConfig)
     rendering: RenderingConfig = field(default_factory=RenderingConfig)
+    camera: CameraConfig = field(default_factory=CameraConfig)
     imitation: ImitationConfig = field(default_factory=ImitationConfig)
     regularization: RegularizationConfig = field(default_factory=RegularizationConfig)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)

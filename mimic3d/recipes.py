@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import difflib
+import math
 from collections.abc import Callable
 
 from mimic3d.config import (
+    CameraConfig,
     Config,
     ConfigError,
     ImitationConfig,
@@ -25,7 +27,7 @@ def cars_demo() -> Config:
         model=ModelConfig(
             image_resolution=32,
             neural_rendering_resolution=16,
-            triplane_resolution=32,
+            triplane_resolution=16,
             z_dim=64,
             w_dim=64,
             channel_base=1024,
@@ -35,21 +37,24 @@ def cars_demo() -> Config:
             superresolution_input=16,
             superresolution_channels=(32, 32),
         ),
-        rendering=RenderingConfig(1.1, 2.3, 1.2, 12, 12, True),
+        rendering=RenderingConfig(1.05, 2.35, 1.2, 8, 8, True),
+        camera=CameraConfig(1.7, 1.4, (0.0, 0.0, 0.0), 0.45, math.pi),
         imitation=ImitationConfig(16, 0.5, 1.0, 0.2),
         regularization=RegularizationConfig(r1_gamma=0.3, r1_gamma_patch=0.3, density_points=250),
         optimizer=OptimizerConfig(),
         schedule=ScheduleConfig(
-            batch=16,
-            stage1_kimg=16,
-            stage2_kimg=8,
-            ema_half_life_kimg=0.5,
+            batch=8,
+            stage1_kimg=9.6,
+            stage2_kimg=4.8,
+            ema_half_life_kimg=0.3,
             blur_sigma=0,
             blur_kimg=0,
             pose_swap_kimg=0,
             pose_swap_final=0.5,
         ),
-        output=OutputConfig(checkpoint_kimg=2, sample_kimg=2, log_steps=20),
+        output=OutputConfig(
+            checkpoint_kimg=0.8, sample_kimg=1.6, log_steps=25, metric_images=512, metric_identities=16
+        ),
     )
 
 

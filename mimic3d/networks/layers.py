@@ -156,7 +156,7 @@ class NoiseBiasActivation(nn.Module):
         self.has_noise = noise
 
     def finish(self, x: Tensor, scale: Tensor, noise: str, clamp: float | None = None) -> Tensor:
-        """leaky(x * scale + noise + bias) of x (N, groups * channels, H, W) and scale (N, groups * channels)."""
+        """leaky(x * scale + noise + bias) of (N, groups * channels, H, W), scale without H, W."""
         gain = LEAKY_GAIN
         bias = (self.bias * gain).repeat(x.shape[1] // len(self.bias))[:, None, None].to(x.dtype)
         scale = (scale * gain)[:, :, None, None].to(x.dtype)

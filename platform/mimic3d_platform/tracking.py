@@ -120,6 +120,21 @@ def run_url(run_id: str) -> str | None:
     return f"{uri}/#/experiments/{experiment_id}/runs/{run_id}"
 
 
+def download_artifacts(run_id: str, folder: str, destination: str | Path) -> Path:
+    """Copies the artifacts below `folder` of a run into `destination`, which is made if need be."""
+    import mlflow
+
+    destination = Path(destination)
+    destination.mkdir(parents=True, exist_ok=True)
+    with tracking_errors("download artifacts from"), tempfile.TemporaryDirectory(dir=destination) as partial:
+        fetched = Path(
+            mlflow.artifacts.download_artifacts(run_id=run_id, artifact_path=folder, dst_path=partial)
+        )
+        for file in fetched.iterdir():
+            file.replace(destination / file.name)
+    return destination
+
+
 def flat_params(params: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
     """Nested mappings as MLflow's parameters: dotted keys, values as text cut to its limit, no secrets."""
     flat: dict[str, str] = {}

@@ -44,7 +44,7 @@ from mimic3d_platform.settings import get_settings
 RENDERER = 1
 
 RADIUS = 1.7
-FOCAL = 1.0254
+FOCAL = 1.4
 LOWEST, HIGHEST = math.radians(5), math.radians(60)
 
 _MIN_SHARD_ROWS = 256

@@ -1,0 +1,132 @@
+"""The main job from end to end on one machine: `mimic3d demo`.
+
+Every part finds what an earlier start of it left, so a demo that was stopped anywhere goes on from there.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from mimic3d_platform import local, storage, tracking
+from mimic3d_platform.console import Console
+from mimic3d_platform.data.render import render_dataset
+from mimic3d_platform.drawing import draw_grid, draw_mesh, draw_orbit, open_generator
+from mimic3d_platform.errors import UserError
+from mimic3d_platform.jobs import train_and_register
+from mimic3d_platform.launch import resolve_config
+from mimic3d_platform.registry import pull
+from mimic3d_platform.settings import use_services
+from mimic3d_platform.weights import best_available
+
+RECIPE = "cars-demo"
+DATA_URI = "s3://mimic3d/data/cars-demo"
+MODEL = "mimic3d-cars"
+ALIAS = "champion"
+COLOURINGS, VIEWS = 16, 12
+IDENTITIES, FRAMES, MESH_RESOLUTION = 6, 48, 96
+MESH_SEED = 0
+
+
+class _Clock:
+    """Times the parts, and tells which one runs."""
+
+    def __init__(self, console: Console) -> None:
+        self.seconds: dict[str, float] = {}
+        self._console = console
+
+    @contextlib.contextmanager
+    def part(self, name: str, what: str) -> Iterator[None]:
+        self._console.heading(f"{len(self.seconds) + 1}. {name}: {what}")
+        started = time.monotonic()
+        yield
+        self.seconds[name] = round(time.monotonic() - started, 1)
+
+
+def run_demo(folder: Path, console: Console) -> dict[str, Any]:
+    """Renders cars, trains both stages, measures, registers, pulls and draws.
+
+    Args:
+        folder: gets the pictures and `summary.json`.
+    Returns:
+        the summary.
+    Raises:
+        UserError: a service or a source of data that cannot be had.
+    """
+    clock = _Clock(console)
+    with clock.part("stack", "object storage, MLflow and Ray, on loopback"):
+        local.up(on_progress=console.say)
+        use_services()
+    with clock.part("weights", "the feature networks of the loss and the metrics"):
+        names = [best_available(purpose, console.say) for purpose in ("perceptual", "frechet")]
+        console.say(f"perceptual loss on {names[0]}, Fréchet distance on {names[1]}")
+    config = resolve_config(RECIPE, DATA_URI, [])
+    with clock.part("data", "cars from human-made models, ray cast, as Parquet in S3"):
+        with console.progress("rendering", "images") as advance:
+            manifest = render_dataset(
+                DATA_URI,
+                config.model.image_resolution,
+                colourings=COLOURINGS,
+                views=VIEWS,
+                seed=0,
+                supersample=4,
+                on_progress=advance,
+            )
+        console.say(f"{manifest.count} images of {manifest.identities} cars in {DATA_URI}")
+    with clock.part("training", "stage 1, then stage 2, on Ray Train"):
+        finished = train_and_register(config, RECIPE, console, model=MODEL, alias=ALIAS)
+    pictures = folder / f"version-{finished.version}"
+    with clock.part("pictures", f"models:/{MODEL}@{ALIAS} pulled back, drawn from all sides"):
+        uri = f"models:/{MODEL}@{ALIAS}"
+        paths = _draw(pull(uri, pictures / "model"), pictures, console)
+        _fetch_samples(finished.result.run_id, folder / "samples")
+
+    console.heading("What came out")
+    console.metrics(finished.result.metrics)
+    console.table(("part", "seconds"), [(name, f"{seconds:.0f}") for name, seconds in clock.seconds.items()])
+    where = [
+        ("MLflow", tracking.run_url(finished.result.run_id) or ""),
+        ("Ray", local.status().services["ray"].url or ""),
+        ("model", f"{uri}, version {finished.version}"),
+        *((kind, str(path)) for kind, path in paths.items()),
+    ]
+    console.table(("where to look", ""), where)
+    console.say("`mimic3d down` stops the services; run the demo again and it reuses what is there")
+    summary = {
+        "recipe": RECIPE,
+        "data": {"uri": DATA_URI, "images": manifest.count, "fingerprint": manifest.fingerprint},
+        "metrics": {str(nimg): found for nimg, found in finished.result.metrics.items()},
+        "training_seconds": round(finished.result.seconds, 1),
+        "seconds": clock.seconds,
+        "model": {"uri": uri, "version": finished.version, "run_id": finished.result.run_id},
+        "pictures": {kind: str(path) for kind, path in paths.items()},
+        "mlflow": where[0][1],
+    }
+    storage.write_bytes(folder / "summary.json", json.dumps(summary, indent=2).encode() + b"\n")
+    return summary
+
+
+def _draw(model: Path, folder: Path, console: Console) -> dict[str, Path]:
+    """The grid, the video and the mesh of the pulled model; those that are there stay."""
+    paths = {"grid": folder / "grid.png", "orbit": folder / "orbit.mp4", "mesh": folder / "car.glb"}
+    with open_generator(str(model)) as (generator, config):
+        if not paths["grid"].is_file():
+            draw_grid(generator, config, paths["grid"], IDENTITIES, 0, 4)
+        if not paths["orbit"].is_file():
+            with console.progress("filming", "frames") as advance:
+                draw_orbit(generator, config, paths["orbit"], IDENTITIES, 0, FRAMES, progress=advance)
+        if not paths["mesh"].is_file():
+            try:
+                draw_mesh(generator, config, paths["mesh"], MESH_SEED, MESH_RESOLUTION)
+            except ValueError as error:
+                raise UserError(f"no mesh of the demo's car: {error}") from error
+    return paths
+
+
+def _fetch_samples(run_id: str, folder: Path) -> None:
+    """The grids that the training drew, from MLflow."""
+    tracking.download_artifacts(run_id, "samples", folder)

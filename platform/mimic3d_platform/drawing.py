@@ -1,0 +1,94 @@
+"""Pictures, videos and meshes of a generator that lies in a folder or in the registry."""
+
+from __future__ import annotations
+
+import contextlib
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from mimic3d.config import Config
+
+if TYPE_CHECKING:
+    import torch
+
+    from mimic3d.networks.generator import Generator
+
+
+@contextlib.contextmanager
+def open_generator(model: str) -> Iterator[tuple[Generator, Config]]:
+    """The generator and config of a folder or a `models:/…` URI, which is pulled for as long as the block."""
+    from mimic3d.checkpoints.folder import load_generator
+    from mimic3d_platform.registry import pull
+
+    if not model.startswith("models:/"):
+        yield load_generator(model)
+        return
+    with tempfile.TemporaryDirectory(prefix="mimic3d-pull-") as folder:
+        yield load_generator(pull(model, folder))
+
+
+def latents(generator: Generator, config: Config, count: int, seed: int, truncation: float) -> torch.Tensor:
+    """(count, num_ws, w_dim), conditioned on the front camera; identity i is a function of (seed, i)."""
+    import torch
+
+    from mimic3d.export.cameras import front
+    from mimic3d.training.randomness import counter_generator
+
+    draws = [
+        torch.randn(generator.config.z_dim, generator=counter_generator(seed, "identity", index))
+        for index in range(count)
+    ]
+    with torch.no_grad():
+        return generator.mapping(torch.stack(draws), front(config.camera).expand(count, -1), truncation)
+
+
+def draw_grid(
+    generator: Generator,
+    config: Config,
+    path: Path,
+    identities: int,
+    seed: int,
+    views: int,
+    truncation: float = 1.0,
+) -> None:
+    """A row for each identity, both branches from `views` sides."""
+    from mimic3d.export.cameras import turntable
+    from mimic3d.export.grid import sample_grid
+
+    w = latents(generator, config, identities, seed, truncation)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    sample_grid(generator, w, turntable(config.camera, views)).save(path)
+
+
+def draw_orbit(
+    generator: Generator,
+    config: Config,
+    path: Path,
+    identities: int,
+    seed: int,
+    frames: int,
+    truncation: float = 1.0,
+    progress: Callable[[int, int], None] | None = None,
+) -> None:
+    """A video round several identities, the 2D branch above the 3D branch."""
+    from mimic3d.export.cameras import orbit
+    from mimic3d.export.video import orbit_video
+
+    w = latents(generator, config, identities, seed, truncation)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    orbit_video(path, generator, w, orbit(config.camera, frames), progress=progress)
+
+
+def draw_mesh(
+    generator: Generator, config: Config, path: Path, seed: int, resolution: int, truncation: float = 1.0
+) -> int:
+    """The coloured surface of one identity; returns its number of faces."""
+    from mimic3d.export.mesh import extract_mesh, save_mesh
+
+    w = latents(generator, config, 1, seed, truncation)
+    surface = extract_mesh(generator, w, resolution=resolution)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    save_mesh(surface, path)
+    return len(surface.faces)
