@@ -1,0 +1,37 @@
+# mimic3d: set up, try, test. Everything runs in .venv; nothing is installed beyond it.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+REFERENCE ?= ../shared/reference
+
+.PHONY: setup demo test lint up down parity clean
+
+setup: $(VENV)/.installed ## make the virtual environment and install the pinned packages
+
+$(VENV)/.installed: pyproject.toml constraints.txt
+	$(PYTHON) -c 'import sys; sys.exit("error: Python 3.11 or newer is needed: make setup PYTHON=python3.11" if sys.version_info < (3, 11) else 0)'
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	@touch $@
+
+demo: setup ## the main job on this machine: cars, both stages, registry, pictures in demo/
+	@$(BIN)/mimic3d demo
+
+test: setup ## all tests, on real services that they start and stop
+	$(BIN)/pytest
+
+lint: setup ## style and formatting
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+up: setup ## start object storage, MLflow and Ray on loopback
+	@$(BIN)/mimic3d up
+
+down: setup ## stop them; their data is kept
+	@$(BIN)/mimic3d down
+
+parity: setup ## compare the networks with reference numbers of the released ones
+	$(BIN)/python tests/mimic3d/parity.py $(REFERENCE)
+
+clean: ## remove the virtual environment and the demo's pictures
+	rm -rf $(VENV) demo *.egg-info
