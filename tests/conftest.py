@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+
 from mimic3d_platform import local, storage
 from mimic3d_platform.settings import default_home, use_services
 from stack_processes import alive, stack_processes

@@ -4,6 +4,7 @@ import os
 from pathlib import Path
 
 import psutil
+
 from mimic3d_platform.local.state import Stack
 
 

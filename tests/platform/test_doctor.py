@@ -4,6 +4,7 @@ import time
 from pathlib import Path
 
 import pytest
+
 from mimic3d_platform import doctor
 
 PARTS = {"Python", "torch", "GPU", "Ray", "S3", "MLflow", "disk", "memory", "embreex", "ffmpeg"}

@@ -16,6 +16,7 @@ from pathlib import Path
 
 import psutil
 import pytest
+
 from mimic3d_platform import local, storage
 from mimic3d_platform.errors import UserError
 from mimic3d_platform.local import processes, services

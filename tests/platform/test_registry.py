@@ -5,11 +5,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
+
 from mimic3d_platform import registry
 from mimic3d_platform.errors import UserError
 from mimic3d_platform.mlflow_server import client
 from mimic3d_platform.tracking import RunLogger, start_or_resume_run
-from safetensors.torch import load_file, save_file
 
 
 @pytest.fixture

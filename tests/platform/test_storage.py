@@ -6,6 +6,7 @@ import time
 from pathlib import Path
 
 import pytest
+
 from mimic3d_platform import local, storage
 from mimic3d_platform.errors import UserError
 from mimic3d_platform.settings import get_settings, stack_file

@@ -11,6 +11,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from PIL import Image
+from pydantic import SecretStr
+
 from mimic3d_platform.errors import UserError
 from mimic3d_platform.mlflow_server import client, shown
 from mimic3d_platform.tracking import (
@@ -21,8 +24,6 @@ from mimic3d_platform.tracking import (
     run_url,
     start_or_resume_run,
 )
-from PIL import Image
-from pydantic import SecretStr
 
 
 @pytest.fixture

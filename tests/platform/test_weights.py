@@ -9,12 +9,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from mimic3d_platform import weights
-from mimic3d_platform.errors import UserError
-from mimic3d_platform.feature_networks import NETWORKS
 
 from mimic3d.evaluation.features import load_extractor
 from mimic3d.losses.perceptual import PerceptualDistance
+from mimic3d_platform import weights
+from mimic3d_platform.errors import UserError
+from mimic3d_platform.feature_networks import NETWORKS
 
 STAND_INS = ["hed-vgg16", "mobilenetv2"]
 

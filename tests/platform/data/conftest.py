@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import trimesh
 from data_samples import MTL, OBJ, camera_of, picture, png
+
 from mimic3d_platform.data.schema import COLUMNS, Manifest
 from mimic3d_platform.data.writer import DatasetWriter
 

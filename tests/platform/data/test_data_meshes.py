@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from data_samples import MTL, OBJ
+
 from mimic3d_platform.data.colouring import recolour
 from mimic3d_platform.data.furniture import CARS, load_cars
 from mimic3d_platform.data.meshes import load_folder, load_mesh

@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 import torch
 import trimesh
+
+from mimic3d import cameras as geometry
 from mimic3d_platform.data.meshes import Mesh, load_folder
 from mimic3d_platform.data.raycast import RayCaster, Views
 from mimic3d_platform.data.render import FOCAL, RADIUS, sample_cameras
-
-from mimic3d import cameras as geometry
 
 SIDE = 24
 

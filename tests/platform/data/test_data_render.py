@@ -9,13 +9,14 @@ from pathlib import Path
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+from PIL import Image
+
 from mimic3d_platform import storage
 from mimic3d_platform.data.inspect import inspect_dataset
 from mimic3d_platform.data.render import render_dataset
 from mimic3d_platform.data.schema import Manifest
 from mimic3d_platform.data.stream import TrainingStream, open_dataset
 from mimic3d_platform.errors import UserError
-from PIL import Image
 
 SMALL = {"colourings": 24, "views": 12, "seed": 5, "supersample": 2}
 IMAGES = 3 * 24 * 12

@@ -9,11 +9,12 @@ import torch
 from data_samples import camera_of, row_numbers
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from PIL import Image
+
 from mimic3d_platform.data import order
 from mimic3d_platform.data.order import EpochOrder
 from mimic3d_platform.data.stream import Batch, TrainingStream, cameras_of, open_dataset, require
 from mimic3d_platform.errors import UserError
-from PIL import Image
 
 COUNT = 100
 BATCH = 12

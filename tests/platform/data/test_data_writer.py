@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
+
 from mimic3d_platform.data.schema import Manifest
 from mimic3d_platform.data.stream import open_dataset
 from mimic3d_platform.data.writer import DatasetWriter
