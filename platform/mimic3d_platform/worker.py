@@ -51,11 +51,12 @@ class _Worker:
 
         self.config, self.rank = config, rank
         self.board = job["board"]
+        self.progress = Progress()
+        self.speed: dict[str, float] = {}
         self.tell("loading networks and data", 0)
         name = weights.best_available("perceptual")
         perceptual = PerceptualDistance.from_file(weights.resolve(name), name)
         self.trainer = Trainer(config, perceptual, device, rank, world_size)
-        self.progress = Progress()
         if (checkpoint := ray.train.get_checkpoint()) is not None:
             with checkpoint.as_directory() as folder:
                 self.progress = load_checkpoint(folder, self.trainer)
@@ -109,10 +110,7 @@ class _Worker:
 
     def record(self, stage: int, scalars: dict[str, Any], rate: float, wait: float) -> None:
         """Logs one line of scalars and tells the board."""
-        left = (self.config.total_nimg - self.trainer.nimg) / rate
-        self.tell(
-            f"stage {stage}", self.trainer.nimg, images_per_second=rate, seconds_left=left, data_wait=wait
-        )
+        self.tell(f"stage {stage}", self.trainer.nimg, images_per_second=rate, data_wait=wait)
         if self.rank == 0:
             values = {name: float(value) for name, value in scalars.items()}
             values |= {"speed/images_per_second": rate, "speed/data_wait_share": wait}
@@ -170,15 +168,22 @@ class _Worker:
             checkpoint = ray.train.Checkpoint.from_directory(folder)
             ray.train.report({"nimg": self.trainer.nimg}, checkpoint=checkpoint)
 
-    def tell(self, doing: str, nimg: int, **values: Any) -> None:
-        """Puts a report on the board; nobody waits for it."""
-        if self.rank == 0:
-            from mimic3d_platform.progress import Report
+    def tell(self, doing: str, nimg: int, **speed: Any) -> None:
+        """Puts a report on the board; nobody waits for it. The last speed stands until there is another."""
+        if self.rank != 0:
+            return
+        from mimic3d_platform.progress import Report
 
-            progress = getattr(self, "progress", None)
-            known = (
-                {}
-                if progress is None
-                else {"metrics": dict(progress.metrics), "train_seconds": progress.seconds}
-            )
-            self.board.put.remote(Report(doing, nimg, self.config.total_nimg, **values, **known))
+        self.speed |= speed
+        rate = self.speed.get("images_per_second")
+        left = (self.config.total_nimg - nimg) / rate if rate else None
+        report = Report(
+            doing,
+            nimg,
+            self.config.total_nimg,
+            metrics=dict(self.progress.metrics),
+            train_seconds=self.progress.seconds,
+            seconds_left=left,
+            **self.speed,
+        )
+        self.board.put.remote(report)
