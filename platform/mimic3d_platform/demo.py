@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from mimic3d.config import fingerprint
 from mimic3d_platform import local, storage, tracking
 from mimic3d_platform.console import Console
 from mimic3d_platform.data.render import render_dataset
@@ -78,7 +79,9 @@ def run_demo(folder: Path, console: Console) -> dict[str, Any]:
             )
         console.say(f"{manifest.count} images of {manifest.identities} cars in {DATA_URI}")
     with clock.part("training", "stage 1, then stage 2, on Ray Train"):
-        finished = train_and_register(config, RECIPE, console, model=MODEL, alias=ALIAS)
+        # Named after its config: a later version of the recipe is another run, not a conflict.
+        name = f"{RECIPE}-{fingerprint(config)[:8]}"
+        finished = train_and_register(config, name, console, model=MODEL, alias=ALIAS)
     pictures = folder / f"version-{finished.version}"
     with clock.part("pictures", f"models:/{MODEL}@{ALIAS} pulled back, drawn from all sides"):
         uri = f"models:/{MODEL}@{ALIAS}"
