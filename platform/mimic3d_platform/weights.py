@@ -24,6 +24,7 @@ import zipfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 from urllib.parse import urlsplit
 
 from mimic3d_platform import storage
@@ -198,7 +199,7 @@ def _from_internet(
     host = urlsplit(network.url).hostname
     path = _temporary(stack) / network.file
     try:
-        with urllib.request.urlopen(network.url, timeout=READ_TIMEOUT_S) as reply, path.open("wb") as file:
+        with _open(network.url, READ_TIMEOUT_S) as reply, path.open("wb") as file:
             total = int(reply.headers.get("Content-Length") or 0)
             say(f"downloading {network.name} from {host}" + (f" ({total / 1e6:.0f} MB)" if total else ""))
             while chunk := reply.read(2**20):
@@ -267,10 +268,9 @@ def _answers(url: str) -> bool:
     answered = threading.Event()
 
     def ask() -> None:
-        with contextlib.suppress(OSError):
-            request = urllib.request.Request(url, method="HEAD")
-            with urllib.request.urlopen(request, timeout=CONNECT_TIMEOUT_S):
-                answered.set()
+        request = urllib.request.Request(url, method="HEAD")
+        with contextlib.suppress(OSError), _open(request, CONNECT_TIMEOUT_S):
+            answered.set()
 
     asking = threading.Thread(
         target=ask, daemon=True
@@ -280,6 +280,11 @@ def _answers(url: str) -> bool:
     if not answered.is_set():
         _remember_offline(host)
     return answered.is_set()
+
+
+def _open(url: str | urllib.request.Request, timeout: float) -> Any:
+    # urlopen would keep the proxies of its first call, whoever made it, for the life of the process.
+    return urllib.request.build_opener().open(url, timeout=timeout)
 
 
 def _remember_offline(host: str) -> None:

