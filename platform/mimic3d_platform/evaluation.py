@@ -28,6 +28,7 @@ class Evaluator:
 
     Args:
         config: of the run; `output.metric_images` and `metric_identities` say how much is drawn.
+        network: the feature extractor, as `mimic3d weights` names it.
         cache_uri: where the features of the real images are kept from one run to the next.
         device: of the extractor.
     """
@@ -35,6 +36,7 @@ class Evaluator:
     def __init__(
         self,
         config: Config,
+        network: str,
         cache_uri: str,
         device: torch.device | str = "cpu",
         rank: int = 0,
@@ -46,8 +48,7 @@ class Evaluator:
         self._uri, self._cache_bytes = config.data.uri, config.data.cache_bytes
         self.manifest = open_dataset(self._uri)
         self.cameras = cameras_of(self._uri)
-        name = weights.best_available("frechet")
-        self._extractor = load_extractor(weights.resolve(name), name).to(device)
+        self._extractor = load_extractor(weights.resolve(network), network).to(device)
         self._device = device
         self._reals_uri = storage.join(
             cache_uri, FEATURES_FOLDER, f"{self.manifest.fingerprint}-{self._extractor.name}.safetensors"

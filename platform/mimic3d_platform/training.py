@@ -71,13 +71,13 @@ def train(
     runs.check_name(name)
     join_ray()
     resources = _resources(config, workers)
-    weights.resolve(weights.best_available("perceptual"))
-    weights.resolve(weights.best_available("frechet"))
+    # Chosen here, once: workers that chose for themselves could disagree when a server comes or goes.
+    networks = {purpose: weights.best_available(purpose) for purpose in ("perceptual", "frechet")}
     if runs.claim(runs_uri, name, config) and (done := _finished(runs_uri, name)) is not None:
         return done
-    run_ids = _start_runs(config, name, manifest.fingerprint, resources)
+    run_ids = _start_runs(config, name, manifest.fingerprint, resources, networks)
     try:
-        result = _fit(config, name, runs_uri, resources, run_ids, on_progress)
+        result = _fit(config, name, runs_uri, resources, run_ids, networks, on_progress)
     except KeyboardInterrupt:
         _finish(run_ids, "KILLED")
         raise
@@ -105,6 +105,7 @@ def _fit(
     runs_uri: str,
     resources: dict[str, Any],
     run_ids: dict[str, str],
+    networks: dict[str, str],
     on_progress: Callable[[Report], None] | None,
 ) -> TrainingResult:
     import ray
@@ -121,6 +122,7 @@ def _fit(
             "config": to_dict(config),
             "runs_uri": runs_uri,
             "run_ids": run_ids,
+            "networks": networks,
             "threads": resources["threads"],
             # Holds secrets: as an object it is in no page or process list of Ray's.
             "environment": [ray.put(get_settings().export())],
@@ -220,7 +222,7 @@ def _resources(config: Config, workers: int | None) -> dict[str, Any]:
 
 
 def _start_runs(
-    config: Config, name: str, data_fingerprint: str, resources: dict[str, Any]
+    config: Config, name: str, data_fingerprint: str, resources: dict[str, Any], networks: dict[str, str]
 ) -> dict[str, str]:
     """The run in MLflow and a child for each stage, found again if an earlier start made them."""
     tags = {
@@ -229,6 +231,8 @@ def _start_runs(
         "mimic3d.version": metadata.version("mimic3d"),
         "mimic3d.commit": _commit(),
         "mimic3d.seed": str(config.seed),
+        "mimic3d.perceptual": networks["perceptual"],
+        "mimic3d.frechet": networks["frechet"],
         "mimic3d.workers": str(resources["workers"]),
         "mimic3d.hardware": "GPU" if resources["use_gpu"] else f"CPU {platform.machine()}",
     }

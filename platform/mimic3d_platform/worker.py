@@ -19,7 +19,7 @@ def train_worker(job: dict[str, Any]) -> None:
     """What each worker runs; see `mimic3d_platform.training`.
 
     Args:
-        job: "config" as plain values, "runs_uri", "run_ids" of MLflow, "threads" for PyTorch,
+        job: "config" as plain values, "runs_uri", "run_ids" of MLflow, "networks" by purpose, "threads" for PyTorch,
             "environment" (a reference in a list, so that Ray leaves it to us to fetch), "board".
     """
     import ray
@@ -54,13 +54,15 @@ class _Worker:
         self.progress = Progress()
         self.speed: dict[str, float] = {}
         self.tell("loading networks and data", 0)
-        name = weights.best_available("perceptual")
+        name = job["networks"]["perceptual"]
         perceptual = PerceptualDistance.from_file(weights.resolve(name), name)
         self.trainer = Trainer(config, perceptual, device, rank, world_size)
         if (checkpoint := ray.train.get_checkpoint()) is not None:
             with checkpoint.as_directory() as folder:
                 self.progress = load_checkpoint(folder, self.trainer)
-        self.evaluator = Evaluator(config, job["runs_uri"], device, rank, world_size)
+        self.evaluator = Evaluator(
+            config, job["networks"]["frechet"], job["runs_uri"], device, rank, world_size
+        )
         self.stream = TrainingStream(
             config.data.uri,
             global_batch=config.schedule.batch,
