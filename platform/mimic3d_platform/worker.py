@@ -19,8 +19,9 @@ def train_worker(job: dict[str, Any]) -> None:
     """What each worker runs; see `mimic3d_platform.training`.
 
     Args:
-        job: "config" as plain values, "runs_uri", "run_ids" of MLflow, "networks" by purpose, "threads" for PyTorch,
-            "environment" (a reference in a list, so that Ray leaves it to us to fetch), "board".
+        job: "config" as plain values, "runs_uri", "run_ids" of MLflow, "networks" by purpose,
+            "threads" for PyTorch, "environment" (a reference in a list, so that Ray leaves it to us to
+            fetch), "board".
     """
     import ray
     import torch
