@@ -6,8 +6,6 @@ row-major 3x3 intrinsic matrix in units of the image's size. The world's up is +
 
 from __future__ import annotations
 
-import math
-
 import torch
 from torch import Tensor
 
@@ -72,15 +70,6 @@ def yaw_pitch_radius(camera: Tensor, pivot: Tensor | None = None) -> tuple[Tenso
         torch.asin((position[..., 1] / radius).clamp(-1, 1)),
         radius,
     )
-
-
-def orbit(
-    count: int, *, radius: float, pitch: float, focal: float, pivot: Tensor | None = None, turns: float = 1.0
-) -> Tensor:
-    """(count, 25) labels of a camera that goes round `pivot` at constant elevation, the end left out."""
-    yaw = torch.arange(count, dtype=torch.float64) * (2 * math.pi * turns / count)
-    pitch_angle = torch.full_like(yaw, pitch)
-    return look_at(on_sphere(yaw, pitch_angle, radius, pivot), pivot, focal=focal)
 
 
 def pixel_grid(resolution: int, *, device: torch.device | str = "cpu") -> Tensor:

@@ -163,6 +163,45 @@ class Config:
         return self.stage1_nimg + round(self.schedule.stage2_kimg * 1000)
 
 
+# Keys that have a least value, whatever the others are.
+AT_LEAST = {
+    "seed": 0,
+    "model.z_dim": 1,
+    "model.w_dim": 1,
+    "model.mapping_layers": 1,
+    "rendering.coarse_samples": 4,
+    "rendering.importance_samples": 4,
+    "imitation.lpips_weight": 0,
+    "imitation.patch_gan_weight": 0,
+    "regularization.r1_gamma": 0,
+    "regularization.r1_gamma_patch": 0,
+    "regularization.r1_interval": 1,
+    "regularization.density_weight": 0,
+    "regularization.density_distance_stage1": 0,
+    "regularization.density_distance_stage2": 0,
+    "regularization.density_points": 1,
+    "regularization.density_interval": 1,
+    "schedule.batch": 1,
+    "schedule.blur_sigma": 0,
+    "schedule.blur_kimg": 0,
+    "schedule.pose_swap_kimg": 0,
+    "data.cache_bytes": 0,
+    "output.log_steps": 1,
+    "output.metric_images": 2,
+    "output.metric_identities": 1,
+}
+POSITIVE = (
+    "rendering.box_warp",
+    "camera.radius",
+    "camera.focal",
+    "optimizer.generator_lr",
+    "optimizer.discriminator_lr",
+    "schedule.ema_half_life_kimg",
+    "output.checkpoint_kimg",
+    "output.sample_kimg",
+)
+
+
 def check(config: Config) -> None:
     """Raises `ConfigError` for values that cannot work together."""
     model, rendering, schedule = config.model, config.rendering, config.schedule
@@ -181,10 +220,17 @@ def check(config: Config) -> None:
         model.superresolution_input,
         f"a half or a quarter of model.image_resolution ({model.image_resolution})",
     )
-    _require(rendering.near < rendering.far, "rendering.near", rendering.near, "less than rendering.far")
-    for key in ("coarse_samples", "importance_samples"):
-        value = getattr(rendering, key)
-        _require(value >= 4, f"rendering.{key}", value, "at least 4")
+    finest = {
+        "channel": model.triplane_resolution,
+        "discriminator_channel": model.image_resolution,
+    }
+    for key, resolution in finest.items():
+        base = getattr(model, f"{key}_base")
+        _require(base >= resolution, f"model.{key}_base", base, f"at least {resolution}, one channel there")
+        _require(
+            getattr(model, f"{key}_max") >= 1, f"model.{key}_max", getattr(model, f"{key}_max"), "at least 1"
+        )
+    _require(0 <= rendering.near < rendering.far, "rendering.near", rendering.near, "from 0 to rendering.far")
     patch = config.imitation.patch_resolution
     _require(
         patch <= model.image_resolution and patch >= 16 and math.log2(patch).is_integer(),
@@ -198,7 +244,19 @@ def check(config: Config) -> None:
         config.imitation.patch_scale,
         f"imitation.patch_resolution / model.image_resolution = {patch / model.image_resolution:g}",
     )
-    _require(schedule.batch >= 1, "schedule.batch", schedule.batch, "at least 1")
+    values = flatten(to_dict(config))
+    for key, least in AT_LEAST.items():
+        _require(values[key] >= least, key, values[key], f"at least {least}")
+    for key in POSITIVE:
+        _require(values[key] > 0, key, values[key], "more than 0")
+    final = schedule.pose_swap_final
+    _require(0 <= final <= 1, "schedule.pose_swap_final", final, "from 0 to 1")
+    for key in ("optimizer.beta1", "optimizer.beta2"):
+        _require(0 <= values[key] < 1, key, values[key], "from 0 to less than 1")
+    for width in model.superresolution_channels:
+        _require(width >= 1, "model.superresolution_channels", width, "at least 1")
+    ramp_up = schedule.ema_ramp_up
+    _require(ramp_up is None or ramp_up > 0, "schedule.ema_ramp_up", ramp_up, "more than 0, or none")
     for section, key in (
         ("schedule", "stage1_kimg"),
         ("schedule", "stage2_kimg"),
@@ -210,16 +268,6 @@ def check(config: Config) -> None:
         _require(
             whole, f"{section}.{key}", images / 1000, f"a multiple of the batch ({schedule.batch} images)"
         )
-    for key in ("checkpoint_kimg", "sample_kimg"):
-        value = getattr(config.output, key)
-        _require(value > 0, f"output.{key}", value, "more than 0")
-    for section, key in (
-        ("regularization", "r1_interval"),
-        ("regularization", "density_interval"),
-        ("output", "log_steps"),
-    ):
-        value = getattr(getattr(config, section), key)
-        _require(value >= 1, f"{section}.{key}", value, "at least 1")
 
 
 def _require(holds: bool, key: str, value: object, expected: str) -> None:
