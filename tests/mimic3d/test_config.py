@@ -146,7 +146,7 @@ def test_yaml_holds_the_whole_config() -> None:
     ],
 )
 def test_broken_yaml_is_one_line_that_names_its_source(text: str, reason: str) -> None:
-    with pytest.raises(ValueError, match=r"^run/config\.yaml: ") as caught:
+    with pytest.raises(ValueError, match=r"^run/config\.yaml") as caught:
         config_from_yaml(text, "run/config.yaml")
     assert reason in str(caught.value) and "\n" not in str(caught.value)
 
