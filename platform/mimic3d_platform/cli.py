@@ -197,6 +197,18 @@ def pull(
     Console().say(f"{uri} is in {fetch(uri, destination)}")
 
 
+@app.command("import-checkpoint")
+def import_checkpoint(
+    file: Annotated[Path, typer.Argument(help="A network pickle that EG3D or Mimic3D released (.pkl).")],
+    destination: Annotated[Path, typer.Argument(help="The generator's folder, which must not exist yet.")],
+) -> None:
+    """Bring a released checkpoint into a generator's folder; nothing in it is executed."""
+    from mimic3d.checkpoints.released import import_released
+
+    model = import_released(file, destination).model
+    Console().say(f"{destination}: a generator of {model.architecture} for {model.image_resolution}² images")
+
+
 @app.command()
 def render(
     model: Model,

@@ -1,0 +1,146 @@
+"""EG3D's and Mimic3D's released checkpoints, brought into this project's own format without running them."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from mimic3d.checkpoints.folder import save_generator
+from mimic3d.checkpoints.inert_pickle import Module, quoted, read_network_pickle
+from mimic3d.checkpoints.sizes import label_scale, released_config
+from mimic3d.config import Config
+from mimic3d.networks.generator import Generator
+
+NETWORK = "G_ema"
+# Deeper than the released networks nest their parts.
+_MAX_DEPTH = 16
+_FIR = np.outer([1, 3, 3, 1], [1, 3, 3, 1]) / 64
+
+
+def import_released(file: str | Path, destination: str | Path) -> Config:
+    """Writes the averaged generator of a network pickle as a generator's folder, and returns its config.
+
+    Nothing in the file is executed. The folder appears whole or not at all.
+
+    Args:
+        file: a network pickle of EG3D or Mimic3D.
+        destination: a folder that is empty or does not exist yet.
+    Raises:
+        ValueError: the file is not such a pickle, or is damaged, or holds a generator that is not supported;
+            the destination is taken or cannot be written.
+    """
+    destination = Path(destination)
+    if destination.exists() and (not destination.is_dir() or any(destination.iterdir())):
+        raise ValueError(f"{destination} exists and is not an empty folder: name another")
+    generator, config = read_released(file)
+    try:
+        destination.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix=".mimic3d-import-", dir=destination.parent) as partial:
+            folder = save_generator(Path(partial) / "generator", generator, config)
+            folder.rename(destination)
+    except OSError as error:
+        raise ValueError(f"cannot write {destination} ({error.strerror or error})") from None
+    return config
+
+
+def read_released(file: str | Path) -> tuple[Generator, Config]:
+    """The averaged generator of a network pickle, ready to draw, and its config; see `import_released`."""
+    try:
+        data = _read(Path(file))
+        root = read_network_pickle(data)
+        network = root.get(NETWORK) if isinstance(root, dict) else None
+        if not isinstance(network, Module):
+            raise ValueError(f"it holds no network {NETWORK}: it is not an EG3D or Mimic3D checkpoint")
+        tensors = dict(_tensors(network))
+        config = released_config({name: array.shape for name, array in tensors.items()}, network.state)
+        return _generator(config, tensors, label_scale(network.state)), config
+    except ValueError as error:
+        raise ValueError(f"{file}: {error}") from None
+
+
+def _read(file: Path) -> bytes:
+    if not file.is_file():
+        raise ValueError("there is no such file")
+    try:
+        data = file.read_bytes()
+    except OSError as error:
+        raise ValueError(f"it cannot be read ({error.strerror or error})") from None
+    if not data:
+        raise ValueError("it is empty")
+    if data.startswith(b"PK\x03\x04"):
+        raise ValueError("it is a zip file, as torch.save writes them, not a network pickle (.pkl)")
+    return data
+
+
+def _tensors(network: Module) -> Iterator[tuple[str, np.ndarray]]:
+    """All parameters and buffers by their full names, each part of the network visited once."""
+    seen: set[int] = set()
+    waiting = [("", network)]
+    while waiting:
+        prefix, module = waiting.pop()
+        if id(module) in seen or prefix.count(".") > _MAX_DEPTH:
+            raise ValueError(f"the network is no tree of parts: {quoted(prefix)} is in it twice or too deep")
+        seen.add(id(module))
+        for name, array in (_entries(module, "_parameters") | _entries(module, "_buffers")).items():
+            if not isinstance(array, np.ndarray):
+                raise ValueError(f"{quoted(prefix + name)} is not a tensor")
+            yield prefix + name, array
+        for name, part in _entries(module, "_modules").items():
+            if not isinstance(part, Module):
+                raise ValueError(f"{quoted(prefix + name)} is not a part of a network")
+            waiting.append((f"{prefix}{name}.", part))
+
+
+def _entries(module: Module, kind: str) -> dict[str, Any]:
+    entries = module.state.get(kind, {})
+    if not isinstance(entries, dict):
+        raise ValueError(f"the {kind} of a {quoted(module.class_name)} are not a dictionary")
+    return {str(name): entry for name, entry in entries.items() if entry is not None}
+
+
+def _generator(config: Config, tensors: dict[str, np.ndarray], label_scale: float) -> Generator:
+    """Our generator with the released tensors, each of which must have its place and its shape."""
+    with torch.device("meta"):  # Only shapes: nothing is allocated for a file that does not fit them.
+        generator = Generator(config.model, config.rendering)
+    wanted = {name: tuple(tensor.shape) for name, tensor in generator.state_dict().items()}
+    tensors = dict(tensors)
+    for name in [name for name in tensors if name.endswith("resample_filter")]:
+        taps = tensors.pop(name)
+        if taps.shape != _FIR.shape or not np.allclose(taps, _FIR, rtol=0, atol=1e-6):
+            raise ValueError(f"{quoted(name)} is not the filter [1, 3, 3, 1], the only one supported")
+    for name in wanted.keys() | tensors.keys():
+        if _is_idle(name):
+            # S2D draws without noise; some releases have the buffers all the same.
+            tensors.setdefault(name, np.zeros(wanted.get(name, ()), np.float32))
+            wanted.setdefault(name, tensors[name].shape)
+    missing, surplus = sorted(wanted.keys() - tensors.keys()), sorted(tensors.keys() - wanted.keys())
+    for names, verb in ((missing, "lacks"), (surplus, "has the surplus tensor")):
+        if names:
+            others = f" and {len(names) - 1} more" if len(names) > 1 else ""
+            raise ValueError(f"its {config.model.architecture} generator {verb} {quoted(names[0])}{others}")
+    state = {name: _tensor(name, array, wanted[name]) for name, array in tensors.items()}
+    state["backbone.mapping.embed.weight"] *= label_scale
+    own = generator.state_dict().keys()
+    generator.load_state_dict({name: state[name] for name in own}, assign=True)
+    return generator.eval().requires_grad_(False)
+
+
+def _is_idle(name: str) -> bool:
+    return name.startswith("superresolution.") and name.endswith((".noise_const", ".noise_strength"))
+
+
+def _tensor(name: str, array: np.ndarray, shape: tuple[int, ...]) -> Tensor:
+    found = array.shape
+    while len(found) > len(shape) and found[0] == 1:  # b4.const is (C, 4, 4) or (1, C, 4, 4).
+        found = found[1:]
+    if found != shape:
+        raise ValueError(f"the tensor {quoted(name)} has the shape {array.shape}, but must have {shape}")
+    if array.dtype.kind != "f" or not np.isfinite(array).all():
+        raise ValueError(f"the tensor {quoted(name)} holds something other than finite numbers")
+    return torch.from_numpy(array.astype(np.float32).reshape(shape))

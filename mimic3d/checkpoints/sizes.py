@@ -1,0 +1,188 @@
+"""The config of a released generator: sizes read off its tensors, rendering from its plain settings."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+from mimic3d.cameras import LABEL_SIZE
+from mimic3d.config import CameraConfig, Config, ImitationConfig, ModelConfig, RenderingConfig
+from mimic3d.recipes import cars128
+
+RECIPE = "imported"
+
+Shapes = Mapping[str, tuple[int, ...]]
+
+# Image size to what S2D resizes the 2D branch's render to first.
+_SUPERRESOLUTION_INPUT = {128: 64, 256: 128, 512: 128}
+_PATCH_RESOLUTION = 64
+_SYNTHESIS, _MAPPING = "backbone.synthesis", "backbone.mapping"
+# What the networks here do; a checkpoint that was trained to do otherwise would draw something else.
+_SUPPORTED = {
+    "disparity_space_sampling": False,
+    "clamp_mode": "softplus",
+    "superresolution_noise_mode": "none",
+    "sr_antialias": True,
+    "decoder_lr_mul": 1,
+    "density_noise": 0,
+}
+_SUPPORTED_ATTRIBUTES = {"plane_act": None, "depth_guided_sample": 0}
+_MAX_SAMPLES = 1024
+
+
+def released_config(shapes: Shapes, attributes: Mapping[str, Any]) -> Config:
+    """The config under which `Generator` has these tensors.
+
+    Args:
+        shapes: of all parameters and buffers of the released generator, by their full names.
+        attributes: the released generator's own: `rendering_kwargs`, `neural_rendering_resolution`.
+    Raises:
+        ValueError: the tensors are not those of an EG3D or Mimic3D generator of a known size, or it renders
+            in a way that is not supported.
+    """
+    _require_supported(attributes, _SUPPORTED_ATTRIBUTES)
+    settings = attributes.get("rendering_kwargs", {})
+    if not isinstance(settings, dict):
+        raise ValueError("the generator's rendering_kwargs are not a dictionary")
+    _require_supported(settings, _SUPPORTED)
+    model = _model(shapes, attributes)
+    size = model.image_resolution
+    # The data sets that were released at 128 are of ShapeNet's cars, the others of faces.
+    base = cars128() if size == 128 else Config()
+    return replace(
+        base,
+        recipe=RECIPE,
+        model=model,
+        rendering=_rendering(base.rendering, settings),
+        camera=_camera(base.camera, settings),
+        imitation=ImitationConfig(
+            patch_resolution=_PATCH_RESOLUTION,
+            patch_scale=_PATCH_RESOLUTION / size,
+            patch_gan_weight=0.1 if size == 512 else 0.2,
+        ),
+    )
+
+
+def label_scale(attributes: Mapping[str, Any]) -> float:
+    """The factor by which the released generator multiplies the camera label before its mapping."""
+    settings = attributes.get("rendering_kwargs", {})
+    return 0.0 if settings.get("c_gen_conditioning_zero") else _number(settings, "c_scale", 1.0)
+
+
+def _model(shapes: Shapes, attributes: Mapping[str, Any]) -> ModelConfig:
+    found = [re.match(rf"{_SYNTHESIS}\.b(\d{{1,6}})\.", name) for name in shapes]
+    resolutions = sorted({int(match[1]) for match in found if match})
+    if not resolutions:
+        raise ValueError(f"it has no {_SYNTHESIS}.b4: it is neither an EG3D nor a Mimic3D generator")
+    triplane = resolutions[-1]
+    widths = {r: _shape(shapes, f"{_SYNTHESIS}.b{r}.conv1.weight", 4)[0] for r in resolutions}
+    channel_base, channel_max = _channels(widths)
+    w_dim, labels = _shape(shapes, f"{_MAPPING}.embed.weight", 2)
+    if labels != LABEL_SIZE:
+        raise ValueError(f"{_MAPPING}.embed reads labels of {labels} numbers, but cameras have {LABEL_SIZE}")
+    z_dim = _shape(shapes, f"{_MAPPING}.fc0.weight", 2)[1] - w_dim
+    layers = 1
+    while f"{_MAPPING}.fc{layers}.weight" in shapes:
+        layers += 1
+    image = _image_resolution(shapes, attributes)
+    neural = attributes.get("neural_rendering_resolution", 64)
+    if type(neural) is not int or not 4 <= neural <= image or neural & (neural - 1):
+        raise ValueError(f"neural_rendering_resolution is {neural!r}, not a power of two up to {image}")
+    return ModelConfig(
+        image_resolution=image,
+        neural_rendering_resolution=neural,
+        triplane_resolution=triplane,
+        z_dim=z_dim,
+        w_dim=w_dim,
+        mapping_layers=layers,
+        channel_base=channel_base,
+        channel_max=channel_max,
+        discriminator_channel_base=max(channel_base, image),
+        discriminator_channel_max=channel_max,
+        superresolution_input=_SUPERRESOLUTION_INPUT[image],
+        superresolution_channels=(
+            _shape(shapes, "superresolution.block0.conv1.weight", 4)[0],
+            _shape(shapes, "superresolution.block1.conv1.weight", 4)[0],
+        ),
+        architecture="mimic3d" if any(f"{_SYNTHESIS}.b3d" in name for name in shapes) else "eg3d",
+    )
+
+
+def _channels(widths: Mapping[int, int]) -> tuple[int, int]:
+    """The base and the maximum of which each width is min(base / resolution, maximum)."""
+    widest = max(widths.values())
+    base = max(r * width for r, width in widths.items())
+    for r, width in widths.items():
+        if width != min(base // r, widest):
+            raise ValueError(
+                f"{_SYNTHESIS}.b{r} is {width} channels wide, where the other blocks ask for "
+                f"{min(base // r, widest)}"
+            )
+    return base, widest
+
+
+def _image_resolution(shapes: Shapes, attributes: Mapping[str, Any]) -> int:
+    # S2D's convolutions are the same at every size; it is the noise buffers, unused, that tell it.
+    name = "superresolution.block1.conv1.noise_const"
+    size = shapes[name][-1] if shapes.get(name) else attributes.get("img_resolution")
+    if type(size) is not int or size not in _SUPERRESOLUTION_INPUT:
+        known = ", ".join(map(str, _SUPERRESOLUTION_INPUT))
+        raise ValueError(f"the images are of size {size!r}, but the known super-resolutions are for {known}")
+    return size
+
+
+def _shape(shapes: Shapes, name: str, dimensions: int) -> tuple[int, ...]:
+    shape = shapes.get(name)
+    if shape is None:
+        raise ValueError(f"the tensor {name} is missing")
+    if len(shape) != dimensions or 0 in shape:
+        raise ValueError(f"the tensor {name} has the shape {shape}, not {dimensions} dimensions")
+    return shape
+
+
+def _rendering(base: RenderingConfig, settings: Mapping[str, Any]) -> RenderingConfig:
+    white = settings.get("white_back", base.white_background if not settings else False)
+    if type(white) is not bool:
+        raise ValueError(f"rendering_kwargs: white_back is {white!r}, not true or false")
+    return RenderingConfig(
+        near=_number(settings, "ray_start", base.near),
+        far=_number(settings, "ray_end", base.far),
+        box_warp=_number(settings, "box_warp", base.box_warp),
+        coarse_samples=_samples(settings, "depth_resolution", base.coarse_samples),
+        importance_samples=_samples(settings, "depth_resolution_importance", base.importance_samples),
+        white_background=white,
+    )
+
+
+def _camera(base: CameraConfig, settings: Mapping[str, Any]) -> CameraConfig:
+    pivot = settings.get("avg_camera_pivot", base.pivot)
+    if not isinstance(pivot, list | tuple) or len(pivot) != 3:
+        raise ValueError(f"rendering_kwargs: avg_camera_pivot is {pivot!r}, not three numbers")
+    x, y, z = (_number({"avg_camera_pivot": value}, "avg_camera_pivot", 0.0) for value in pivot)
+    return replace(base, radius=_number(settings, "avg_camera_radius", base.radius), pivot=(x, y, z))
+
+
+def _number(settings: Mapping[str, Any], key: str, default: float) -> float:
+    value = settings.get(key, default)
+    if type(value) not in (int, float) or not math.isfinite(value):
+        raise ValueError(f"rendering_kwargs: {key} is {value!r}, but only plain numbers are supported")
+    return float(value)
+
+
+def _samples(settings: Mapping[str, Any], key: str, default: int) -> int:
+    value = settings.get(key, default)
+    if type(value) is not int or not 4 <= value <= _MAX_SAMPLES:
+        raise ValueError(
+            f"rendering_kwargs: {key} is {value!r}, but must be a whole number from 4 to {_MAX_SAMPLES}"
+        )
+    return value
+
+
+def _require_supported(values: Mapping[str, Any], supported: Mapping[str, Any]) -> None:
+    for key, wanted in supported.items():
+        value = values.get(key, wanted)
+        if value != wanted:
+            raise ValueError(f"it renders with {key}={value!r}, but only {key}={wanted!r} is supported")
