@@ -56,6 +56,11 @@ class Generator(nn.Module):
         )
         self.decoder = Decoder(PLANE_CHANNELS)
 
+    @property
+    def branches(self) -> tuple[str, ...]:
+        """The branches that it can draw with: EG3D's generator has no 3D branch."""
+        return BRANCHES if self.config.architecture == "mimic3d" else ("2d",)
+
     def mapping(
         self,
         z: Tensor,
@@ -158,12 +163,15 @@ class Generator(nn.Module):
             planes: of `self.planes(w)`, with detail for the 3D branch.
             w: (N, num_ws, w_dim).
             camera: (N, 25).
-            branch: "2d" or "3d".
+            branch: one of `self.branches`.
         """
+        if branch not in self.branches:
+            known = " or ".join(self.branches)
+            raise ValueError(
+                f"branch is {branch!r}, but a generator of {self.config.architecture} has {known}"
+            )
         if branch == "2d":
             return self.branch_2d(planes, w, camera)
-        if branch != "3d":
-            raise ValueError(f"branch is {branch!r}, but must be one of {', '.join(BRANCHES)}")
         resolution = self.config.image_resolution
         pieces = [
             self.branch_3d(planes, camera, uv)

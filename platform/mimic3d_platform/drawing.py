@@ -53,13 +53,13 @@ def draw_grid(
     views: int,
     truncation: float = 1.0,
 ) -> None:
-    """A row for each identity, both branches from `views` sides."""
+    """A row for each identity, each branch that the generator has from `views` sides."""
     from mimic3d.export.cameras import turntable
     from mimic3d.export.grid import sample_grid
 
     w = latents(generator, config, identities, seed, truncation)
     path.parent.mkdir(parents=True, exist_ok=True)
-    sample_grid(generator, w, turntable(config.camera, views)).save(path)
+    sample_grid(generator, w, turntable(config.camera, views), branches=generator.branches).save(path)
 
 
 def draw_orbit(
@@ -72,13 +72,14 @@ def draw_orbit(
     truncation: float = 1.0,
     progress: Callable[[int, int], None] | None = None,
 ) -> None:
-    """A video round several identities, the 2D branch above the 3D branch."""
+    """A video round several identities, the 2D branch above the 3D branch where the generator has both."""
     from mimic3d.export.cameras import orbit
     from mimic3d.export.video import orbit_video
 
     w = latents(generator, config, identities, seed, truncation)
     path.parent.mkdir(parents=True, exist_ok=True)
-    orbit_video(path, generator, w, orbit(config.camera, frames), progress=progress)
+    cameras = orbit(config.camera, frames)
+    orbit_video(path, generator, w, cameras, branches=generator.branches, progress=progress)
 
 
 def draw_mesh(
