@@ -166,10 +166,8 @@ class Generator(nn.Module):
             branch: one of `self.branches`.
         """
         if branch not in self.branches:
-            known = " or ".join(self.branches)
-            raise ValueError(
-                f"branch is {branch!r}, but a generator of {self.config.architecture} has {known}"
-            )
+            known = f"{', '.join(self.branches)} of a generator of {self.config.architecture}"
+            raise ValueError(f"branch is {branch!r}, but must be one of {known}")
         if branch == "2d":
             return self.branch_2d(planes, w, camera)
         resolution = self.config.image_resolution
