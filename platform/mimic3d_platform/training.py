@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import json
+import logging
+import os
 import platform
+import signal
 import subprocess
 import threading
 from collections.abc import Callable, Iterator
@@ -65,10 +68,10 @@ def train(
     Raises:
         UserError: anything of data, services, names or resources that the user can mend.
     """
+    runs.check_name(name)
     manifest = open_dataset(config.data.uri)
     require(manifest, resolution=config.model.image_resolution, where=config.data.uri)
     tracking.check_tracking()
-    runs.check_name(name)
     join_ray()
     resources = _resources(config, workers)
     # Chosen here, once: workers that chose for themselves could disagree when a server comes or goes.
@@ -140,14 +143,16 @@ def _fit(
             storage_filesystem=files,
             failure_config=FailureConfig(max_failures=MAX_RETRIES, controller_failure_limit=MAX_RETRIES),
             checkpoint_config=CheckpointConfig(num_to_keep=KEPT_CHECKPOINTS),
-            worker_runtime_env={"env_vars": {} if gpu else MALLOC},
+            worker_runtime_env={"env_vars": ({} if gpu else MALLOC) | _temporary_folder()},
         ),
     )
-    with _followed(board, on_progress):
+    with _stoppable(), _followed(board, on_progress):
         try:
             result = trainer.fit()
         except TrainingFailedError as error:
-            raise _explained(error, name) from error
+            raise _explained(error, name, runs_uri) from error
+    if (failure := ray.get(board.failure.remote())) is not None:
+        raise UserError(failure)
     if result.checkpoint is None:
         raise UserError(f"the run {name} left no checkpoint under {runs_uri}: give it another --name")
     last: Report = ray.get(board.get.remote())
@@ -156,11 +161,15 @@ def _fit(
     return TrainingResult(name, run_ids["run"], uri, last.metrics, last.train_seconds)
 
 
-def _explained(error: Exception, name: str) -> UserError:
-    """The error of a worker that a user can mend, else the first line of what went wrong."""
+def _explained(error: Exception, name: str, runs_uri: str) -> UserError:
+    """The error of a worker that a user can mend, else the last line of what went wrong."""
     failures = getattr(error, "worker_failures", None) or {}
     causes = [cause for failure in failures.values() for cause in _chain(failure)]
     causes += list(_chain(error))
+    for cause in causes:
+        if isinstance(cause, OSError):  # Ray Train's own, of the run's folder.
+            with contextlib.suppress(OSError), storage.translate_errors(runs_uri, "store a checkpoint in"):
+                raise cause
     for cause in causes:
         if isinstance(cause, UserError):
             return UserError(str(cause))
@@ -176,6 +185,37 @@ def _chain(error: BaseException | None) -> Iterator[BaseException]:
     while error is not None:
         yield error
         error = getattr(error, "cause", None) or error.__cause__
+
+
+def _temporary_folder() -> dict[str, str]:
+    """TMPDIR, where it is set: workers write their checkpoints there before they are stored."""
+    return {"TMPDIR": os.environ["TMPDIR"]} if os.environ.get("TMPDIR") else {}
+
+
+@contextlib.contextmanager
+def _stoppable() -> Iterator[None]:
+    """Ctrl-C and SIGTERM are a KeyboardInterrupt of the block, and what they were again after it.
+
+    Ray prints a stack trace on SIGTERM. `fit` answers Ctrl-C by an orderly end of the workers and of this
+    program, as if all were well, and leaves that handler behind.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def stop(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    logging.getLogger("ray.train").setLevel(logging.WARNING)
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    except SystemExit:
+        raise KeyboardInterrupt from None
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 @contextlib.contextmanager
