@@ -8,6 +8,7 @@ import logging
 import os
 import platform
 import signal
+import signal
 import subprocess
 import threading
 from collections.abc import Callable, Iterator
@@ -148,7 +149,8 @@ def _fit(
     )
     with _stoppable(), _followed(board, on_progress):
         try:
-            result = trainer.fit()
+            with _interruptible():
+                result = trainer.fit()
         except TrainingFailedError as error:
             raise _explained(error, name, runs_uri) from error
     if (failure := ray.get(board.failure.remote())) is not None:
@@ -159,6 +161,18 @@ def _fit(
     checkpoint = result.checkpoint.path
     uri = f"s3://{checkpoint}" if storage.is_s3(runs_uri) else checkpoint
     return TrainingResult(name, run_ids["run"], uri, last.metrics, last.train_seconds)
+
+
+@contextlib.contextmanager
+def _interruptible() -> Iterator[None]:
+    """Makes Ctrl-C a KeyboardInterrupt again, where Ray Train ends the process with status 0 and no word."""
+    before = signal.getsignal(signal.SIGINT)
+    try:
+        yield
+    except SystemExit:
+        raise KeyboardInterrupt from None
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def _explained(error: Exception, name: str, runs_uri: str) -> UserError:
