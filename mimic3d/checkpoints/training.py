@@ -59,14 +59,26 @@ def load_checkpoint(folder: str | Path, trainer: Trainer) -> Progress:
         ValueError: a file is missing or damaged, or the checkpoint is of another config.
     """
     folder = Path(folder)
+    damaged = (OSError, RuntimeError, EOFError, ValueError, KeyError, TypeError, pickle.UnpicklingError)
     try:
         values = json.loads((folder / PROGRESS).read_text())
+        config = values["config"]
+        metrics = {int(nimg): found for nimg, found in values["metrics"].items()}
+        progress = Progress(values["nimg"], metrics, values["seconds"])
         state = torch.load(folder / STATE, map_location="cpu", weights_only=True)
-    except (OSError, RuntimeError, EOFError, ValueError, pickle.UnpicklingError) as error:
-        reason = str(error).splitlines()[0]
-        raise ValueError(f"the checkpoint {folder} is damaged ({reason}): take an earlier one") from None
-    if values["config"] != fingerprint(trainer.config):
+        if not isinstance(state, dict):
+            raise TypeError(f"{STATE} holds no state of a training")
+    except (*damaged, AttributeError) as error:
+        raise _damaged(folder, error) from None
+    if config != fingerprint(trainer.config):
         raise ValueError(f"the checkpoint {folder} is of another config: give the run another name")
-    trainer.load_state_dict(state)
-    metrics = {int(nimg): found for nimg, found in values["metrics"].items()}
-    return Progress(trainer.nimg, metrics, values["seconds"])
+    try:
+        trainer.load_state_dict(state)
+    except damaged as error:
+        raise _damaged(folder, error) from None
+    return progress
+
+
+def _damaged(folder: Path, error: Exception) -> ValueError:
+    reason = f"no {error}" if isinstance(error, KeyError) else (str(error).splitlines() or ["no reason"])[0]
+    return ValueError(f"the checkpoint {folder} is damaged ({reason}): take an earlier one")

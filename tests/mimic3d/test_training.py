@@ -1,0 +1,273 @@
+"""The training step: determinism, stages, ranks, resumption, schedules."""
+
+import math
+from pathlib import Path
+
+import pytest
+import torch
+import torch.distributed as dist
+import torch.multiprocessing
+from torch import Tensor, nn
+
+from mimic3d.cameras import look_at, on_sphere
+from mimic3d.checkpoints.training import Progress, load_checkpoint, save_checkpoint
+from mimic3d.config import (
+    Config,
+    ConfigError,
+    ImitationConfig,
+    ModelConfig,
+    OutputConfig,
+    RegularizationConfig,
+    RenderingConfig,
+    ScheduleConfig,
+    override,
+)
+from mimic3d.training.schedules import blur_sigma, ema_decay, pose_swap_probability, stage_at
+from mimic3d.training.trainer import Trainer, gaussian_blur
+
+torch.set_num_threads(1)
+
+# Two steps of stage 1 and three of stage 2, every phase in each stage.
+CONFIG = Config(
+    model=ModelConfig(32, 8, 8, 8, 8, 2, 64, 8, 128, 8, 16, (8, 8)),
+    rendering=RenderingConfig(1.0, 2.4, 1.2, 4, 4, True),
+    imitation=ImitationConfig(16, 0.5),
+    regularization=RegularizationConfig(density_points=16, r1_interval=2, density_interval=2),
+    schedule=ScheduleConfig(batch=4, stage1_kimg=0.008, stage2_kimg=0.012, blur_sigma=1.5, blur_kimg=0.1),
+    output=OutputConfig(checkpoint_kimg=0.004, sample_kimg=0.004),
+)
+
+
+class MeanAbsolute(nn.Module):
+    """A distance of images that needs no weights."""
+
+    def forward(self, x: Tensor, y: Tensor) -> Tensor:
+        return (x - y.detach()).abs().mean(dim=(1, 2, 3))
+
+
+def labels() -> Tensor:
+    yaw = torch.linspace(0, 6, 12)
+    return look_at(on_sphere(yaw, yaw / 10, 1.7), focal=1.1)
+
+
+def batch_at(trainer: Trainer) -> tuple[Tensor, Tensor]:
+    """This rank's slice of the global batch at the trainer's place in the run."""
+    source = torch.Generator().manual_seed(trainer.nimg)
+    images = torch.randint(0, 256, (trainer.config.schedule.batch, 3, 32, 32), generator=source)
+    picks = torch.randint(0, 12, (trainer.config.schedule.batch,), generator=source)
+    mine = slice(trainer.rank * trainer.local_batch, (trainer.rank + 1) * trainer.local_batch)
+    return images[mine].to(torch.uint8), labels()[picks][mine]
+
+
+def advance(trainer: Trainer, steps: int) -> list[dict[str, Tensor]]:
+    return [trainer.step(*batch_at(trainer), labels()) for _ in range(steps)]
+
+
+def leaves(state: object) -> list[object]:
+    """All tensors and numbers of a nested state, in order."""
+    if isinstance(state, dict):
+        return [leaf for value in state.values() for leaf in leaves(value)]
+    return [leaf for value in state for leaf in leaves(value)] if isinstance(state, list) else [state]
+
+
+def same(one: Trainer, other: Trainer) -> bool:
+    """Whether two trainers are in the same state, bit for bit."""
+    pairs = zip(leaves(one.state_dict()), leaves(other.state_dict()), strict=True)
+    return all(torch.equal(a, b) if isinstance(a, Tensor) else a == b for a, b in pairs)
+
+
+def snapshot(network: nn.Module) -> dict[str, Tensor]:
+    return {name: tensor.clone() for name, tensor in network.state_dict().items()}
+
+
+def changed(network: nn.Module, before: dict[str, Tensor]) -> set[str]:
+    return {name for name, tensor in network.state_dict().items() if not torch.equal(tensor, before[name])}
+
+
+def test_every_loss_of_both_stages_is_finite() -> None:
+    trainer = Trainer(CONFIG, MeanAbsolute())
+    logs = advance(trainer, 4)
+    assert all(value.isfinite() for log in logs for value in log.values())
+    stage1 = {"loss/generator_2d", "loss/density", "loss/discriminator_2d", "loss/r1_2d"}
+    assert stage1 <= logs[0].keys() and not any("patch" in name for name in logs[0] | logs[1])
+    stage2 = {"loss/imitation", "loss/generator_patch", "loss/discriminator_patch", "loss/r1_patch"}
+    assert stage1 | stage2 <= logs[2].keys()
+    assert "loss/r1_2d" not in logs[1] | logs[3], "regularisation is lazy"
+    assert trainer.stage == 2 and not trainer.finished
+    advance(trainer, 1)
+    assert trainer.finished
+    tensors = [leaf for leaf in leaves(trainer.state_dict()) if isinstance(leaf, Tensor)]
+    assert all(tensor.isfinite().all() for tensor in tensors)
+
+
+def test_the_same_seed_gives_the_same_weights_and_another_gives_others() -> None:
+    runs = [Trainer(config, MeanAbsolute()) for config in (CONFIG, CONFIG, override(CONFIG, {"seed": 1}))]
+    for trainer in runs:
+        advance(trainer, 3)
+        torch.rand(7)  # what others draw meanwhile does not matter
+    assert same(runs[0], runs[1]) and not same(runs[0], runs[2])
+
+
+@pytest.mark.parametrize("steps", [1, 2, 3])
+def test_a_restored_run_goes_on_as_if_nothing_had_happened(steps: int, tmp_path: Path) -> None:
+    uninterrupted, stopped = Trainer(CONFIG, MeanAbsolute()), Trainer(CONFIG, MeanAbsolute())
+    advance(uninterrupted, 4)
+    advance(stopped, steps)
+    save_checkpoint(tmp_path, stopped, Progress(stopped.nimg, {0: {"fid": 1.0}}, 2.5))
+    torch.manual_seed(99)
+    resumed = Trainer(CONFIG, MeanAbsolute())
+    advance(resumed, 1)  # whatever it did before is overwritten
+    progress = load_checkpoint(tmp_path, resumed)
+    assert progress == Progress(4 * steps, {0: {"fid": 1.0}}, 2.5)
+    advance(resumed, 4 - steps)
+    assert same(uninterrupted, resumed)
+
+
+def test_stage_1_leaves_s3d_and_the_patch_discriminator_alone() -> None:
+    trainer = Trainer(CONFIG, MeanAbsolute())
+    generator, dual, patch = (snapshot(n) for n in (trainer.generator, trainer.dual, trainer.patch))
+    advance(trainer, 2)
+    touched = changed(trainer.generator, generator)
+    assert not any(".block2." in name or ".block3." in name for name in touched)
+    assert any(name.startswith("superresolution.") for name in touched)
+    assert any(".b3d8.block." in name for name in touched), "the 3D-aware blocks serve the 2D branch too"
+    assert changed(trainer.dual, dual) and not changed(trainer.patch, patch)
+    advance(trainer, 1)
+    assert changed(trainer.patch, patch)
+    touched = changed(trainer.generator, generator)
+    assert any(".block2." in name for name in touched) and any(".block3." in name for name in touched)
+
+
+def test_imitation_teaches_the_3d_branch_and_the_triplane_not_s2d() -> None:
+    runs = []
+    for weight in (0, 3):
+        changes = {"schedule.stage1_kimg": 0, "imitation.lpips_weight": weight}
+        changes["imitation.patch_gan_weight"] = weight
+        trainer = Trainer(override(CONFIG, changes), MeanAbsolute())
+        advance(trainer, 1)
+        runs.append(trainer.generator)
+    one, other = (dict(network.named_parameters()) for network in runs)
+    differing = {name for name in one if not torch.allclose(one[name], other[name], rtol=0, atol=1e-7)}
+    assert not any(name.startswith("superresolution.") for name in differing)
+    assert any(".block3." in name for name in differing) and any(".b8." in name for name in differing)
+
+
+def test_gradients_that_are_not_finite_are_mended() -> None:
+    class Broken(nn.Module):
+        def forward(self, x: Tensor, y: Tensor) -> Tensor:
+            return x.mean(dim=(1, 2, 3)) * math.inf
+
+    trainer = Trainer(override(CONFIG, {"schedule.stage1_kimg": 0}), Broken())
+    log = advance(trainer, 1)[0]
+    assert not log["gradient/generator"].isfinite(), "and the log says so"
+    assert all(parameter.isfinite().all() for parameter in trainer.generator.parameters())
+
+
+def test_the_average_follows_the_generator() -> None:
+    trainer = Trainer(CONFIG, MeanAbsolute())
+    before = [parameter.clone() for parameter in trainer.ema.parameters()]
+    advance(trainer, 1)
+    decay = ema_decay(CONFIG.schedule, 4, 1)
+    for old, new, current in zip(
+        before, trainer.ema.parameters(), trainer.generator.parameters(), strict=True
+    ):
+        assert torch.allclose(new, decay * old + (1 - decay) * current, atol=1e-6)
+    assert torch.equal(trainer.ema.backbone.mapping.w_avg, trainer.generator.backbone.mapping.w_avg)
+
+
+def test_lazy_regularisation_slows_adam_down() -> None:
+    trainer = Trainer(override(CONFIG, {"regularization.r1_interval": 16}), MeanAbsolute())
+    generator = trainer.generator_optimizer.param_groups[0]
+    assert generator["lr"] == pytest.approx(0.0025 * 2 / 3)
+    assert generator["betas"] == pytest.approx((0, 0.99 ** (2 / 3))) and generator["eps"] == 1e-8
+    discriminator = trainer.discriminator_optimizer.param_groups[0]
+    assert discriminator["lr"] == pytest.approx(0.002 * 16 / 17)
+    assert discriminator["betas"] == pytest.approx((0, 0.99 ** (16 / 17)))
+
+
+# Several ranks.
+
+
+def test_ranks_draw_slices_of_what_one_rank_would_draw() -> None:
+    whole = Trainer(CONFIG, MeanAbsolute())
+    halves = [Trainer(CONFIG, MeanAbsolute(), rank=rank, world_size=2) for rank in (0, 1)]
+    for stage in (1, 2):
+        parts = [rank._draw("generator", stage, labels()) for rank in halves]
+        for together, one, other in zip(whole._draw("generator", stage, labels()), *parts, strict=True):
+            assert torch.equal(together, torch.cat([one, other]))
+    corners = torch.cat([rank._draw_corners("generator") for rank in halves])
+    assert torch.equal(whole._draw_corners("generator"), corners)
+    assert not torch.equal(whole._draw("generator", 1, labels())[0], whole._draw("density", 1, labels())[0])
+
+
+def test_a_batch_that_the_workers_cannot_share_is_refused() -> None:
+    with pytest.raises(ConfigError, match="must be a multiple of the 3 workers"):
+        Trainer(CONFIG, MeanAbsolute(), world_size=3)
+
+
+def one_of_two_ranks(rank: int, folder: str) -> None:
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=2)
+    trainer = Trainer(CONFIG, MeanAbsolute(), rank=rank, world_size=2)
+    for step in range(4):
+        advance(trainer, 1)
+        torch.save(trainer.state_dict(), f"{folder}/{step}-{rank}.pt")
+    dist.destroy_process_group()
+
+
+def test_two_ranks_hold_the_same_weights_after_every_step(tmp_path: Path) -> None:
+    torch.multiprocessing.spawn(one_of_two_ranks, (str(tmp_path),), nprocs=2)
+    alone = Trainer(CONFIG, MeanAbsolute())
+    for step in range(4):
+        one, other = (leaves(torch.load(tmp_path / f"{step}-{rank}.pt")) for rank in (0, 1))
+        assert all(
+            torch.equal(a, b) if isinstance(a, Tensor) else a == b for a, b in zip(one, other, strict=True)
+        )
+        advance(alone, 1)
+    assert torch.load(tmp_path / "3-0.pt")["nimg"] == alone.nimg == 16
+
+
+# Schedules.
+
+
+def test_the_average_ramps_up_in_stage_1_only() -> None:
+    schedule = ScheduleConfig(batch=32, ema_half_life_kimg=10, ema_ramp_up=0.05)
+    assert ema_decay(schedule, 200_000, 1) == ema_decay(schedule, 10**7, 1) == 0.5 ** (32 / 10_000)
+    assert ema_decay(schedule, 1000, 1) == pytest.approx(0.5 ** (32 / 50))
+    assert ema_decay(schedule, 1000, 2) == 0.5 ** (32 / 10_000)
+    assert ema_decay(schedule, 0, 1) == 0, "at the start the average is the generator"
+
+
+def test_the_blur_fades_out_in_stage_1() -> None:
+    schedule = ScheduleConfig(blur_sigma=10, blur_kimg=200)
+    assert [blur_sigma(schedule, nimg, 1) for nimg in (0, 100_000, 200_000, 10**6)] == [10, 5, 0, 0]
+    assert blur_sigma(schedule, 0, 2) == 0
+    assert blur_sigma(ScheduleConfig(blur_kimg=0), 0, 1) == 0
+
+
+def test_the_pose_is_swapped_less_and_less() -> None:
+    schedule = ScheduleConfig(pose_swap_kimg=1000, pose_swap_final=0.5)
+    probabilities = [pose_swap_probability(schedule, nimg, 1) for nimg in (0, 500_000, 10**6, 10**7)]
+    assert probabilities == [1, 0.75, 0.5, 0.5]
+    assert pose_swap_probability(schedule, 0, 2) == 0.5
+
+
+def test_swapped_poses_are_the_neighbours_in_the_batch() -> None:
+    trainer = Trainer(CONFIG, MeanAbsolute())
+    _, camera, conditioning = trainer._draw("generator", 1, labels())
+    assert torch.equal(conditioning, camera.roll(1, dims=0)), "always at the start of stage 1"
+
+
+def test_stage_2_begins_when_stage_1s_images_are_consumed() -> None:
+    assert [stage_at(CONFIG, nimg) for nimg in (0, 4, 8, 12)] == [1, 1, 2, 2]
+
+
+def test_the_gaussian_blur_keeps_the_mean_and_has_its_sigma() -> None:
+    image = torch.zeros(1, 2, 41, 41)
+    image[:, :, 20, 20] = 1
+    found = gaussian_blur(image, 2.0)
+    assert found.sum(dim=(2, 3)).tolist() == [pytest.approx([1, 1], abs=1e-5)]
+    offset = torch.arange(41.0) - 20
+    variance = (found[0, 0].sum(dim=0) * offset.square()).sum().item()
+    assert variance == pytest.approx(4, rel=0.05)
+    assert gaussian_blur(image, 0.2) is image, "a blur of less than a pixel is none"
