@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from mimic3d.config import ConfigError
 from mimic3d_platform.console import Console
 from mimic3d_platform.errors import UserError
 
@@ -24,6 +25,10 @@ app = typer.Typer(
 )
 data = typer.Typer(help="Make, look at and check data sets.", no_args_is_help=True)
 app.add_typer(data, name="data")
+
+# Typer exports only children of the error that it raises for a command line it cannot read.
+_UsageError = typer.BadParameter.__base__
+_STOPPED = "stopped; run the same command again to go on from where it was"
 
 Model = Annotated[str, typer.Argument(help="A generator's folder, or models:/NAME@ALIAS, models:/NAME/3.")]
 Overrides = Annotated[
@@ -193,7 +198,9 @@ def pull(
 ) -> None:
     """Fetch a registered generator, every file held to its SHA-256."""
     from mimic3d_platform.registry import pull as fetch
+    from mimic3d_platform.settings import use_services
 
+    use_services()
     Console().say(f"{uri} is in {fetch(uri, destination)}")
 
 
@@ -262,17 +269,27 @@ def demo(
 def main() -> None:
     """The entry point: what a user can mend is one line and status 2; nothing is ever a traceback."""
     try:
-        app()
+        status = app(standalone_mode=False)
     except UserError as error:
         _fail(str(error), 2)
+    except _UsageError as error:
+        if len(sys.argv) == 1 or type(error).__name__ == "NoArgsIsHelpError":
+            typer.echo(error.format_message())
+            sys.exit(2)
+        _fail(f"{error.format_message().rstrip('.')}; see `{error.ctx.command_path} --help`", 2)
+    except ConfigError as error:
+        _fail(str(error), 2)
     except KeyboardInterrupt:
-        _fail("stopped; run the same command again to go on from where it was", 130)
+        _fail(_STOPPED, 130)
     except BrokenPipeError:
         os._exit(0)
     except ValueError as error:  # the method's own errors, made for users
         _fail(str(error), 2, error)
     except Exception as error:
         _fail(f"unexpected {type(error).__name__}: {error}", 1, error)
+    if status == 130:  # Typer turns Ctrl-C into this status.
+        _fail(_STOPPED, 130)
+    sys.exit(status)
 
 
 def _fail(message: str, status: int, error: Exception | None = None) -> None:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mimic3d.config import Config
+from mimic3d_platform.errors import UserError
 
 if TYPE_CHECKING:
     import torch
@@ -18,15 +19,29 @@ if TYPE_CHECKING:
 
 @contextlib.contextmanager
 def open_generator(model: str) -> Iterator[tuple[Generator, Config]]:
-    """The generator and config of a folder or a `models:/…` URI, which is pulled for as long as the block."""
-    from mimic3d.checkpoints.folder import load_generator
-    from mimic3d_platform.registry import pull
+    """The generator and config of a folder or a `models:/…` URI, which is pulled for as long as the block.
 
-    if not model.startswith("models:/"):
-        yield load_generator(model)
+    Raises:
+        UserError: no such model, or a folder that does not hold a generator.
+    """
+    from mimic3d_platform.registry import pull
+    from mimic3d_platform.settings import use_services
+
+    if not model.startswith("models:"):
+        yield _load(model)
         return
+    use_services()
     with tempfile.TemporaryDirectory(prefix="mimic3d-pull-") as folder:
-        yield load_generator(pull(model, folder))
+        yield _load(pull(model, folder))
+
+
+def _load(folder: str | Path) -> tuple[Generator, Config]:
+    from mimic3d.checkpoints.folder import load_generator
+
+    try:
+        return load_generator(folder)
+    except ValueError as error:
+        raise UserError(str(error)) from error
 
 
 def latents(generator: Generator, config: Config, count: int, seed: int, truncation: float) -> torch.Tensor:

@@ -21,7 +21,12 @@ def resolve_config(recipe: str, data_uri: str | None, assignments: list[str]) ->
     if path.suffix in (".yaml", ".yml"):
         if not path.is_file():
             raise UserError(f"there is no config file {path}: check the path, or name a recipe")
-        config = config_from_yaml(path.read_text(), str(path))
+        try:
+            text = path.read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            reason = getattr(error, "strerror", None) or "it is not UTF-8 text"
+            raise UserError(f"cannot read the config file {path}: {reason}; correct or replace it") from error
+        config = config_from_yaml(text, str(path))
     else:
         config = get_recipe(recipe)
     changes: dict[str, str] = {}

@@ -55,12 +55,17 @@ def shown(uri: str) -> str:
 
 def client() -> MlflowClient:
     """A client of the tracking server and its registry, with bounded patience."""
-    for name, value in _DEFAULTS.items():
-        os.environ.setdefault(name, value)
+    _set_defaults()
     import mlflow
 
     uri = tracking_uri()
     return mlflow.MlflowClient(tracking_uri=uri, registry_uri=uri)
+
+
+def _set_defaults() -> None:
+    """To be called before MLflow is imported: it reads some of them then."""
+    for name, value in _DEFAULTS.items():
+        os.environ.setdefault(name, value)
 
 
 def check_tracking() -> str:
@@ -83,6 +88,7 @@ def check_tracking() -> str:
         except BaseException as error:
             found.append(error)
 
+    _set_defaults()
     with _impatient():
         import mlflow  # noqa: F401  (its own seconds are not the server's)
 

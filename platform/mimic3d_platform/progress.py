@@ -26,6 +26,7 @@ class Report:
 class _Board:
     def __init__(self) -> None:
         self._report: Report | None = None
+        self._failure: str | None = None
 
     def put(self, report: Report) -> None:
         self._report = report
@@ -33,9 +34,15 @@ class _Board:
     def get(self) -> Report | None:
         return self._report
 
+    def fail(self, failure: str) -> None:
+        self._failure = failure
+
+    def failure(self) -> str | None:
+        return self._failure
+
 
 class ProgressBoard:
-    """A Ray actor that holds the newest `Report`."""
+    """A Ray actor that holds the newest `Report`, and the failure that no further attempt would mend."""
 
     @staticmethod
     def remote() -> Any:

@@ -8,7 +8,6 @@ import logging
 import os
 import platform
 import signal
-import signal
 import subprocess
 import threading
 from collections.abc import Callable, Iterator
@@ -149,10 +148,9 @@ def _fit(
     )
     with _stoppable(), _followed(board, on_progress):
         try:
-            with _interruptible():
-                result = trainer.fit()
+            result = trainer.fit()
         except TrainingFailedError as error:
-            raise _explained(error, name, runs_uri) from error
+            raise _explained(error, name) from error
     if (failure := ray.get(board.failure.remote())) is not None:
         raise UserError(failure)
     if result.checkpoint is None:
@@ -163,27 +161,11 @@ def _fit(
     return TrainingResult(name, run_ids["run"], uri, last.metrics, last.train_seconds)
 
 
-@contextlib.contextmanager
-def _interruptible() -> Iterator[None]:
-    """Makes Ctrl-C a KeyboardInterrupt again, where Ray Train ends the process with status 0 and no word."""
-    before = signal.getsignal(signal.SIGINT)
-    try:
-        yield
-    except SystemExit:
-        raise KeyboardInterrupt from None
-    finally:
-        signal.signal(signal.SIGINT, before)
-
-
-def _explained(error: Exception, name: str, runs_uri: str) -> UserError:
+def _explained(error: Exception, name: str) -> UserError:
     """The error of a worker that a user can mend, else the last line of what went wrong."""
     failures = getattr(error, "worker_failures", None) or {}
     causes = [cause for failure in failures.values() for cause in _chain(failure)]
     causes += list(_chain(error))
-    for cause in causes:
-        if isinstance(cause, OSError):  # Ray Train's own, of the run's folder.
-            with contextlib.suppress(OSError), storage.translate_errors(runs_uri, "store a checkpoint in"):
-                raise cause
     for cause in causes:
         if isinstance(cause, UserError):
             return UserError(str(cause))

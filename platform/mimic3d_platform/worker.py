@@ -3,20 +3,29 @@
 from __future__ import annotations
 
 import os
+import shutil
 import tempfile
 import time
 from pathlib import Path
 from typing import Any
 
 from mimic3d.config import Config, from_dict
+from mimic3d_platform import storage
 from mimic3d_platform.errors import UserError
 
 GRID_ROWS = 6
 GRID_VIEWS = 4
 
 
+class FinalError(UserError):
+    """What another attempt of the same workers would meet again, until the user has mended it."""
+
+
 def train_worker(job: dict[str, Any]) -> None:
     """What each worker runs; see `mimic3d_platform.training`.
+
+    A `FinalError` fails the attempt, so that no rank waits for the one that met it; the attempt that Ray
+    Train then starts finds it on the board and ends at once.
 
     Args:
         job: "config" as plain values, "runs_uri", "run_ids" of MLflow, "networks" by purpose,
@@ -27,13 +36,17 @@ def train_worker(job: dict[str, Any]) -> None:
     import torch
     from ray.train.torch import get_device
 
+    if ray.get(job["board"].failure.remote()) is not None:
+        return
     os.environ.update(ray.get(job["environment"][0]))
     torch.set_num_threads(job["threads"])
     context = ray.train.get_context()
-    worker = _Worker(
-        from_dict(job["config"]), job, get_device(), context.get_world_rank(), context.get_world_size()
-    )
-    worker.run()
+    ranks = context.get_world_rank(), context.get_world_size()
+    try:
+        _Worker(from_dict(job["config"]), job, get_device(), *ranks).run()
+    except FinalError as error:
+        ray.get(job["board"].fail.remote(str(error)))
+        raise
 
 
 class _Worker:
@@ -51,7 +64,7 @@ class _Worker:
         from mimic3d_platform.tracking import RunLogger
 
         self.config, self.rank = config, rank
-        self.board = job["board"]
+        self.board, self.runs_uri = job["board"], job["runs_uri"]
         self.progress = Progress()
         self.speed: dict[str, float] = {}
         self.tell("loading networks and data", 0)
@@ -60,9 +73,12 @@ class _Worker:
         self.trainer = Trainer(config, perceptual, device, rank, world_size)
         if (checkpoint := ray.train.get_checkpoint()) is not None:
             with checkpoint.as_directory() as folder:
-                self.progress = load_checkpoint(folder, self.trainer)
+                try:
+                    self.progress = load_checkpoint(folder, self.trainer)
+                except ValueError as error:
+                    raise FinalError(str(error).replace(str(folder), checkpoint.path)) from error
         self.evaluator = Evaluator(
-            config, job["networks"]["frechet"], job["runs_uri"], device, rank, world_size
+            config, job["networks"]["frechet"], self.runs_uri, device, rank, world_size
         )
         self.stream = TrainingStream(
             config.data.uri,
@@ -154,22 +170,38 @@ class _Worker:
         """Reports a checkpoint to Ray Train, which puts it into the run's folder; all ranks take part."""
         import ray.train
 
-        from mimic3d.checkpoints.training import save_checkpoint
-
         self.tell("saving a checkpoint", self.trainer.nimg)
         if self.rank != 0:
             ray.train.report({"nimg": self.trainer.nimg})
             return
-        with tempfile.TemporaryDirectory(prefix="mimic3d-checkpoint-") as folder:
-            try:
-                save_checkpoint(folder, self.trainer, self.progress)
-            except OSError as error:
-                raise UserError(
-                    f"cannot write a checkpoint to {Path(folder).parent}: {error}; free some space or set "
-                    "TMPDIR, then run the same command again"
-                ) from error
+        folder = self.write_checkpoint()
+        try:
             checkpoint = ray.train.Checkpoint.from_directory(folder)
-            ray.train.report({"nimg": self.trainer.nimg}, checkpoint=checkpoint)
+            with storage.translate_errors(self.runs_uri, "store a checkpoint in"):
+                ray.train.report({"nimg": self.trainer.nimg}, checkpoint=checkpoint)
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
+
+    def write_checkpoint(self) -> Path:
+        """A new folder, below TMPDIR, that holds the run as it is now."""
+        from safetensors import SafetensorError
+
+        from mimic3d.checkpoints.training import save_checkpoint
+
+        place = Path(tempfile.gettempdir())
+        try:
+            folder = Path(tempfile.mkdtemp(prefix="mimic3d-checkpoint-", dir=place))
+            try:
+                return save_checkpoint(folder, self.trainer, self.progress)
+            except BaseException:
+                shutil.rmtree(folder, ignore_errors=True)
+                raise
+        except (OSError, SafetensorError) as error:
+            reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+            raise FinalError(
+                f"cannot write a checkpoint below {place}: {reason}; free some space there or set TMPDIR to "
+                "another folder, then run the same command again"
+            ) from error
 
     def tell(self, doing: str, nimg: int, **speed: Any) -> None:
         """Puts a report on the board; nobody waits for it. The last speed stands until there is another."""
