@@ -117,7 +117,7 @@ def _follow(stream: io.BytesIO, rules: _Rules) -> Any:
     except RefusedPickle as error:
         raise RefusedPickle(f"{error} (byte {position})") from None
     except (IndexError, KeyError, TypeError):
-        raise RefusedPickle(f"the pickle is malformed (byte {position})") from None
+        raise RefusedPickle(f"it is malformed or not a pickle (byte {position})") from None
     except (ValueError, OverflowError, MemoryError) as error:
         reached = "from its first byte" if position in (None, start) else f"after byte {position}"
         raise RefusedPickle(f"it is cut short or not a pickle {reached} ({quoted(error)})") from None
@@ -142,7 +142,7 @@ class _Machine:
             method = getattr(self, f"_{opcode.lower()}", None)
             if method is None:
                 named = f" of {quoted(argument)}" if isinstance(argument, str) else ""
-                raise RefusedPickle(f"it uses {opcode}{named}, which network pickles do not")
+                raise RefusedPickle(f"it uses {opcode}{named}, which is no network pickle's: is it one?")
             method(argument)
 
     def _items(self) -> list[Any]:
@@ -228,7 +228,7 @@ class _Machine:
     def _name(self, text: str) -> None:
         if not self.rules.names(text):
             raise RefusedPickle(
-                f"it names {quoted(text)}, which network pickles do not; nothing was executed"
+                f"it names {quoted(text)}, which is no part of a network; nothing was executed"
             )
         self.stack.append(_Name(text))
 
