@@ -239,14 +239,15 @@ class Trainer:
     def _apply(self, optimizer: torch.optim.Optimizer) -> Tensor:
         """Averages gradients over the ranks, mends non-finite ones, steps; returns the gradient's norm."""
         parameters = [p for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
-        flat = torch.cat([p.grad.flatten() for p in parameters])
+        gradients = [p.grad for p in parameters]
+        flat = torch.cat([gradient.flatten() for gradient in gradients])
         if self.world_size > 1:
             dist.all_reduce(flat)
             flat /= self.world_size
         norm = flat.norm()
         torch.nan_to_num(flat, nan=0.0, posinf=1e5, neginf=-1e5, out=flat)
-        for parameter, gradient in zip(parameters, flat.split([p.numel() for p in parameters]), strict=True):
-            parameter.grad.copy_(gradient.view_as(parameter))
+        mended = flat.split([gradient.numel() for gradient in gradients])
+        torch._foreach_copy_(gradients, [m.view_as(g) for m, g in zip(mended, gradients, strict=True)])
         optimizer.step()
         for network in (self.generator, self.dual, self.patch):
             network.zero_grad(set_to_none=True)

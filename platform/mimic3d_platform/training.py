@@ -146,6 +146,8 @@ def _fit(
             worker_runtime_env={"env_vars": ({} if gpu else MALLOC) | _temporary_folder()},
         ),
     )
+    if on_progress is not None:
+        on_progress(Report("starting the workers", 0, config.total_nimg))
     with _stoppable(), _followed(board, on_progress):
         try:
             result = trainer.fit()
