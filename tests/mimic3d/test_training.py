@@ -39,10 +39,10 @@ CONFIG = Config(
 
 
 class MeanAbsolute(nn.Module):
-    """A distance of images that needs no weights."""
+    """A distance of images that needs no weights, with gradients for both."""
 
     def forward(self, x: Tensor, y: Tensor) -> Tensor:
-        return (x - y.detach()).abs().mean(dim=(1, 2, 3))
+        return (x - y).abs().mean(dim=(1, 2, 3))
 
 
 def labels() -> Tensor:
@@ -173,6 +173,27 @@ def test_the_average_follows_the_generator() -> None:
     ):
         assert torch.allclose(new, decay * old + (1 - decay) * current, atol=1e-6)
     assert torch.equal(trainer.ema.backbone.mapping.w_avg, trainer.generator.backbone.mapping.w_avg)
+
+
+def test_noise_is_drawn_anew_in_every_step() -> None:
+    trainer, seeds = Trainer(CONFIG, MeanAbsolute()), []
+    for _ in range(3):
+        advance(trainer, 1)
+        seeds.append(torch.initial_seed())
+    assert len(set(seeds)) == 3
+
+
+def test_stage_2_starts_with_fresh_moments() -> None:
+    trainer = Trainer(CONFIG, MeanAbsolute())
+
+    def steps() -> float:
+        parameter = trainer.generator.decoder.net["0"].weight
+        return trainer.generator_optimizer.state[parameter]["step"].item()
+
+    advance(trainer, 2)
+    assert steps() == 3, "two of the GAN loss, one of density smoothness"
+    advance(trainer, 1)
+    assert steps() == 2
 
 
 def test_lazy_regularisation_slows_adam_down() -> None:
