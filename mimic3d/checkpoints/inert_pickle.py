@@ -103,7 +103,7 @@ def read_network_pickle(data: bytes) -> Any:
 def quoted(text: object) -> str:
     """Text of a stranger's, fit for one line of a message."""
     shown = str(text)
-    return ascii(shown if len(shown) <= 80 else shown[:77] + "...")[1:-1]
+    return ascii(shown if len(shown) <= 80 else shown[:77] + "...")[1:-1].replace("\\'", "'")
 
 
 def _follow(stream: io.BytesIO, rules: _Rules) -> Any:

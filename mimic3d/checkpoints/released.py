@@ -141,6 +141,8 @@ def _tensor(name: str, array: np.ndarray, shape: tuple[int, ...]) -> Tensor:
         found = found[1:]
     if found != shape:
         raise ValueError(f"the tensor {quoted(name)} has the shape {array.shape}, but must have {shape}")
-    if array.dtype.kind != "f" or not np.isfinite(array).all():
+    with np.errstate(over="ignore"):
+        values = array.astype(np.float32).reshape(shape)
+    if array.dtype.kind != "f" or not np.isfinite(values).all():
         raise ValueError(f"the tensor {quoted(name)} holds something other than finite numbers")
-    return torch.from_numpy(array.astype(np.float32).reshape(shape))
+    return torch.from_numpy(values)

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
 from mimic3d.cameras import LABEL_SIZE
+from mimic3d.checkpoints.inert_pickle import quoted
 from mimic3d.config import CameraConfig, Config, ImitationConfig, ModelConfig, RenderingConfig
 from mimic3d.recipes import cars128
 
@@ -31,6 +31,7 @@ _SUPPORTED = {
 }
 _SUPPORTED_ATTRIBUTES = {"plane_act": None, "depth_guided_sample": 0}
 _MAX_SAMPLES = 1024
+_PLAIN = (bool, int, float, str, type(None))
 
 
 def released_config(shapes: Shapes, attributes: Mapping[str, Any]) -> Config:
@@ -69,7 +70,7 @@ def released_config(shapes: Shapes, attributes: Mapping[str, Any]) -> Config:
 def label_scale(attributes: Mapping[str, Any]) -> float:
     """The factor by which the released generator multiplies the camera label before its mapping."""
     settings = attributes.get("rendering_kwargs", {})
-    return 0.0 if settings.get("c_gen_conditioning_zero") else _number(settings, "c_scale", 1.0)
+    return 0.0 if _flag(settings, "c_gen_conditioning_zero", False) else _number(settings, "c_scale", 1.0)
 
 
 def _model(shapes: Shapes, attributes: Mapping[str, Any]) -> ModelConfig:
@@ -90,7 +91,7 @@ def _model(shapes: Shapes, attributes: Mapping[str, Any]) -> ModelConfig:
     image = _image_resolution(shapes, attributes)
     neural = attributes.get("neural_rendering_resolution", 64)
     if type(neural) is not int or not 4 <= neural <= image or neural & (neural - 1):
-        raise ValueError(f"neural_rendering_resolution is {neural!r}, not a power of two up to {image}")
+        raise ValueError(f"neural_rendering_resolution is {_shown(neural)}, not a power of two up to {image}")
     return ModelConfig(
         image_resolution=image,
         neural_rendering_resolution=neural,
@@ -130,7 +131,9 @@ def _image_resolution(shapes: Shapes, attributes: Mapping[str, Any]) -> int:
     size = shapes[name][-1] if shapes.get(name) else attributes.get("img_resolution")
     if type(size) is not int or size not in _SUPERRESOLUTION_INPUT:
         known = ", ".join(map(str, _SUPERRESOLUTION_INPUT))
-        raise ValueError(f"the images are of size {size!r}, but the known super-resolutions are for {known}")
+        raise ValueError(
+            f"the images are of size {_shown(size)}, but the known super-resolutions are for {known}"
+        )
     return size
 
 
@@ -144,39 +147,44 @@ def _shape(shapes: Shapes, name: str, dimensions: int) -> tuple[int, ...]:
 
 
 def _rendering(base: RenderingConfig, settings: Mapping[str, Any]) -> RenderingConfig:
-    white = settings.get("white_back", base.white_background if not settings else False)
-    if type(white) is not bool:
-        raise ValueError(f"rendering_kwargs: white_back is {white!r}, not true or false")
     return RenderingConfig(
         near=_number(settings, "ray_start", base.near),
         far=_number(settings, "ray_end", base.far),
         box_warp=_number(settings, "box_warp", base.box_warp),
         coarse_samples=_samples(settings, "depth_resolution", base.coarse_samples),
         importance_samples=_samples(settings, "depth_resolution_importance", base.importance_samples),
-        white_background=white,
+        # Where there are settings, not to mention a white background is not to have one.
+        white_background=_flag(settings, "white_back", base.white_background and not settings),
     )
 
 
 def _camera(base: CameraConfig, settings: Mapping[str, Any]) -> CameraConfig:
     pivot = settings.get("avg_camera_pivot", base.pivot)
     if not isinstance(pivot, list | tuple) or len(pivot) != 3:
-        raise ValueError(f"rendering_kwargs: avg_camera_pivot is {pivot!r}, not three numbers")
+        raise ValueError(f"rendering_kwargs: avg_camera_pivot is {_shown(pivot)}, not three numbers")
     x, y, z = (_number({"avg_camera_pivot": value}, "avg_camera_pivot", 0.0) for value in pivot)
     return replace(base, radius=_number(settings, "avg_camera_radius", base.radius), pivot=(x, y, z))
 
 
 def _number(settings: Mapping[str, Any], key: str, default: float) -> float:
     value = settings.get(key, default)
-    if type(value) not in (int, float) or not math.isfinite(value):
-        raise ValueError(f"rendering_kwargs: {key} is {value!r}, but only plain numbers are supported")
+    if type(value) not in (int, float) or not abs(value) < 1e9:
+        raise ValueError(f"rendering_kwargs: {key} is {_shown(value)}, but only plain numbers are supported")
     return float(value)
+
+
+def _flag(settings: Mapping[str, Any], key: str, default: bool) -> bool:
+    value = settings.get(key, default)
+    if type(value) is not bool:
+        raise ValueError(f"rendering_kwargs: {key} is {_shown(value)}, not true or false")
+    return value
 
 
 def _samples(settings: Mapping[str, Any], key: str, default: int) -> int:
     value = settings.get(key, default)
     if type(value) is not int or not 4 <= value <= _MAX_SAMPLES:
         raise ValueError(
-            f"rendering_kwargs: {key} is {value!r}, but must be a whole number from 4 to {_MAX_SAMPLES}"
+            f"rendering_kwargs: {key} is {_shown(value)}, but must be a whole number from 4 to {_MAX_SAMPLES}"
         )
     return value
 
@@ -184,5 +192,12 @@ def _samples(settings: Mapping[str, Any], key: str, default: int) -> int:
 def _require_supported(values: Mapping[str, Any], supported: Mapping[str, Any]) -> None:
     for key, wanted in supported.items():
         value = values.get(key, wanted)
-        if value != wanted:
-            raise ValueError(f"it renders with {key}={value!r}, but only {key}={wanted!r} is supported")
+        if not isinstance(value, _PLAIN) or value != wanted:
+            raise ValueError(f"it renders with {key}={_shown(value)}, but only {key}={wanted!r} is supported")
+
+
+def _shown(value: object) -> str:
+    items = value if isinstance(value, list | tuple) else [value]
+    # What nests deeper is named by its type alone: to print it could take for ever.
+    plain = all(isinstance(item, _PLAIN) for item in items)
+    return quoted(repr(value)) if plain else f"a {type(value).__name__}"

@@ -302,6 +302,7 @@ CHANGES = {
     f"the tensor {B8}.weight has the shape (8, 3), not 4": {f"{B8}.weight": torch.zeros(8, 3)},
     "b8 is 5 channels wide, where the other blocks ask for 8": {f"{B8}.weight": torch.zeros(5, 8, 3, 3)},
     f"the tensor {FC0}.bias holds something other than finite": {f"{FC0}.bias": torch.full((16,), torch.nan)},
+    f"the tensor {FC0}.bias holds something": {f"{FC0}.bias": torch.full((16,), 1e300, dtype=torch.float64)},
     f"the tensor {FC0}.bias holds something other": {f"{FC0}.bias": torch.zeros(16, dtype=torch.int64)},
     "resample_filter is not the filter [1, 3, 3, 1]": {
         "superresolution.resample_filter": torch.full((4, 4), 1 / 16)
@@ -341,6 +342,11 @@ def test_tensors_of_an_enormous_network_allocate_nothing(tmp_path, small) -> Non
         ({"white_back": "yes"}, "white_back is 'yes'"),
         ({"avg_camera_pivot": [0, 0]}, "avg_camera_pivot is [0, 0], not three numbers"),
         ({"c_scale": "x"}, "c_scale is 'x'"),
+        ({"c_scale": 10**400}, "c_scale is 1000"),
+        ({"ray_start": "a\nb" * 500}, "ray_start is 'a"),
+        ({"clamp_mode": torch.zeros(3)}, "clamp_mode=a ndarray"),
+        ({"ray_start": [[0.1]]}, "ray_start is a list, but only plain numbers are supported"),
+        ({"c_gen_conditioning_zero": 1}, "c_gen_conditioning_zero is 1, not true or false"),
     ],
 )
 def test_settings_that_are_not_supported_are_named(tmp_path, small, settings, said) -> None:
@@ -360,18 +366,12 @@ def test_attributes_that_are_not_supported_are_named(tmp_path, small) -> None:
 
 
 def storage_of(count: int, held: int) -> bytes:
-    """A storage that says to hold `count` floats, and holds `held`."""
-    pickler_bytes = io.BytesIO()
-    torch.save(torch.zeros(held).untyped_storage(), pickler_bytes, _use_new_zipfile_serialization=False)
-    data = pickler_bytes.getvalue()
-    typed = pickle.loads(pickle.dumps(torch.zeros(held).storage()))
-    file = io.BytesIO()
-    torch.save(typed, file, _use_new_zipfile_serialization=False)
-    data = file.getvalue()
-    assert data.count(struct.pack("<q", held)) >= 1
-    return data.replace(b"K" + bytes([held]), b"\x8a\x06" + count.to_bytes(6, "little")).replace(
-        struct.pack("<q", held), struct.pack("<q", count)
-    )
+    """A storage of `held` floats, fewer than 256, that says to hold `count`."""
+    _, (data,) = torch.zeros(held)._typed_storage().__reduce__()
+    declared, counted = b"K" + bytes([held]), struct.pack("<q", held)
+    assert data.count(declared) == data.count(counted) == 1
+    data = data.replace(declared, b"\x8a\x06" + count.to_bytes(6, "little"))
+    return data.replace(counted, struct.pack("<q", count))
 
 
 def test_declared_sizes_beyond_the_file_allocate_nothing(tmp_path) -> None:
@@ -386,7 +386,7 @@ def test_declared_sizes_beyond_the_file_allocate_nothing(tmp_path) -> None:
 
 
 def rebuilt(size: tuple[int, ...], stride: tuple[int, ...], offset: int = 0) -> Call:
-    storage = torch.zeros(6).storage()
+    storage = torch.storage.TypedStorage([0.0] * 6, dtype=torch.float32, _internal=True)
     return Call(torch._utils._rebuild_tensor_v2, storage, offset, size, stride, False, {})
 
 
