@@ -220,9 +220,11 @@ def import_checkpoint(
 def render(
     model: Model,
     destination: Annotated[Path, typer.Argument(help="A .png for a grid, an .mp4 for an orbit.")],
-    identities: Annotated[int, typer.Option(help="How many latents.")] = 6,
+    identities: Annotated[int, typer.Option(help="How many latents.", min=1)] = 6,
     seed: Annotated[int, typer.Option(help="Of the latents.")] = 0,
-    views: Annotated[int, typer.Option(help="Cameras of a grid, or frames of a video.")] = 0,
+    views: Annotated[
+        int | None, typer.Option(help="Cameras of a grid (4), or frames of a video (48).", min=1)
+    ] = None,
     truncation: Annotated[float, typer.Option(help="1 is none, 0 the average object.")] = 1.0,
 ) -> None:
     """Draw a grid or an orbit video of both branches from a generator."""
@@ -245,7 +247,7 @@ def mesh(
     model: Model,
     destination: Annotated[Path, typer.Argument(help="A .ply or .glb file.")],
     seed: Annotated[int, typer.Option(help="Of the latent.")] = 0,
-    resolution: Annotated[int, typer.Option(help="Samples along each side of the box.")] = 128,
+    resolution: Annotated[int, typer.Option(help="Samples along each side of the box.", min=2)] = 128,
     truncation: Annotated[float, typer.Option(help="1 is none, 0 the average object.")] = 1.0,
 ) -> None:
     """Write the coloured surface of one object."""
@@ -259,11 +261,12 @@ def mesh(
 @app.command()
 def demo(
     folder: Annotated[Path, typer.Option(help="Where pictures and the summary go.")] = Path("demo"),
+    overrides: Overrides = None,
 ) -> None:
     """Run the main job on this machine: render cars, train both stages, register, pull, draw."""
     from mimic3d_platform.demo import run_demo
 
-    run_demo(folder, Console())
+    run_demo(folder, Console(), overrides or [])
 
 
 def main() -> None:

@@ -69,7 +69,7 @@ class Console:
             move(what, report.nimg, report.total_nimg, report.seconds_left)
 
         with self._bar() as move:
-            move("starting the workers", 0, 1, None)
+            move("checking the data and the services", 0, 1, None)
             yield show
 
     @contextlib.contextmanager

@@ -8,7 +8,7 @@ from __future__ import annotations
 import contextlib
 import json
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,6 @@ from mimic3d_platform import local, storage, tracking
 from mimic3d_platform.console import Console
 from mimic3d_platform.data.render import render_dataset
 from mimic3d_platform.drawing import draw_grid, draw_mesh, draw_orbit, open_generator
-from mimic3d_platform.errors import UserError
 from mimic3d_platform.jobs import train_and_register
 from mimic3d_platform.launch import resolve_config
 from mimic3d_platform.registry import pull
@@ -25,7 +24,7 @@ from mimic3d_platform.settings import use_services
 from mimic3d_platform.weights import best_available
 
 RECIPE = "cars-demo"
-DATA_URI = "s3://mimic3d/data/cars-demo"
+DATA_URI = "s3://mimic3d/data"
 MODEL = "mimic3d-cars"
 ALIAS = "champion"
 COLOURINGS, VIEWS = 16, 12
@@ -48,11 +47,12 @@ class _Clock:
         self.seconds[name] = round(time.monotonic() - started, 1)
 
 
-def run_demo(folder: Path, console: Console) -> dict[str, Any]:
+def run_demo(folder: Path, console: Console, overrides: Sequence[str] = ()) -> dict[str, Any]:
     """Renders cars, trains both stages, measures, registers, pulls and draws.
 
     Args:
         folder: gets the pictures and `summary.json`.
+        overrides: of the recipe, KEY=VALUE.
     Returns:
         the summary.
     Raises:
@@ -65,28 +65,33 @@ def run_demo(folder: Path, console: Console) -> dict[str, Any]:
     with clock.part("weights", "the feature networks of the loss and the metrics"):
         names = [best_available(purpose, console.say) for purpose in ("perceptual", "frechet")]
         console.say(f"perceptual loss on {names[0]}, Fréchet distance on {names[1]}")
-    config = resolve_config(RECIPE, DATA_URI, [])
+    # Data, run and pictures are named after what they are made of: another version of the recipe or of the
+    # numbers here is beside them, not in conflict with them.
+    resolution = resolve_config(RECIPE, DATA_URI, list(overrides)).model.image_resolution
+    data_uri = storage.join(DATA_URI, f"{RECIPE}-{resolution}px-{COLOURINGS}x{VIEWS}")
+    config = resolve_config(RECIPE, data_uri, list(overrides))
     with clock.part("data", "cars from human-made models, ray cast, as Parquet in S3"):
         with console.progress("rendering", "images") as advance:
             manifest = render_dataset(
-                DATA_URI,
-                config.model.image_resolution,
+                data_uri,
+                resolution,
                 colourings=COLOURINGS,
                 views=VIEWS,
                 seed=0,
                 supersample=4,
                 on_progress=advance,
             )
-        console.say(f"{manifest.count} images of {manifest.identities} cars in {DATA_URI}")
+        console.say(f"{manifest.count} images of {manifest.identities} cars in {data_uri}")
     with clock.part("training", "stage 1, then stage 2, on Ray Train"):
-        # Named after its config: a later version of the recipe is another run, not a conflict.
         name = f"{RECIPE}-{fingerprint(config)[:8]}"
         finished = train_and_register(config, name, console, model=MODEL, alias=ALIAS)
-    pictures = folder / f"version-{finished.version}"
+    pictures = folder / f"version-{finished.version}-{finished.result.run_id[:8]}"
     with clock.part("pictures", f"models:/{MODEL}@{ALIAS} pulled back, drawn from all sides"):
         uri = f"models:/{MODEL}@{ALIAS}"
         paths = _draw(pull(uri, pictures / "model"), pictures, console)
-        _fetch_samples(finished.result.run_id, folder / "samples")
+        # The grids that the training drew.
+        paths["samples"] = pictures / "samples"
+        tracking.download_artifacts(finished.result.run_id, "samples", paths["samples"])
 
     console.heading("What came out")
     console.metrics(finished.result.metrics)
@@ -101,7 +106,7 @@ def run_demo(folder: Path, console: Console) -> dict[str, Any]:
     console.say("`mimic3d down` stops the services; run the demo again and it reuses what is there")
     summary = {
         "recipe": RECIPE,
-        "data": {"uri": DATA_URI, "images": manifest.count, "fingerprint": manifest.fingerprint},
+        "data": {"uri": data_uri, "images": manifest.count, "fingerprint": manifest.fingerprint},
         "metrics": {str(nimg): found for nimg, found in finished.result.metrics.items()},
         "training_seconds": round(finished.result.seconds, 1),
         "seconds": clock.seconds,
@@ -123,13 +128,5 @@ def _draw(model: Path, folder: Path, console: Console) -> dict[str, Path]:
             with console.progress("filming", "frames") as advance:
                 draw_orbit(generator, config, paths["orbit"], IDENTITIES, 0, FRAMES, progress=advance)
         if not paths["mesh"].is_file():
-            try:
-                draw_mesh(generator, config, paths["mesh"], MESH_SEED, MESH_RESOLUTION)
-            except ValueError as error:
-                raise UserError(f"no mesh of the demo's car: {error}") from error
+            draw_mesh(generator, config, paths["mesh"], MESH_SEED, MESH_RESOLUTION)
     return paths
-
-
-def _fetch_samples(run_id: str, folder: Path) -> None:
-    """The grids that the training drew, from MLflow."""
-    tracking.download_artifacts(run_id, "samples", folder)

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import contextlib
+import io
+import math
+import os
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mimic3d.config import Config
+from mimic3d_platform import storage
 from mimic3d_platform.errors import UserError
 
 if TYPE_CHECKING:
@@ -46,6 +50,8 @@ def _load(folder: str | Path) -> tuple[Generator, Config]:
 
 def latents(generator: Generator, config: Config, count: int, seed: int, truncation: float) -> torch.Tensor:
     """(count, num_ws, w_dim), conditioned on the front camera; identity i is a function of (seed, i)."""
+    if not math.isfinite(truncation):
+        raise UserError(f"truncation is {truncation}: give a number, 1 for none and 0 for the average object")
     import torch
 
     from mimic3d.export.cameras import front
@@ -73,8 +79,10 @@ def draw_grid(
     from mimic3d.export.grid import sample_grid
 
     w = latents(generator, config, identities, seed, truncation)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    sample_grid(generator, w, turntable(config.camera, views), branches=generator.branches).save(path)
+    grid = sample_grid(generator, w, turntable(config.camera, views), branches=generator.branches)
+    buffer = io.BytesIO()
+    grid.save(buffer, "png")
+    storage.write_bytes(path, buffer.getvalue())
 
 
 def draw_orbit(
@@ -92,19 +100,32 @@ def draw_orbit(
     from mimic3d.export.video import orbit_video
 
     w = latents(generator, config, identities, seed, truncation)
-    path.parent.mkdir(parents=True, exist_ok=True)
     cameras = orbit(config.camera, frames)
-    orbit_video(path, generator, w, cameras, branches=generator.branches, progress=progress)
+    with storage.translate_errors(path, "write"):
+        orbit_video(path, generator, w, cameras, branches=generator.branches, progress=progress)
 
 
 def draw_mesh(
     generator: Generator, config: Config, path: Path, seed: int, resolution: int, truncation: float = 1.0
 ) -> int:
-    """The coloured surface of one identity; returns its number of faces."""
-    from mimic3d.export.mesh import extract_mesh, save_mesh
+    """The coloured surface of one identity; returns its number of faces.
 
+    Raises:
+        UserError: another suffix than .ply and .glb, no surface where the density is sought, or no place.
+    """
+    from mimic3d.export.mesh import FORMATS, extract_mesh, save_mesh
+
+    if path.suffix.lower() not in FORMATS:
+        raise UserError(f"{path} is no {' or '.join(FORMATS)}: name one")
     w = latents(generator, config, 1, seed, truncation)
-    surface = extract_mesh(generator, w, resolution=resolution)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    save_mesh(surface, path)
+    try:
+        surface = extract_mesh(generator, w, resolution=resolution)
+    except ValueError as error:
+        raise UserError(f"no mesh of latent {seed}: {error}") from error
+    partial = path.with_name(f".{path.stem}.{os.getpid()}.partial{path.suffix}")
+    with storage.translate_errors(path, "write"):
+        try:
+            save_mesh(surface, partial).replace(path)
+        finally:
+            partial.unlink(missing_ok=True)
     return len(surface.faces)

@@ -197,7 +197,7 @@ class _Worker:
                 shutil.rmtree(folder, ignore_errors=True)
                 raise
         except (OSError, SafetensorError) as error:
-            reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+            reason = getattr(error, "strerror", None) or "the write was cut short, the disk may be full"
             raise FinalError(
                 f"cannot write a checkpoint below {place}: {reason}; free some space there or set TMPDIR to "
                 "another folder, then run the same command again"
