@@ -46,18 +46,32 @@ def write_video(path: str | Path, frames: Iterable[np.ndarray], fps: int = 24) -
         pix_fmt_out="yuv420p",
         quality=None,
         macro_block_size=2,
-        ffmpeg_log_level="error",
+        ffmpeg_log_level="quiet",
         output_params=["-crf", "16", "-movflags", "+faststart"],
     )
     try:
         with contextlib.closing(writer):
             writer.send(None)
+            count = 0
             for frame in itertools.chain([first], frames):
                 writer.send(np.ascontiguousarray(frame[:height, :width]))
+                count += 1
+        if _frames_in(partial) != count:  # The writer says nothing of an encoder that failed.
+            raise OSError("the encoder did not write all frames; the disk may be full")
         partial.replace(path)
     finally:
         partial.unlink(missing_ok=True)
     return path
+
+
+def _frames_in(path: Path) -> int:
+    """How many frames of a video can be read."""
+    import imageio_ffmpeg
+
+    try:
+        return imageio_ffmpeg.count_frames_and_secs(str(path))[0]
+    except (RuntimeError, OSError):
+        return 0
 
 
 @torch.no_grad()
