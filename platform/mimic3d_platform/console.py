@@ -37,7 +37,9 @@ class Console:
     def table(self, header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
         """A table whose columns without content are left out."""
         shown = [column for column in range(len(header)) if any(row[column] for row in rows)]
-        table = rich.table.Table(*(header[column] for column in shown))
+        table = rich.table.Table()
+        for column in shown:
+            table.add_column(header[column], overflow="fold")
         for row in rows:
             table.add_row(*(rich.markup.escape(row[column]) for column in shown))
         self._out.print(table, soft_wrap=False)

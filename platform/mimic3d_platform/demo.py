@@ -102,7 +102,8 @@ def run_demo(folder: Path, console: Console, overrides: Sequence[str] = ()) -> d
         ("model", f"{uri}, version {finished.version}"),
         *((kind, str(path)) for kind, path in paths.items()),
     ]
-    console.table(("where to look", ""), where)
+    for what, place in where:  # Whole addresses, which a table would break.
+        console.say(f"{what:8} {place}")
     console.say("`mimic3d down` stops the services; run the demo again and it reuses what is there")
     summary = {
         "recipe": RECIPE,

@@ -91,6 +91,8 @@ class _Worker:
         )
         ids = job["run_ids"]
         self.log = {key: RunLogger(ids[key]) for key in ids} if rank == 0 else {}
+        if rank == 0 and self.trainer.nimg:
+            self.log["run"].log_metrics({"resumed_from": self.trainer.nimg}, self.trainer.nimg)
 
     def run(self) -> None:
         """Trains until the end, measuring and saving at the ends of stages, saving and drawing in between."""
