@@ -33,7 +33,7 @@ def claim(runs_uri: str, name: str, config: Config) -> bool:
     """
     place = storage.join(runs_uri, check_name(name), CONFIG)
     if not storage.exists(place):
-        storage.ensure_bucket(place)
+        storage.ensure_bucket(runs_uri)
         storage.write_bytes(place, config_to_yaml(config).encode())
         return False
     there = flatten(to_dict(config_from_yaml(storage.read_bytes(place).decode(), place)))
