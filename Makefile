@@ -2,7 +2,8 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-REFERENCE ?= ../shared/reference
+# A folder of reference numbers (JSON); without one, the figures in the repository.
+REFERENCE ?= $(wildcard ../shared/reference)
 
 .PHONY: setup demo test lint up down parity clean
 

@@ -31,7 +31,7 @@ from torch import Tensor
 from torch.nn.functional import grid_sample, interpolate
 
 from mimic3d.cameras import make_label, pixel_grid, project, rays, split_label
-from mimic3d.networks.generator import BRANCHES, DEFAULT_MAX_POINTS, Generator
+from mimic3d.networks.generator import DEFAULT_MAX_POINTS, Generator
 
 # A pixel shows the object if at least this much of its light comes from it; less is a silhouette, which
 # changes with the background behind it.
@@ -133,8 +133,8 @@ def depth_view(
     G: Generator, w: Tensor, camera: Tensor, branch: str, max_points: int = DEFAULT_MAX_POINTS
 ) -> DepthView:
     """Draw a branch with its depth and opacity at the image's resolution; `w` (N, num_ws, w_dim)."""
-    if branch not in BRANCHES:
-        raise ValueError(f"branch is {branch!r}, but must be one of {', '.join(BRANCHES)}")
+    if branch not in G.branches:
+        raise ValueError(f"branch is {branch!r}, but must be one of {', '.join(G.branches)}")
     planes = G.planes(w, detail=branch == "3d", noise="const")
     size = G.config.image_resolution
     resolution = size if branch == "3d" else G.config.neural_rendering_resolution

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from mimic3d.evaluation.features import FeatureExtractor
 from mimic3d.export.grid import to_uint8
-from mimic3d.networks.generator import BRANCHES, DEFAULT_MAX_POINTS, Generator
+from mimic3d.networks.generator import DEFAULT_MAX_POINTS, Generator
 from mimic3d.training.randomness import counter_generator
 
 
@@ -137,7 +137,7 @@ def generated_images(
     indices: Sequence[int],
     *,
     seed: int,
-    branches: Sequence[str] = BRANCHES,
+    branches: Sequence[str] | None = None,
     batch: int = 8,
     max_points: int = DEFAULT_MAX_POINTS,
 ) -> Iterator[dict[str, Tensor]]:
@@ -148,10 +148,11 @@ def generated_images(
     Args:
         cameras: (M, 25), all labels of the data set.
         indices: which of the images to draw.
-        branches: any of "2d" and "3d"; both are drawn from one tri-plane.
+        branches: any of "2d" and "3d", drawn from one tri-plane; all that the generator has by default.
     Yields:
         by branch, (n, 3, R, R) uint8, n at most `batch`.
     """
+    branches = branches or G.branches
     device = next(G.parameters()).device
     for start in range(0, len(indices), batch):
         sources = [counter_generator(seed, "metric", i) for i in indices[start : start + batch]]

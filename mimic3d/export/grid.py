@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from mimic3d.networks.generator import BRANCHES, DEFAULT_MAX_POINTS, Generator
+from mimic3d.networks.generator import DEFAULT_MAX_POINTS, Generator
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -80,7 +80,7 @@ def sample_grid(
     w: Tensor,
     cameras: Tensor,
     *,
-    branches: Sequence[str] = BRANCHES,
+    branches: Sequence[str] | None = None,
     reals: Tensor | None = None,
     max_points: int = DEFAULT_MAX_POINTS,
 ) -> Image:
@@ -89,9 +89,10 @@ def sample_grid(
     Args:
         w: (N, num_ws, w_dim).
         cameras: (C, 25), the same for all latents.
-        branches: any of "2d" and "3d".
+        branches: any of "2d" and "3d"; all that the generator has by default.
         reals: (at least N, 3, R, R) in [-1, 1] or uint8, for comparison.
     """
+    branches = branches or G.branches
     planes = G.planes(w, detail="3d" in branches, noise="const")
     drawn = []
     for branch in branches:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from mimic3d.export.grid import BRANCH_CAPTIONS, MIN_CELL, image_grid, to_uint8
-from mimic3d.networks.generator import BRANCHES, DEFAULT_MAX_POINTS, Generator
+from mimic3d.networks.generator import DEFAULT_MAX_POINTS, Generator
 
 
 def write_video(path: str | Path, frames: Iterable[np.ndarray], fps: int = 24) -> Path:
@@ -81,7 +81,7 @@ def orbit_video(
     w: Tensor,
     cameras: Tensor,
     *,
-    branches: Sequence[str] = BRANCHES,
+    branches: Sequence[str] | None = None,
     fps: int = 24,
     min_cell: int = 2 * MIN_CELL,
     max_points: int = DEFAULT_MAX_POINTS,
@@ -92,10 +92,11 @@ def orbit_video(
     Args:
         path: ends in `.mp4`.
         w: (N, num_ws, w_dim), the identities, from left to right.
-        cameras: (T, 25), one for each frame, such as `cameras.orbit`.
-        branches: from top to bottom.
+        cameras: (T, 25), one for each frame, such as `export.cameras.orbit`.
+        branches: from top to bottom; all that the generator has by default.
         progress: called with the number of frames drawn and of all frames.
     """
+    branches = branches or G.branches
     planes = G.planes(w, detail="3d" in branches, noise="const")
 
     def frames() -> Iterable[np.ndarray]:
