@@ -180,10 +180,12 @@ def train(
     alias: Annotated[str | None, typer.Option(help="Give the registered version this alias.")] = None,
 ) -> None:
     """Train both stages of a recipe on Ray Train; the same name goes on where it was."""
-    from mimic3d_platform.jobs import train_and_register
     from mimic3d_platform.launch import resolve_config
 
+    # A mistake in it is told at once, before PyTorch is loaded.
     config = resolve_config(recipe, data, overrides or [])
+    from mimic3d_platform.jobs import train_and_register
+
     console = Console()
     finished = train_and_register(
         config, name or config.recipe, console, runs_uri=runs, workers=workers, model=register, alias=alias
