@@ -1,0 +1,48 @@
+"""The installed `mimic3d` command, run as a user runs it: a process of its own."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+COMMAND = str(Path(sys.executable).with_name("mimic3d"))
+
+
+def mimic3d(
+    *arguments: object, timeout: float = 300, **environment: str | None
+) -> subprocess.CompletedProcess:
+    """Runs the command to its end; a variable of `environment` that is None is taken away."""
+    return subprocess.run(
+        [COMMAND, *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        timeout=timeout,
+        env=_environment(environment),
+    )
+
+
+def start_mimic3d(*arguments: object, log: Path, **environment: str | None) -> subprocess.Popen:
+    """Starts the command; what it prints, on either stream, goes to the file `log`."""
+    with log.open("w") as out:
+        return subprocess.Popen(
+            [COMMAND, *map(str, arguments)],
+            stdout=out,
+            stderr=subprocess.STDOUT,
+            env=_environment(environment),
+        )
+
+
+def error_of(run: subprocess.CompletedProcess) -> str:
+    """The one line that a refused command prints on standard error; whatever else is there fails."""
+    assert run.returncode not in (0, 1), (run.returncode, run.stdout, run.stderr)
+    lines = run.stderr.splitlines()
+    errors = [line for line in lines if line.startswith("error: ")]
+    others = [line for line in lines if not line.startswith(("error: ", "skipped the mesh "))]
+    assert len(errors) == 1 and not others, run.stderr
+    assert "Traceback" not in run.stdout
+    return errors[0].removeprefix("error: ")
+
+
+def _environment(changes: dict[str, str | None]) -> dict[str, str]:
+    merged = {**os.environ, **changes}
+    return {name: value for name, value in merged.items() if value is not None}
