@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from mimic3d.cameras import look_at, on_sphere, orbit, pixel_grid, rays
-from mimic3d.config import ModelConfig, RenderingConfig
+from mimic3d.cameras import look_at, on_sphere, pixel_grid, rays
+from mimic3d.config import CameraConfig, ModelConfig, RenderingConfig
 from mimic3d.evaluation.consistency import DepthView, compare_views, turned, view_agreement
 from mimic3d.evaluation.features import FeatureExtractor, InceptionFeatures, MobileNetV2Features
 from mimic3d.evaluation.frechet import (
@@ -20,6 +20,7 @@ from mimic3d.evaluation.frechet import (
     kernel_name,
 )
 from mimic3d.evaluation.texture import spatiotemporal_texture, stack_row
+from mimic3d.export.cameras import orbit
 from mimic3d.networks.generator import Generator
 
 RESOLUTION = 64
@@ -260,7 +261,9 @@ def G() -> Generator:
 
 @pytest.fixture(scope="module")
 def cameras() -> Tensor:
-    return orbit(7, radius=1.7, pitch=0.3, focal=1.0254)
+    return orbit(
+        CameraConfig(radius=1.7, focal=1.0254, pivot=(0.0, 0.0, 0.0), pitch=0.3, yaw_range=math.pi), 7
+    )
 
 
 class MeanColour(FeatureExtractor):

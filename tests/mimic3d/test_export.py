@@ -1,12 +1,14 @@
 """Grids, orbit videos and meshes are files that others open, and show what the generator draws."""
 
+import math
+
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
-from mimic3d.cameras import orbit
-from mimic3d.config import ModelConfig, RenderingConfig
+from mimic3d.config import CameraConfig, ModelConfig, RenderingConfig
+from mimic3d.export.cameras import orbit
 from mimic3d.export.grid import image_grid, sample_grid, to_uint8
 from mimic3d.export.mesh import extract_mesh, save_mesh
 from mimic3d.export.video import orbit_video, write_video
@@ -24,7 +26,8 @@ MODEL = ModelConfig(
     superresolution_channels=(8, 8),
 )
 RENDERING = RenderingConfig(0.6, 2.6, 1.6, 6, 6, True)
-CAMERAS = orbit(6, radius=1.7, pitch=0.3, focal=1.0254)
+ROUND = CameraConfig(radius=1.7, focal=1.0254, pivot=(0.0, 0.0, 0.0), pitch=0.3, yaw_range=math.pi)
+CAMERAS = orbit(ROUND, 6)
 
 
 @pytest.fixture(autouse=True)
