@@ -1,0 +1,282 @@
+"""A training on two Ray workers, through the command: stopped in every way, resumed, registered, pulled.
+
+One tiny run is shared by all tests: its disk fills at the first checkpoint, then its driver is killed, then
+it goes on to its end. Another run of the same config is never stopped.
+"""
+
+import contextlib
+import hashlib
+import io
+import os
+import subprocess
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import trimesh
+import yaml
+
+from mimic3d.checkpoints.folder import load_generator
+from mimic3d.config import Config, fingerprint, flatten, to_dict
+from mimic3d_command import error_of, mimic3d, start_mimic3d
+from mimic3d_platform import local, runs, storage, tracking
+from mimic3d_platform.data.stream import open_dataset
+from mimic3d_platform.launch import resolve_config
+from mimic3d_platform.local.state import Stack
+from mimic3d_platform.mlflow_server import client
+from mimic3d_platform.settings import get_settings
+from mimic3d_platform.training import EXPERIMENT
+
+RECIPE, MODEL = "cars-demo", "cars-test"
+STAGE1, TOTAL = 160, 224
+OVERRIDES = {
+    "schedule.stage1_kimg": 0.16,
+    "schedule.stage2_kimg": 0.064,
+    "output.checkpoint_kimg": 0.032,
+    "output.sample_kimg": 0.08,
+    "output.log_steps": 2,
+    "output.metric_images": 16,
+    "output.metric_identities": 2,
+}
+MOMENTS = (0, STAGE1, TOTAL)
+# Named after what is measured: a stand-in for the 2015 Inception never bears the name FID.
+MEASURES = ("fd_mobilenetv2", "warp_psnr", "warp_share")
+TINY_DISK = "size=1m"
+
+
+@dataclass(frozen=True)
+class Story:
+    """What became of the two runs."""
+
+    config: Config
+    arguments: list[str]
+    disk_full: subprocess.CompletedProcess | None
+    """None where this user may not mount a disk to fill."""
+    resumed: subprocess.CompletedProcess
+    steady: subprocess.CompletedProcess
+    results: dict[str, dict[str, Any]]
+    """By the run's name, its result.json."""
+
+
+@pytest.fixture(scope="module")
+def story(stack: local.StackStatus, tmp_path_factory: pytest.TempPathFactory) -> Story:
+    root = tmp_path_factory.mktemp("training")
+    (root / "meshes").mkdir()
+    for index, mesh in enumerate([trimesh.creation.box((1.0, 0.4, 0.5)), trimesh.creation.icosphere(2)]):
+        mesh.visual.face_colors = [200 - 90 * index, 60, 40 + 120 * index, 255]
+        mesh.export(root / "meshes" / f"{index}.ply")
+    data = f"s3://mimic3d/test-{root.name}"
+    sizes = ("--colourings", 2, "--views", 8, "--resolution", 32, "--supersample", 2)
+    rendered = mimic3d("data", "render", data, "--meshes", root / "meshes", *sizes)
+    assert rendered.returncode == 0, rendered.stderr
+
+    assignments = [f"{key}={value}" for key, value in OVERRIDES.items()]
+    options = [part for assignment in assignments for part in ("--set", assignment)]
+    arguments = ["train", RECIPE, "--data", data, "--workers", "2", *options]
+    disk_full = None
+    with tiny_disk(root / "disk") as disk:
+        if disk is not None:
+            disk_full = mimic3d(*arguments, "--name", "stopped", TMPDIR=str(disk))
+    kill_after_a_checkpoint([*arguments, "--name", "stopped"], root / "killed.log")
+    register = ("--register", MODEL, "--alias", "champion")
+    resumed = mimic3d(*arguments, "--name", "stopped", *register)
+    steady = mimic3d(*arguments, "--name", "steady")
+    for run in (resumed, steady):
+        assert run.returncode == 0, run.stderr
+    results = {
+        name: yaml.safe_load(storage.read_bytes(f"{runs.DEFAULT_RUNS_URI}/{name}/result.json"))
+        for name in ("stopped", "steady")
+    }
+    config = resolve_config(RECIPE, data, assignments)
+    return Story(config, arguments, disk_full, resumed, steady, results)
+
+
+@contextlib.contextmanager
+def tiny_disk(folder: Path) -> Iterator[Path | None]:
+    """A folder that holds less than a checkpoint; None where it cannot be made."""
+    folder.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", TINY_DISK, "none", str(folder)]
+    try:
+        made = subprocess.run(mount, capture_output=True).returncode == 0
+    except OSError:
+        made = False
+    try:
+        yield folder if made else None
+    finally:
+        if made:
+            subprocess.run(["umount", "--lazy", str(folder)], check=True)
+
+
+def kill_after_a_checkpoint(arguments: list[str], log: Path) -> None:
+    """Starts a training and kills its driver, and nothing else, once Ray Train has noted a checkpoint."""
+    process = start_mimic3d(*arguments, log=log)
+    place = f"{runs.DEFAULT_RUNS_URI}/stopped"
+    noted = f"{place}/checkpoint_manager_snapshot.json"
+    deadline = time.monotonic() + 180
+    while not (storage.exists(noted) and b'"nimg"' in storage.read_bytes(noted)):
+        assert process.poll() is None and time.monotonic() < deadline, log.read_text()
+        time.sleep(0.1)
+    process.kill()
+    process.wait()
+    assert not storage.exists(f"{place}/result.json")
+
+
+def files_of(uri: str) -> dict[str, bytes]:
+    return {place.removeprefix(f"{uri}/"): storage.read_bytes(place) for place in storage.list_files(uri)}
+
+
+def test_a_full_disk_is_one_line_and_no_attempt_is_repeated(story: Story) -> None:
+    if story.disk_full is None:
+        pytest.skip("this user may not mount a disk to fill")
+    said = error_of(story.disk_full)
+    assert said.startswith("cannot write a checkpoint below ") and "TMPDIR" in said
+    assert "/disk" in said  # The workers' temporary folder is the one that the user named.
+
+
+def test_a_killed_run_goes_on_and_ends_as_one_that_was_never_stopped(story: Story) -> None:
+    assert "resumed_from" in points("stopped"), story.resumed.stdout
+    assert "resumed_from" not in points("steady")
+    [(step, nimg)] = points("stopped")["resumed_from"]
+    assert step == nimg and 0 < nimg < TOTAL and nimg % 32 == 0
+    finals = [files_of(story.results[name]["checkpoint_uri"]) for name in ("stopped", "steady")]
+    digests = [hashlib.sha256(files["generator/generator.safetensors"]).hexdigest() for files in finals]
+    assert digests[0] == digests[1]
+    assert story.results["stopped"]["metrics"] == story.results["steady"]["metrics"]
+
+
+def test_checkpoints_are_data_and_only_the_newest_stay(story: Story) -> None:
+    place = f"{runs.DEFAULT_RUNS_URI}/steady"
+    states = [uri for uri in storage.list_files(place) if uri.endswith("/state.pt")]
+    assert len(states) == 2
+    for uri in states:
+        state = torch.load(io.BytesIO(storage.read_bytes(uri)), weights_only=True)
+        assert {"nimg", "generator", "ema", "generator_optimizer"} <= state.keys()
+    assert max(uri for uri in states).startswith(story.results["steady"]["checkpoint_uri"])
+
+
+def test_the_terminal_shows_progress_and_nothing_of_the_libraries(story: Story) -> None:
+    for run in (story.resumed, story.steady):
+        assert run.stderr == ""
+        assert f"{TOTAL} of {TOTAL} images" in run.stdout and "images/s" in run.stdout
+    assert f"registered {MODEL} version 1 as champion" in story.resumed.stdout
+
+
+def test_a_finished_run_is_only_told_again(story: Story) -> None:
+    started = time.monotonic()
+    again = mimic3d(*story.arguments, "--name", "steady")
+    assert again.returncode == 0 and time.monotonic() - started < 30
+    table = story.steady.stdout[story.steady.stdout.index("metric") :]
+    assert again.stdout.endswith(table)
+
+
+def test_a_name_stands_for_one_config(story: Story) -> None:
+    said = error_of(mimic3d(*story.arguments, "--name", "steady", "--set", "imitation.lpips_weight=0.5"))
+    assert "exists with another config (imitation.lpips_weight 1.0 -> 0.5)" in said and "--name" in said
+
+
+def test_mlflow_holds_a_run_and_a_child_for_each_stage(story: Story) -> None:
+    parent = run_of("steady")
+    assert parent.info.status == "FINISHED"
+    params = {key: str(value) for key, value in flatten(to_dict(story.config)).items()}
+    assert params.items() <= parent.data.params.items()
+    for stage in (1, 2):
+        child = run_of(f"steady-stage{stage}", parent.info.run_id)
+        assert child.info.status == "FINISHED" and child.data.params["stage"] == str(stage)
+        steps = {step for step, _ in points(f"steady-stage{stage}", parent.info.run_id)["loss/generator_2d"]}
+        assert min(steps) > (0, STAGE1)[stage - 1] and max(steps) == (STAGE1, TOTAL)[stage - 1]
+    tags = parent.data.tags
+    assert tags["mimic3d.config"] == fingerprint(story.config)
+    assert tags["mimic3d.data"] == open_dataset(story.config.data.uri).fingerprint
+    assert tags["mimic3d.version"] == metadata.version("mimic3d")
+    assert tags["mimic3d.seed"] == str(story.config.seed) and tags["mimic3d.commit"]
+
+
+def test_mlflow_holds_the_metrics_of_both_branches_at_each_stage(story: Story) -> None:
+    for name in ("steady", "stopped"):
+        logged = points(name)
+        for measure in MEASURES:
+            for branch in ("2d", "3d"):
+                assert tuple(step for step, _ in logged[f"{measure}/{branch}"]) == MOMENTS
+                assert np.isfinite([value for _, value in logged[f"{measure}/{branch}"]]).all()
+        assert not [key for key in logged if key.lower().startswith(("fid", "lpips"))]
+
+
+@pytest.mark.parametrize("name", ["stopped", "steady"])
+def test_no_point_is_logged_twice(story: Story, name: str) -> None:
+    parent = run_of(name).info.run_id
+    for logged in (points(name), *(points(f"{name}-stage{stage}", parent) for stage in (1, 2))):
+        for key, values in logged.items():
+            steps = [step for step, _ in values]
+            assert len(steps) == len(set(steps)), (key, steps)
+
+
+def test_mlflow_holds_sample_grids(story: Story, tmp_path: Path) -> None:
+    from PIL import Image
+
+    tracking.download_artifacts(run_of("stopped").info.run_id, "samples", tmp_path)
+    names = sorted(path.name for path in tmp_path.iterdir())
+    assert names == [f"{nimg:09d}.png" for nimg in (0, 80, 160, TOTAL)]
+    for name in names:
+        assert np.asarray(Image.open(tmp_path / name).convert("L")).std() > 5
+
+
+def test_a_pulled_model_draws_the_checkpoints_image_bit_for_bit(story: Story, tmp_path: Path) -> None:
+    uri = f"models:/{MODEL}@champion"
+    assert mimic3d("pull", uri, tmp_path / "pulled").returncode == 0
+    kept = f"{story.results['stopped']['checkpoint_uri']}/generator"
+    storage.copy_tree(kept, tmp_path / "kept")
+    for model, name in ((uri, "a"), (tmp_path / "pulled", "b"), (tmp_path / "kept", "c")):
+        drawn = mimic3d("render", model, tmp_path / f"{name}.png", "--identities", 2, "--views", 2)
+        assert drawn.returncode == 0 and drawn.stderr == "", drawn.stderr
+    pictures = [(tmp_path / f"{name}.png").read_bytes() for name in "abc"]
+    assert pictures[0] == pictures[1] == pictures[2]
+    assert load_generator(tmp_path / "pulled")[1] == story.config
+
+
+def test_a_model_or_alias_that_is_not_there_is_one_line_of_what_is(story: Story, tmp_path: Path) -> None:
+    for uri, words in {
+        f"models:/{MODEL}@winner": ("no alias 'winner'", "aliases: champion"),
+        f"models:/{MODEL}/7": ("no version 7", "versions: 1 to 1"),
+        "models:/buses@champion": ("no model 'buses'", MODEL),
+    }.items():
+        said = error_of(mimic3d("pull", uri, tmp_path / "none"))
+        assert all(word in said for word in words), said
+
+
+def test_no_secret_is_in_mlflow_the_runs_folder_or_any_log(story: Story, own_home: Path) -> None:
+    settings = get_settings()
+    secret = settings.aws_secret_access_key.get_secret_value().encode()
+    token = settings.ray_auth_token_path.read_text().strip().encode()
+    found = client().search_runs([experiment()], max_results=1000)
+    told = repr([(run.data.params, run.data.tags) for run in found]).encode()
+    for name in ("stopped", "steady"):
+        told += storage.read_bytes(f"{runs.DEFAULT_RUNS_URI}/{name}/{runs.CONFIG}")
+    assert secret not in told and token not in told
+    for root in (own_home, Stack.load(own_home).runtime):
+        for path in (path for path in root.rglob("*") if path.is_file()):
+            content = path.read_bytes()
+            if secret in content or token in content:
+                assert path.stat().st_mode & 0o077 == 0, f"{path} holds a secret, and others may read it"
+                assert path.suffix != ".log" and "logs" not in path.parts, path
+                assert os.path.commonpath([path, own_home / "stack"]) == str(own_home / "stack"), path
+
+
+def experiment() -> str:
+    return client().get_experiment_by_name(EXPERIMENT).experiment_id
+
+
+def run_of(name: str, parent: str | None = None) -> Any:
+    return tracking.find_run(experiment(), name, parent)
+
+
+def points(name: str, parent: str | None = None) -> dict[str, list[tuple[int, float]]]:
+    """The (step, value) points of each metric of a run, by step."""
+    run = run_of(name, parent)
+    histories = {key: client().get_metric_history(run.info.run_id, key) for key in run.data.metrics}
+    return {key: sorted((point.step, point.value) for point in found) for key, found in histories.items()}
