@@ -33,6 +33,9 @@ from mimic3d_platform.mlflow_server import client
 from mimic3d_platform.settings import get_settings
 from mimic3d_platform.training import EXPERIMENT
 
+# The shared runs are the set-up of the first test.
+pytestmark = pytest.mark.timeout(1500)
+
 RECIPE, MODEL = "cars-demo", "cars-test"
 STAGE1, TOTAL = 160, 224
 OVERRIDES = {
