@@ -131,6 +131,9 @@ def data_render(
         Path | None, typer.Option(help="A folder of OBJ, GLB or PLY; Debian's cars when not given.")
     ] = None,
     supersample: Annotated[int, typer.Option(help="S, for S x S rays a pixel.")] = 4,
+    focal: Annotated[
+        float, typer.Option(help="Focal length in image widths; 1.4 fills the image with a car.")
+    ] = 1.0254,
     overwrite: Annotated[bool, typer.Option(help="Replace another data set there.")] = False,
 ) -> None:
     """Render a posed data set from meshes by ray casting, in parallel on Ray."""
@@ -147,6 +150,7 @@ def data_render(
             seed=seed,
             meshes=meshes,
             supersample=supersample,
+            focal=focal,
             overwrite=overwrite,
             on_progress=advance,
         )

@@ -79,6 +79,7 @@ def run_demo(folder: Path, console: Console, overrides: Sequence[str] = ()) -> d
                 views=VIEWS,
                 seed=0,
                 supersample=4,
+                focal=config.camera.focal,
                 on_progress=advance,
             )
         console.say(f"{manifest.count} images of {manifest.identities} cars in {data_uri}")

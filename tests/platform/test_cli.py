@@ -18,7 +18,7 @@ from mimic3d_platform.data.render import render_dataset
 from mimic3d_platform.data.schema import MANIFEST
 from mimic3d_platform.data.writer import DatasetWriter
 
-PATIENCE_S = 15
+PATIENCE_S = 60
 RECIPE = "cars-demo"
 
 

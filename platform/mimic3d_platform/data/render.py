@@ -44,7 +44,8 @@ from mimic3d_platform.settings import get_settings
 RENDERER = 1
 
 RADIUS = 1.7
-FOCAL = 1.4
+# EG3D's for ShapeNet-Cars, in image widths.
+FOCAL = 1.0254
 LOWEST, HIGHEST = math.radians(5), math.radians(60)
 
 _MIN_SHARD_ROWS = 256
@@ -63,6 +64,7 @@ class Plan:
     views: int
     seed: int
     supersample: int
+    focal: float
     meshes: str
     renderer: int = RENDERER
 
@@ -86,7 +88,7 @@ class Plan:
         return [pairs[start : start + step] for start in range(0, len(pairs), step)]
 
 
-def sample_cameras(seed: int, identity: str, views: int) -> torch.Tensor:
+def sample_cameras(seed: int, identity: str, views: int, focal: float = FOCAL) -> torch.Tensor:
     """(views, 25) labels, uniform by area over the band of the upper hemisphere between 5° and 60°.
 
     View v of an identity is the same however many views are asked for.
@@ -95,7 +97,7 @@ def sample_cameras(seed: int, identity: str, views: int) -> torch.Tensor:
     yaw = torch.from_numpy(draw[:, 0] * 2 * math.pi - math.pi)
     low, high = math.sin(LOWEST), math.sin(HIGHEST)
     pitch = torch.from_numpy(np.arcsin(low + draw[:, 1] * (high - low)))
-    return geometry.look_at(geometry.on_sphere(yaw, pitch, RADIUS), focal=FOCAL)
+    return geometry.look_at(geometry.on_sphere(yaw, pitch, RADIUS), focal=focal)
 
 
 def render_shard(index: int, uri: str, plan: Plan, meshes: list[Mesh]) -> ShardRecord:
@@ -117,7 +119,7 @@ def render_shard(index: int, uri: str, plan: Plan, meshes: list[Mesh]) -> ShardR
 
 def _render_identity(caster: RayCaster, colouring: int, plan: Plan) -> list[dict[str, Any]]:
     identity = f"{caster.mesh.identifier}/{colouring}"
-    cameras = sample_cameras(plan.seed, identity, plan.views)
+    cameras = sample_cameras(plan.seed, identity, plan.views, plan.focal)
     colours = recolour(caster.mesh, plan.seed, colouring)
     views = caster.render(colours, cameras, plan.resolution, plan.supersample)
     return [
@@ -150,6 +152,7 @@ def render_dataset(
     seed: int,
     meshes: Path | None = None,
     supersample: int = 3,
+    focal: float = FOCAL,
     overwrite: bool = False,
     on_progress: Progress | None = None,
 ) -> Manifest:
@@ -161,6 +164,7 @@ def render_dataset(
         views: images of each identity.
         meshes: a folder of OBJ, GLB or PLY files; Debian's cars when None.
         supersample: S, for S×S rays a pixel.
+        focal: focal length in image widths.
         overwrite: replace another set at `dest_uri`.
         on_progress: called with the images done and all images, first with what was there.
     Raises:
@@ -177,6 +181,8 @@ def render_dataset(
     for name, value in numbers.items():
         if value is not None and value < 1:
             raise UserError(f"{name} is {value}: give 1 or more")
+    if not 0 < focal < math.inf:
+        raise UserError(f"focal is {focal}: give a length above 0, in image widths")
     loaded = (load_folder(meshes) if meshes else load_cars(get_settings().home / "cache"))[:models]
     plan = Plan(
         resolution=resolution,
@@ -185,6 +191,7 @@ def render_dataset(
         views=views,
         seed=seed,
         supersample=supersample,
+        focal=focal,
         meshes=hashlib.sha256("".join(mesh.digest() for mesh in loaded).encode()).hexdigest(),
     )
     progress = on_progress or (lambda done, total: None)
