@@ -116,16 +116,14 @@ def fetch_package(cache: Path) -> Path:
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir()
     try:
-        done = subprocess.run(
-            ["apt-get", "download", PACKAGE], cwd=partial, capture_output=True, text=True, timeout=600
-        )
+        problem = _apt_get(partial, "download", PACKAGE)
+        if problem is not None:
+            # A fresh machine knows no packages yet: with lists of our own, to learn of them takes no root.
+            own = _own_apt_state(partial / "apt")
+            problem = _apt_get(partial, *own, "update") or _apt_get(partial, *own, "download", PACKAGE)
         files = list(partial.glob("*.deb"))
-        if done.returncode or not files:
-            errors = [line for line in done.stderr.splitlines() if line.startswith("E:")]
-            why = errors[0] if errors else f"exit status {done.returncode}"
-            raise UserError(
-                f"apt-get could not download {PACKAGE} ({why}): run apt-get update, or {_ELSEWHERE}"
-            )
+        if problem is not None or not files:
+            raise UserError(f"apt-get could not download {PACKAGE} ({problem}): {_ELSEWHERE}")
         return files[0].replace(cache / files[0].name)
     except subprocess.TimeoutExpired as error:
         raise UserError(
@@ -133,6 +131,22 @@ def fetch_package(cache: Path) -> Path:
         ) from error
     finally:
         shutil.rmtree(partial, ignore_errors=True)
+
+
+def _apt_get(folder: Path, *words: str) -> str | None:
+    """Runs apt-get in `folder`; None if it succeeds, else its first error."""
+    done = subprocess.run(["apt-get", *words], cwd=folder, capture_output=True, text=True, timeout=600)
+    errors = [line for line in done.stderr.splitlines() if line.startswith("E:")]
+    if done.returncode == 0:
+        return None
+    return errors[0] if errors else f"exit status {done.returncode}"
+
+
+def _own_apt_state(folder: Path) -> list[str]:
+    """Options by which apt keeps its lists and cache below `folder`."""
+    (folder / "lists" / "partial").mkdir(parents=True)
+    (folder / "cache" / "archives" / "partial").mkdir(parents=True)
+    return ["-o", f"Dir::State::lists={folder / 'lists'}", "-o", f"Dir::Cache={folder / 'cache'}"]
 
 
 def unpack_cars(package: Path) -> Path:

@@ -2,6 +2,7 @@
 
 import io
 import lzma
+import shutil
 import tarfile
 import zipfile
 from pathlib import Path
@@ -11,7 +12,7 @@ import pytest
 from data_samples import MTL, OBJ
 
 from mimic3d_platform.data.colouring import recolour
-from mimic3d_platform.data.furniture import CARS, load_cars
+from mimic3d_platform.data.furniture import CARS, fetch_package, load_cars
 from mimic3d_platform.data.meshes import load_folder, load_mesh
 from mimic3d_platform.errors import UserError
 
@@ -119,3 +120,18 @@ def test_a_broken_package_and_no_apt(tmp_path: Path, monkeypatch: pytest.MonkeyP
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(UserError, match=r"apt-get is missing: .*--meshes FOLDER"):
         load_cars(tmp_path)
+
+
+@pytest.mark.skipif(shutil.which("apt-get") is None, reason="apt is Debian's")
+def test_the_cars_are_fetched_where_apt_knows_no_packages_yet(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    empty = tmp_path / "lists"
+    (empty / "partial").mkdir(parents=True)
+    (tmp_path / "apt.conf").write_text(f'Dir::State::lists "{empty}";\n')
+    monkeypatch.setenv("APT_CONFIG", str(tmp_path / "apt.conf"))
+
+    package = fetch_package(tmp_path / "cache")
+
+    assert list((tmp_path / "cache").iterdir()) == [package]
+    assert not list(empty.glob("*Packages*")), "the machine's own lists are left alone"
