@@ -1,6 +1,6 @@
 """Trains a recipe and registers its generator: what a cluster runs.
 
-    ray job submit -- python jobs/train.py cars64 --data s3://bucket/cars64 --name cars64-a --register cars
+    python jobs/train.py cars64 --data s3://bucket/cars64 --name cars64-a --register cars
 
 Services and credentials come from the environment (AWS_*, MLFLOW_TRACKING_URI, RAY_ADDRESS).
 """

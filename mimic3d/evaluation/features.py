@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tempfile
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from pathlib import Path
 
@@ -14,7 +15,7 @@ IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 
 
-class FeatureExtractor(nn.Module):
+class FeatureExtractor(nn.Module, ABC):
     """Images to feature vectors, with fixed weights.
 
     Attributes:
@@ -25,9 +26,9 @@ class FeatureExtractor(nn.Module):
     name: str
     dim: int
 
+    @abstractmethod
     def forward(self, images: Tensor) -> Tensor:
         """(N, 3, H, W) uint8 RGB of any size to (N, dim) float32."""
-        raise NotImplementedError
 
 
 class MobileNetV2Features(FeatureExtractor):

@@ -79,7 +79,7 @@ def draw_grid(
     from mimic3d.export.grid import sample_grid
 
     w = latents(generator, config, identities, seed, truncation)
-    grid = sample_grid(generator, w, turntable(config.camera, views), branches=generator.branches)
+    grid = sample_grid(generator, w, turntable(config.camera, views))
     buffer = io.BytesIO()
     grid.save(buffer, "png")
     storage.write_bytes(path, buffer.getvalue())
@@ -102,7 +102,7 @@ def draw_orbit(
     w = latents(generator, config, identities, seed, truncation)
     cameras = orbit(config.camera, frames)
     with storage.translate_errors(path, "write"):
-        orbit_video(path, generator, w, cameras, branches=generator.branches, progress=progress)
+        orbit_video(path, generator, w, cameras, progress=progress)
 
 
 def draw_mesh(
