@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 
 import yaml
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
+from torch import Tensor
 
 from mimic3d.config import Config, from_dict, to_dict
 from mimic3d.networks.generator import Generator, build_generator
@@ -35,9 +37,14 @@ def config_from_yaml(text: str, where: str) -> Config:
 
 def save_generator(folder: str | Path, generator: Generator, config: Config) -> Path:
     """Writes the generator's weights and its config into `folder`, which is made if need be."""
+    return save_weights(folder, generator.state_dict(), config)
+
+
+def save_weights(folder: str | Path, weights: Mapping[str, Tensor], config: Config) -> Path:
+    """As `save_generator`, of the generator's `state_dict`."""
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in generator.state_dict().items()}
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in weights.items()}
     save_file(tensors, folder / WEIGHTS)
     (folder / CONFIG).write_text(config_to_yaml(config))
     return folder

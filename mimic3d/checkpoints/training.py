@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 import pickle
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
 
-from mimic3d.checkpoints.folder import save_generator
-from mimic3d.config import fingerprint
+from mimic3d.checkpoints.folder import save_weights
+from mimic3d.config import Config, fingerprint
 from mimic3d.training.trainer import Trainer
 
 STATE = "state.pt"
@@ -29,27 +30,49 @@ class Progress:
     """Spent in training steps, over all attempts that led here."""
 
 
-def save_checkpoint(folder: str | Path, trainer: Trainer, progress: Progress) -> Path:
-    """Writes everything that a later process needs to go on from here, and the generator ready to draw.
+@dataclass(frozen=True)
+class Snapshot:
+    """A run at one moment, in CPU memory and apart from the tensors that go on training."""
 
-    Raises:
-        OSError: the folder cannot be written.
-    """
-    folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    try:
-        torch.save(trainer.state_dict(), folder / STATE)
-    except RuntimeError as error:  # PyTorch's zip writer hides a full disk behind its own error.
-        raise OSError(f"cannot write {folder / STATE}: {str(error).splitlines()[0]}") from error
-    save_generator(folder / GENERATOR, trainer.ema, trainer.config)
-    values = {
-        "nimg": trainer.nimg,
-        "config": fingerprint(trainer.config),
-        "metrics": progress.metrics,
-        "seconds": progress.seconds,
-    }
-    (folder / PROGRESS).write_text(json.dumps(values, indent=1))
-    return folder
+    config: Config
+    state: dict[str, Any]
+    progress: Progress
+
+    def write(self, folder: str | Path) -> Path:
+        """Writes everything that a later process needs to go on from here, and the generator ready to draw.
+
+        Raises:
+            OSError: the folder cannot be written.
+        """
+        folder = Path(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        try:
+            torch.save(self.state, folder / STATE)
+        except RuntimeError as error:  # PyTorch's zip writer hides a full disk behind its own error.
+            raise OSError(f"cannot write {folder / STATE}: {str(error).splitlines()[0]}") from error
+        save_weights(folder / GENERATOR, self.state["ema"], self.config)
+        values = asdict(self.progress) | {"config": fingerprint(self.config)}
+        (folder / PROGRESS).write_text(json.dumps(values, indent=1))
+        return folder
+
+    def not_finite(self) -> str | None:
+        """The name of a weight that is NaN or infinite, or None: what a run cannot come back from."""
+        for part in ("generator", "ema", "dual", "patch"):
+            for name, tensor in self.state[part].items():
+                if tensor.is_floating_point() and not tensor.isfinite().all():
+                    return f"{part}.{name}"
+        return None
+
+
+def take_snapshot(trainer: Trainer, progress: Progress) -> Snapshot:
+    """Copies the run as it is now; training may go on while the copy is written."""
+    now = Progress(trainer.nimg, dict(progress.metrics), progress.seconds)
+    return Snapshot(trainer.config, _copied(trainer.state_dict()), now)
+
+
+def save_checkpoint(folder: str | Path, trainer: Trainer, progress: Progress) -> Path:
+    """`take_snapshot` and `Snapshot.write` in one."""
+    return take_snapshot(trainer, progress).write(folder)
 
 
 def load_checkpoint(folder: str | Path, trainer: Trainer) -> Progress:
@@ -82,3 +105,14 @@ def load_checkpoint(folder: str | Path, trainer: Trainer) -> Progress:
 def _damaged(folder: Path, error: Exception) -> ValueError:
     reason = f"no {error}" if isinstance(error, KeyError) else (str(error).splitlines() or ["no reason"])[0]
     return ValueError(f"the checkpoint {folder} is damaged ({reason}): take an earlier one")
+
+
+def _copied(value: Any) -> Any:
+    """A tree of dicts, lists and tuples with every tensor in it copied to CPU memory."""
+    if isinstance(value, torch.Tensor):
+        return value.detach().to("cpu", copy=True)
+    if isinstance(value, dict):
+        return {key: _copied(part) for key, part in value.items()}
+    if isinstance(value, list | tuple):
+        return type(value)(_copied(part) for part in value)
+    return value
