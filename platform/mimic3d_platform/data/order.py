@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from mimic3d_platform.data import counter
-from mimic3d_platform.data.schema import ROW_GROUP_ROWS, Manifest
+from mimic3d_platform.data.schema import Manifest
 
 # Rows are shuffled among as many row groups as this holds, so that a set far larger than memory is read in
 # passing. It decides the order: to change it is to break the resumption of running trainings.
@@ -27,10 +27,10 @@ class RowGroup:
 def row_groups(manifest: Manifest) -> list[RowGroup]:
     """All row groups of a set, in the order of its rows."""
     groups = []
-    start = 0
+    start, most = 0, manifest.row_group_rows
     for number, shard in enumerate(manifest.shards):
-        for index, first in enumerate(range(0, shard.rows, ROW_GROUP_ROWS)):
-            rows = min(ROW_GROUP_ROWS, shard.rows - first)
+        for index, first in enumerate(range(0, shard.rows, most)):
+            rows = min(most, shard.rows - first)
             groups.append(RowGroup(number, index, start, rows))
             start += rows
     return groups

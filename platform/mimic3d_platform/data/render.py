@@ -30,9 +30,11 @@ from mimic3d_platform.data.raycast import RayCaster
 from mimic3d_platform.data.schema import MANIFEST, Manifest
 from mimic3d_platform.data.writer import (
     SHARD_BYTES,
+    Layout,
     ShardRecord,
+    open_layout,
     read_record,
-    refuse_or_clear,
+    sweep,
     write_manifest,
     write_record,
     write_shard,
@@ -100,9 +102,9 @@ def sample_cameras(seed: int, identity: str, views: int, focal: float = FOCAL) -
     return geometry.look_at(geometry.on_sphere(yaw, pitch, RADIUS), focal=focal)
 
 
-def render_shard(index: int, uri: str, plan: Plan, meshes: list[Mesh]) -> ShardRecord:
+def render_shard(index: int, layout: Layout, plan: Plan, meshes: list[Mesh]) -> ShardRecord:
     """Renders and writes one shard, or takes the one that an earlier run of the plan left."""
-    if (record := read_record(uri, index, plan.digest)) is not None:
+    if (record := read_record(layout, index, plan.digest)) is not None:
         return record
     casters: dict[int, RayCaster] = {}
     rows = []
@@ -112,8 +114,8 @@ def render_shard(index: int, uri: str, plan: Plan, meshes: list[Mesh]) -> ShardR
         )
         rows += _render_identity(caster, colouring, plan)
     order = counter.permutation(plan.seed, "rows", index, size=len(rows))
-    record = write_shard(uri, index, [rows[position] for position in order])
-    write_record(uri, record, plan.digest)
+    record = write_shard(layout, index, [rows[position] for position in order])
+    write_record(layout, record, plan.digest)
     return record
 
 
@@ -199,10 +201,10 @@ def render_dataset(
     if storage.exists(seal) and not overwrite:
         manifest = Manifest.from_json(storage.read_bytes(seal), dest_uri)
         if manifest.provenance.get("plan") == plan.digest:
+            sweep(dest_uri, manifest)
             progress(manifest.count, manifest.count)
             return manifest
-    refuse_or_clear(dest_uri, overwrite)
-    storage.ensure_bucket(dest_uri)
+    layout = open_layout(dest_uri, resolution, overwrite=overwrite, plan=plan.digest)
     done = 0
 
     def count(record: ShardRecord) -> None:
@@ -211,7 +213,7 @@ def render_dataset(
         progress(done, plan.images)
 
     progress(0, plan.images)
-    records = run_pieces(render_shard, len(plan.shards()), dest_uri, plan, loaded, on_result=count)
+    records = run_pieces(render_shard, len(plan.shards()), layout, plan, loaded, on_result=count)
     provenance = {"tool": "mimic3d data render", "plan": plan.digest, **asdict(plan)}
     provenance |= {"radius": RADIUS, "models": model_records(loaded)}
-    return write_manifest(dest_uri, records, resolution, provenance, [mesh.licence for mesh in loaded])
+    return write_manifest(layout, records, provenance, [mesh.licence for mesh in loaded])

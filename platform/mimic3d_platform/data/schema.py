@@ -1,18 +1,23 @@
 """What a data set is: a folder of Parquet shards, sealed by a manifest that is written last.
 
-    part-00000.parquet …   at most 256 rows a row group, and exactly 256 in all but a shard's last
+    part-00000.parquet …   `row_group_rows` rows a row group, in all but a shard's last exactly so many;
+                           part-1a2b3c4d-00000.parquet in a set that replaced another
     manifest.json          `Manifest` as JSON
     README.md              the card: models, authors, licences
 
-Columns: `image` PNG bytes, RGB, R×R; `camera` 25 float32 (mimic3d.cameras); `identity` the name of the
-object; `depth` raw little-endian float32, R·R, world units along the ray through the pixel's centre, +inf
-where it hits nothing; `mask` PNG bytes, one channel, the share of the pixel that is covered.
+Columns: `image` an image file's bytes as given (PNG, JPEG or WebP), R×R, shown as RGB; `camera` 25 float32
+(mimic3d.cameras); `identity` the name of the object; `depth` raw little-endian float32, R·R, world units
+along the ray through the pixel's centre, +inf where it hits nothing; `mask` PNG bytes, one channel, the
+share of the pixel that is covered; `weight` float32, how often a balanced training draws the row, 1 on
+average; `name` the image file's name at its source; `label` the camera's 25 numbers in float64, where
+float32 does not say them all. Any other column is the user's own: it may be null, and passes through.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from typing import TYPE_CHECKING, Any
 
@@ -26,9 +31,18 @@ VERSION = 1
 MANIFEST = "manifest.json"
 CARD = "README.md"
 CAMERA_SIZE = 25
-ROW_GROUP_ROWS = 256
 COLUMNS = ("image", "camera", "identity", "depth", "mask")
 _RANGES = ("radius", "yaw", "pitch", "focal")
+
+# A reader that wants one row fetches a row group: its images have this many bytes at most when decoded.
+_ROW_GROUP_BYTES = 16 * 2**20
+_MOST_ROW_GROUP_ROWS = 256
+
+
+def row_group_rows(resolution: int) -> int:
+    """Rows of a row group for images of R×R: a power of two, 256 for small images."""
+    fit = max(_ROW_GROUP_BYTES // (3 * resolution**2), 1)
+    return min(1 << (fit.bit_length() - 1), _MOST_ROW_GROUP_ROWS)
 
 
 @dataclass(frozen=True)
@@ -54,6 +68,7 @@ class Manifest:
             (image widths) of all cameras around the origin; empty for a set without cameras.
         provenance: how the set was made.
         licences: the licences of what it was made from.
+        row_group_rows: rows of every row group but a shard's last.
     """
 
     resolution: int
@@ -65,6 +80,7 @@ class Manifest:
     cameras: dict[str, list[float]] = field(default_factory=dict)
     provenance: dict[str, Any] = field(default_factory=dict)
     licences: list[str] = field(default_factory=list)
+    row_group_rows: int = _MOST_ROW_GROUP_ROWS
     format: str = FORMAT
     version: int = VERSION
 
@@ -92,7 +108,11 @@ class Manifest:
                 f"{where} has version {content.get('version')!r}, this program reads {VERSION}: "
                 "write the data set again, or use a matching mimic3d"
             )
+        # Sets that were written before row groups went by the images' size had the largest.
+        content = {"row_group_rows": _MOST_ROW_GROUP_ROWS, **content}
         _check_fields(content, _MANIFEST_TYPES, where)
+        if not content["row_group_rows"]:
+            raise UserError(f"{where} has row groups of no row: write the data set again")
         for index, shard in enumerate(content["shards"]):
             _check_fields(shard, _SHARD_TYPES, f"shard {index} in {where}")
         for name, span in content["cameras"].items():
@@ -119,6 +139,7 @@ _MANIFEST_TYPES = {
     "cameras": dict,
     "provenance": dict,
     "licences": list,
+    "row_group_rows": int,
 }
 _SHARD_TYPES = {"path": str, "rows": int, "bytes": int, "sha256": str}
 assert set(_MANIFEST_TYPES) == {item.name for item in fields(Manifest)}
@@ -146,8 +167,14 @@ def fingerprint(shards: list[Shard]) -> str:
     return hashlib.sha256("\n".join(shard.sha256 for shard in shards).encode()).hexdigest()
 
 
-def arrow_schema(columns: tuple[str, ...] = COLUMNS) -> pyarrow.Schema:
-    """The Parquet schema of a set with these columns."""
+def arrow_schema(
+    columns: tuple[str, ...] = COLUMNS, extras: Mapping[str, str] | None = None
+) -> pyarrow.Schema:
+    """The Parquet schema of a set with these columns.
+
+    Args:
+        extras: the Arrow type's name (`string`, `double`, `int64`, `binary` …) of each column of the user's.
+    """
     import pyarrow as pa
 
     types = {
@@ -156,10 +183,19 @@ def arrow_schema(columns: tuple[str, ...] = COLUMNS) -> pyarrow.Schema:
         "identity": pa.string(),
         "depth": pa.binary(),
         "mask": pa.binary(),
+        "weight": pa.float32(),
+        "name": pa.string(),
+        "label": pa.list_(pa.float64(), CAMERA_SIZE),
     }
-    return pa.schema([pa.field(name, types[name], nullable=False) for name in columns])
+    own = {name: pa.type_for_alias(kind) for name, kind in (extras or {}).items()}
+    return pa.schema(
+        [
+            pa.field(name, types[name], nullable=False) if name in types else pa.field(name, own[name])
+            for name in columns
+        ]
+    )
 
 
-def shard_name(index: int) -> str:
-    """`part-00000.parquet` and so on."""
-    return f"part-{index:05d}.parquet"
+def shard_name(index: int, generation: str = "") -> str:
+    """`part-00000.parquet` and so on; with a generation `part-1a2b3c4d-00000.parquet`."""
+    return f"part-{generation}{'-' if generation else ''}{index:05d}.parquet"

@@ -1,15 +1,18 @@
 """Writing data sets: shards of bounded size first, the manifest last.
 
-A folder that has shards and no manifest is a half-written set, and readers say so. `DatasetWriter` takes
-rows one by one; a parallel writer calls `write_shard` from its tasks and `write_manifest` at the end.
+A folder that has shards and no manifest is a half-written set, and readers say so. Where a set is replaced,
+the new shards bear names of their own and the old set stays whole until the new manifest takes the old one's
+place in one step; then the old shards go. `DatasetWriter` takes rows one by one; a parallel writer calls
+`open_layout`, then `write_shard` from its tasks, and `write_manifest` at the end.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable
-from dataclasses import asdict, dataclass
+import secrets
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import numpy as np
@@ -20,11 +23,11 @@ from mimic3d_platform.data.schema import (
     CARD,
     COLUMNS,
     MANIFEST,
-    ROW_GROUP_ROWS,
     Manifest,
     Shard,
     arrow_schema,
     fingerprint,
+    row_group_rows,
     shard_name,
 )
 from mimic3d_platform.errors import UserError
@@ -33,6 +36,12 @@ SHARD_BYTES = 64 * 2**20
 
 # A note beside a shard of a parallel writer, until the manifest says it all.
 _NOTE = ".json"
+
+
+# Columns of many bytes a row: they are compressed already, or nobody looks for their least and greatest.
+_LARGE = ("image", "depth", "mask")
+
+Row = dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -44,30 +53,79 @@ class ShardRecord:
     cameras: dict[str, list[float]]
 
 
-Row = dict[str, Any]
+@dataclass(frozen=True)
+class Layout:
+    """Where and how the shards of one set are written.
+
+    Attributes:
+        resolution: R, pixels; images are R×R.
+        extras: the Arrow type's name of each column of the user's own.
+        generation: what tells the shards' names from those of the set that is there; empty where none is.
+    """
+
+    uri: str
+    resolution: int
+    columns: tuple[str, ...] = COLUMNS
+    extras: Mapping[str, str] = field(default_factory=dict)
+    generation: str = ""
+
+    def shard_uri(self, index: int) -> str:
+        return storage.join(self.uri, shard_name(index, self.generation))
 
 
-def write_shard(uri: str, index: int, rows: list[Row], columns: tuple[str, ...] = COLUMNS) -> ShardRecord:
-    """Writes one Parquet shard into the folder `uri`, whole or not at all.
+def open_layout(
+    uri: str,
+    resolution: int,
+    columns: tuple[str, ...] = COLUMNS,
+    *,
+    extras: Mapping[str, str] | None = None,
+    overwrite: bool = False,
+    plan: str | None = None,
+) -> Layout:
+    """The layout of a set to be written at `uri`; nothing that is there is touched.
 
     Args:
-        rows: a value for each of `columns`; `camera` as 25 numbers.
+        plan: a digest of all that the rows depend on: a run of the same plan that was stopped is taken up.
+            Without one the run is new.
+    Raises:
+        UserError: a complete set is there and `overwrite` is not set.
+    """
+    seal = storage.join(uri, MANIFEST)
+    generation = ""
+    if storage.exists(seal):
+        if not overwrite:
+            raise UserError(f"{uri} already holds a data set: give another place, or say --overwrite")
+        before = storage.read_bytes(seal)
+        token = secrets.token_bytes(8) if plan is None else plan.encode()
+        generation = hashlib.sha256(before + token).hexdigest()[:8]
+    storage.ensure_bucket(uri)
+    return Layout(uri, resolution, columns, dict(extras or {}), generation)
+
+
+def write_shard(layout: Layout, index: int, rows: list[Row]) -> ShardRecord:
+    """Writes one Parquet shard, whole or not at all.
+
+    Args:
+        rows: a value for each of the layout's columns; `camera` as 25 numbers.
     """
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    table = pa.Table.from_pylist(rows, schema=arrow_schema(columns))
+    columns = layout.columns
+    table = pa.Table.from_pylist(rows, schema=arrow_schema(columns, layout.extras))
     sink = pa.BufferOutputStream()
-    compression = {
-        name: "zstd" if name in ("camera.list.element", "depth", "identity") else "none"
-        for name in _leaves(columns)
-    }
+    leaves = {_leaf(name): "none" if name in ("image", "mask") else "zstd" for name in columns}
     pq.write_table(
-        table, sink, row_group_size=ROW_GROUP_ROWS, compression=compression, use_dictionary=["identity"]
+        table,
+        sink,
+        row_group_size=row_group_rows(layout.resolution),
+        compression=leaves,
+        use_dictionary=["identity"],
+        write_statistics=[_leaf(name) for name in columns if name not in _LARGE],
     )
-    data = sink.getvalue().to_pybytes()
-    name = shard_name(index)
-    storage.write_bytes(storage.join(uri, name), data)
+    data = sink.getvalue()
+    name = shard_name(index, layout.generation)
+    storage.write_bytes(storage.join(layout.uri, name), data)
     cameras = np.array([row["camera"] for row in rows], dtype=np.float32) if "camera" in columns else None
     return ShardRecord(
         Shard(name, len(rows), len(data), hashlib.sha256(data).hexdigest()),
@@ -76,8 +134,8 @@ def write_shard(uri: str, index: int, rows: list[Row], columns: tuple[str, ...] 
     )
 
 
-def _leaves(columns: tuple[str, ...]) -> list[str]:
-    return ["camera.list.element" if name == "camera" else name for name in columns]
+def _leaf(column: str) -> str:
+    return f"{column}.list.element" if column in ("camera", "label") else column
 
 
 def camera_ranges(cameras: np.ndarray) -> dict[str, list[float]]:
@@ -94,14 +152,12 @@ def camera_ranges(cameras: np.ndarray) -> dict[str, list[float]]:
 
 
 def write_manifest(
-    uri: str,
+    layout: Layout,
     records: list[ShardRecord],
-    resolution: int,
     provenance: dict[str, Any],
     licences: Iterable[str] = (),
-    columns: tuple[str, ...] = COLUMNS,
 ) -> Manifest:
-    """Seals the folder: removes shards that are not in `records`, writes the card, and last the manifest."""
+    """Seals the set: writes the card, then the manifest, then removes what is not of this set."""
     shards = [record.shard for record in records]
     spans: dict[str, list[float]] = {}
     for record in records:
@@ -109,40 +165,29 @@ def write_manifest(
             before = spans.get(name, [low, high])
             spans[name] = [min(low, before[0]), max(high, before[1])]
     manifest = Manifest(
-        resolution=resolution,
+        resolution=layout.resolution,
         count=sum(shard.rows for shard in shards),
         identities=len({identity for record in records for identity in record.identities}),
-        columns=list(columns),
+        columns=list(layout.columns),
         shards=shards,
         fingerprint=fingerprint(shards),
         cameras=spans,
         provenance=provenance,
         licences=sorted(set(licences)),
+        row_group_rows=row_group_rows(layout.resolution),
     )
-    names = {shard.path for shard in shards}
-    for found in storage.list_files(uri, ".parquet"):
-        if found.rsplit("/", 1)[-1] not in names:
-            storage.delete_tree(found)
-    storage.write_bytes(storage.join(uri, CARD), card(manifest).encode())
-    storage.write_bytes(storage.join(uri, MANIFEST), manifest.to_json())
-    for note in storage.list_files(uri, ".parquet" + _NOTE):
-        storage.delete_tree(note)
+    storage.write_bytes(storage.join(layout.uri, CARD), card(manifest).encode())
+    storage.write_bytes(storage.join(layout.uri, MANIFEST), manifest.to_json())
+    sweep(layout.uri, manifest)
     return manifest
 
 
-def refuse_or_clear(uri: str, overwrite: bool) -> None:
-    """Makes sure that no complete set is at `uri`.
-
-    With `overwrite` its manifest is deleted before anything else: what remains is seen as half-written.
-
-    Raises:
-        UserError: a complete set is there and `overwrite` is not set.
-    """
-    seal = storage.join(uri, MANIFEST)
-    if storage.exists(seal):
-        if not overwrite:
-            raise UserError(f"{uri} already holds a data set: give another place, or say --overwrite")
-        storage.delete_tree(seal)
+def sweep(uri: str, manifest: Manifest) -> None:
+    """Removes shards that are not of the sealed set, and the notes of parallel writers."""
+    names = {shard.path for shard in manifest.shards}
+    for found in [*storage.list_files(uri, ".parquet"), *storage.list_files(uri, ".parquet" + _NOTE)]:
+        if found[len(storage.join(uri)) :].lstrip("/") not in names:
+            storage.delete_tree(found)
 
 
 class DatasetWriter:
@@ -164,11 +209,11 @@ class DatasetWriter:
         *,
         licences: Iterable[str] = (),
         columns: tuple[str, ...] = COLUMNS,
+        extras: Mapping[str, str] | None = None,
         shard_bytes: int = SHARD_BYTES,
         overwrite: bool = False,
     ) -> None:
-        refuse_or_clear(uri, overwrite)
-        self.uri, self.resolution, self.columns = uri, resolution, columns
+        self.layout = open_layout(uri, resolution, columns, extras=extras, overwrite=overwrite)
         self._provenance, self._licences, self._limit = provenance, list(licences), shard_bytes
         self._rows: list[Row] = []
         self._held = 0
@@ -186,14 +231,12 @@ class DatasetWriter:
         """Writes what is left, then the manifest."""
         self._flush()
         if not self._records:
-            raise UserError(f"nothing to write to {self.uri}: the source has no image")
-        return write_manifest(
-            self.uri, self._records, self.resolution, self._provenance, self._licences, self.columns
-        )
+            raise UserError(f"nothing to write to {self.layout.uri}: the source has no image")
+        return write_manifest(self.layout, self._records, self._provenance, self._licences)
 
     def _flush(self) -> None:
         if self._rows:
-            self._records.append(write_shard(self.uri, len(self._records), self._rows, self.columns))
+            self._records.append(write_shard(self.layout, len(self._records), self._rows))
             self._rows, self._held = [], 0
 
     def __enter__(self) -> DatasetWriter:
@@ -204,11 +247,11 @@ class DatasetWriter:
             self.close()
 
 
-def read_record(uri: str, index: int, plan: str) -> ShardRecord | None:
+def read_record(layout: Layout, index: int, plan: str) -> ShardRecord | None:
     """The record of a shard that an earlier run of the same `plan` left whole, else None."""
-    name = shard_name(index)
-    note = storage.join(uri, name + _NOTE)
-    if not storage.exists(note) or not storage.exists(storage.join(uri, name)):
+    place = layout.shard_uri(index)
+    note = place + _NOTE
+    if not storage.exists(note) or not storage.exists(place):
         return None
     try:
         content = json.loads(storage.read_bytes(note))
@@ -218,12 +261,12 @@ def read_record(uri: str, index: int, plan: str) -> ShardRecord | None:
         return None
     if not same:
         return None
-    data = storage.read_bytes(storage.join(uri, name))
+    data = storage.read_bytes(place)
     same = len(data) == record.shard.bytes and hashlib.sha256(data).hexdigest() == record.shard.sha256
     return record if same else None
 
 
-def write_record(uri: str, record: ShardRecord, plan: str) -> None:
+def write_record(layout: Layout, record: ShardRecord, plan: str) -> None:
     """Notes beside a shard that it is whole, and of which plan."""
-    note = storage.join(uri, record.shard.path + _NOTE)
+    note = storage.join(layout.uri, record.shard.path + _NOTE)
     storage.write_bytes(note, json.dumps({"plan": plan, **asdict(record)}).encode())

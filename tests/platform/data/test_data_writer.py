@@ -7,7 +7,8 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 
-from mimic3d_platform.data.schema import Manifest
+from mimic3d_platform.data.order import row_groups
+from mimic3d_platform.data.schema import Manifest, row_group_rows
 from mimic3d_platform.data.stream import open_dataset
 from mimic3d_platform.data.writer import DatasetWriter
 from mimic3d_platform.errors import UserError
@@ -98,7 +99,47 @@ def test_a_complete_set_is_not_overwritten_unless_told_so(tmp_path: Path, write_
         write_set(tmp_path / "set", 10)
     manifest = write_set(tmp_path / "set", 10, overwrite=True)
     assert open_dataset(str(tmp_path / "set")) == manifest
-    assert [file.name for file in (tmp_path / "set").glob("*.parquet")] == ["part-00000.parquet"]
+    assert [file.name for file in (tmp_path / "set").glob("*.parquet")] == [manifest.shards[0].path]
+
+
+def test_a_set_that_is_being_replaced_is_whole_until_the_new_manifest(tmp_path: Path, write_set) -> None:
+    uri = str(tmp_path / "set")
+    old = write_set(uri, 300, shard_bytes=20_000)
+    with (
+        pytest.raises(RuntimeError),
+        DatasetWriter(uri, 2, {}, columns=("image", "identity"), shard_bytes=150, overwrite=True) as writer,
+    ):
+        for _ in range(5):
+            writer.write({"image": b"x" * 100, "identity": "a"})
+        raise RuntimeError
+    assert open_dataset(uri) == old
+    for shard in old.shards:
+        data = (tmp_path / "set" / shard.path).read_bytes()
+        assert hashlib.sha256(data).hexdigest() == shard.sha256
+    new = write_set(uri, 5, overwrite=True)
+    assert {path.name for path in (tmp_path / "set").iterdir()} == {
+        "manifest.json",
+        "README.md",
+        new.shards[0].path,
+    }
+
+
+def test_row_groups_of_large_images_are_small(tmp_path: Path, write_set) -> None:
+    assert [row_group_rows(side) for side in (16, 128, 256, 512, 1024, 8192)] == [256, 256, 64, 16, 4, 1]
+    manifest = write_set(tmp_path / "set", 70, side=256)
+    metadata = pq.read_metadata(tmp_path / "set" / manifest.shards[0].path)
+    assert manifest.row_group_rows == 64
+    assert [metadata.row_group(index).num_rows for index in range(metadata.num_row_groups)] == [64, 6]
+    assert [group.rows for group in row_groups(manifest)] == [64, 6]
+
+
+def test_columns_of_the_user_s_own_pass_through(tmp_path: Path) -> None:
+    columns, extras = ("image", "weight", "paint", "year"), {"paint": "string", "year": "int64"}
+    with DatasetWriter(str(tmp_path / "set"), 2, {}, columns=columns, extras=extras) as writer:
+        writer.write({"image": b"x", "weight": 0.5, "paint": None, "year": 1961})
+    table = pq.read_table(tmp_path / "set" / "part-00000.parquet")
+    assert table.to_pylist() == [{"image": b"x", "weight": 0.5, "paint": None, "year": 1961}]
+    assert str(table.schema.field("weight").type) == "float"
 
 
 def test_a_set_of_no_rows_is_refused(tmp_path: Path, write_set) -> None:
