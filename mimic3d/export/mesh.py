@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import numpy as np
 import torch
 from torch import Tensor
 
+from mimic3d.export.surface import slab_surface
 from mimic3d.networks.backbone import TriPlanes
 from mimic3d.networks.generator import Generator
 
@@ -18,6 +21,7 @@ if TYPE_CHECKING:
 # unit of length, nine tenths of it within a quarter of the unit.
 DENSITY_LEVEL = 10.0
 FORMATS = (".ply", ".glb")
+MAX_POINTS = 2**17
 
 
 @torch.no_grad()
@@ -28,55 +32,78 @@ def extract_mesh(
     branch: str = "3d",
     resolution: int = 128,
     level: float = DENSITY_LEVEL,
-    max_points: int = 2**18,
+    watertight: bool = True,
+    largest_only: bool = False,
+    noise: str = "const",
+    max_points: int = MAX_POINTS,
 ) -> Trimesh:
     """The surface on which the raw density has the value `level`, with colours at its vertices.
 
-    Where the object reaches the side of the box it is closed there, so the mesh is watertight.
+    The density is sampled and its surface found slab by slab, so memory grows with the surface and not with
+    the volume.
 
     Args:
         w: (1, num_ws, w_dim).
         branch: "3d" for the coarse and detail planes, "2d" for the coarse ones alone.
         resolution: samples along each side of the generator's box.
         level: raw density; softplus(level - 1) is the absorption per unit of length.
+        watertight: closes the object where it reaches the side of the box; otherwise it is open there.
+        largest_only: keeps the piece with the most faces and leaves out what floats about it.
+        noise: of the planes: random, const or none.
         max_points: evaluated at a time.
     Returns:
         The mesh in world units, y up, faces outwards.
     Raises:
-        ValueError: the density does not cross `level` in the box.
+        ValueError: the density does not cross `level` in the box, or there is no such branch.
     """
-    import numpy as np
-    from skimage.measure import marching_cubes
     from trimesh import Trimesh
 
     if len(w) != 1:
         raise ValueError(f"a mesh is of one identity; got {len(w)} latents")
-    planes = G.planes(w, detail=branch == "3d", noise="const")
+    G.require_branch(branch)
+    planes = G.planes(w, detail=branch == "3d", noise=noise)
     box = G.rendering.box_warp
-    axis = torch.linspace(-box / 2, box / 2, resolution, device=w.device)
-    slices = []
-    for x in axis:  # A slice at a time: memory stays that of the volume however fine it is.
-        points = torch.stack(torch.meshgrid(x[None], axis, axis, indexing="ij"), dim=-1).reshape(1, -1, 3)
-        slices.append(_field(G, planes, points, max_points)[0].view(resolution, resolution).cpu())
-    volume = torch.stack(slices).numpy()
-    highest = float(volume.max())
-    if highest <= level:
-        raise ValueError(
-            f"no surface: the density reaches {highest:.3g} in the box, level {level:g} is not below it; "
-            "give a lower level or train for longer"
-        )
-    step = box / (resolution - 1)
-    # Far below the level, so that what reaches the side of the box is closed at the side, not beyond it.
-    padded = np.pad(volume, 1, constant_values=level - 1000 * (highest - level))
-    vertices, faces, _, _ = marching_cubes(padded, level, spacing=(step,) * 3, gradient_direction="ascent")
-    vertices = vertices - (box / 2 + step)
-    colours = _field(G, planes, torch.from_numpy(vertices).float().to(w.device)[None], max_points)[1]
+    slices = _density_slices(G, planes, resolution, max_points)
+    vertices, faces = slab_surface(slices, level, closed=watertight)
+    if largest_only:
+        vertices, faces = _largest_piece(vertices, faces)
+    vertices = vertices * (box / (resolution - 1)) - box / 2
+    points = torch.from_numpy(vertices).float().to(w.device)[None]
+    colours = torch.cat([G.field(planes, part)[1][0] for part in points.split(max_points, dim=1)])
     rgb = (colours.clamp(0, 1) * 255).round().to(torch.uint8).cpu().numpy()
     return Trimesh(vertices, faces, vertex_colors=rgb, process=False)
 
 
+def _density_slices(
+    G: Generator, planes: TriPlanes, resolution: int, max_points: int
+) -> Iterator[np.ndarray]:
+    """Raw densities over the box, (resolution, resolution) over y and z for one x after another."""
+    box, device = G.rendering.box_warp, planes.coarse.device
+    axis = torch.linspace(-box / 2, box / 2, resolution, device=device)
+    rows = max(1, max_points // resolution)
+    for x in axis:
+        found = []
+        for y in axis.split(rows):
+            points = torch.stack(torch.meshgrid(x[None], y, axis, indexing="ij"), dim=-1).reshape(1, -1, 3)
+            found.append(G.field(planes, points, outputs=0)[0].view(len(y), resolution).float().cpu())
+        yield torch.cat(found).numpy()
+
+
+def _largest_piece(vertices: np.ndarray, faces: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The connected piece with the most faces."""
+    from trimesh.graph import connected_component_labels
+
+    piece = connected_component_labels(np.vstack([faces[:, :2], faces[:, 1:]]), node_count=len(vertices))
+    chosen = np.bincount(piece[faces[:, 0]]).argmax()
+    kept = piece == chosen
+    number = np.cumsum(kept) - 1
+    return vertices[kept], number[faces[kept[faces[:, 0]]]]
+
+
 def save_mesh(mesh: Trimesh, path: str | Path) -> Path:
     """Write a mesh as `.ply` or `.glb`, by the path's ending.
+
+    A GLB's vertex colours are linear light, as glTF has them; a PLY's are the picture's own values.
 
     Raises:
         ValueError: another ending.
@@ -84,13 +111,18 @@ def save_mesh(mesh: Trimesh, path: str | Path) -> Path:
     path = Path(path)
     if path.suffix.lower() not in FORMATS:
         raise ValueError(f"meshes are written as {' or '.join(FORMATS)}; got {path.name}")
+    if path.suffix.lower() == ".glb":
+        mesh = mesh.copy()
+        mesh.visual.vertex_colors = _linear_light(mesh.visual.vertex_colors)
     path.parent.mkdir(parents=True, exist_ok=True)
     data = mesh.export(file_type=path.suffix.lower()[1:])
     path.write_bytes(data)
     return path
 
 
-def _field(G: Generator, planes: TriPlanes, points: Tensor, max_points: int) -> tuple[Tensor, Tensor]:
-    """Raw density (M,) and RGB (M, 3) at (1, M, 3) points."""
-    found = [G.field(planes, part) for part in points.split(max_points, dim=1)]
-    return torch.cat([d for d, _ in found], 1)[0, :, 0], torch.cat([rgb for _, rgb in found], 1)[0]
+def _linear_light(colours: np.ndarray) -> np.ndarray:
+    """sRGB (V, 4) uint8 to linear light, alpha as it is (IEC 61966-2-1)."""
+    value = np.arange(256) / 255
+    linear = np.where(value <= 0.04045, value / 12.92, ((value + 0.055) / 1.055) ** 2.4)
+    table = (linear * 255).round().astype(np.uint8)
+    return np.concatenate([table[colours[:, :3]], colours[:, 3:]], axis=1)

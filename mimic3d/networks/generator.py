@@ -61,6 +61,12 @@ class Generator(nn.Module):
         """The branches that it can draw with: EG3D's generator has no 3D branch."""
         return BRANCHES if self.config.architecture == "mimic3d" else ("2d",)
 
+    def require_branch(self, branch: str) -> None:
+        """Raises ValueError unless `branch` is one of `self.branches`."""
+        if branch not in self.branches:
+            known = f"{', '.join(self.branches)} of a generator of {self.config.architecture}"
+            raise ValueError(f"branch is {branch!r}, but must be one of {known}")
+
     def mapping(
         self,
         z: Tensor,
@@ -165,9 +171,7 @@ class Generator(nn.Module):
             camera: (N, 25).
             branch: one of `self.branches`.
         """
-        if branch not in self.branches:
-            known = f"{', '.join(self.branches)} of a generator of {self.config.architecture}"
-            raise ValueError(f"branch is {branch!r}, but must be one of {known}")
+        self.require_branch(branch)
         if branch == "2d":
             return self.branch_2d(planes, w, camera)
         resolution = self.config.image_resolution

@@ -152,11 +152,42 @@ def test_a_mesh_that_fills_the_box_is_closed_at_its_sides(w):
     assert mesh.volume == pytest.approx(1.6**3, rel=0.02)
 
 
+def test_a_mesh_may_be_open_at_the_sides_and_be_of_one_piece(w):
+    class Balls(Generator):
+        """A ball that the box cuts, and a smaller one, apart from it."""
+
+        def field(self, planes, points, outputs=3):
+            large = 0.5 - (points - torch.tensor([0.6, 0.0, 0.0])).norm(dim=-1, keepdim=True)
+            small = 0.2 - (points + torch.tensor([0.5, 0.0, 0.0])).norm(dim=-1, keepdim=True)
+            return 10 + 100 * torch.maximum(large, small), torch.zeros(*points.shape[:2], outputs)
+
+    balls = Balls(MODEL, RENDERING)
+    whole = extract_mesh(balls, w[:1], resolution=32)
+    assert whole.is_watertight and whole.body_count == 2
+    open_one = extract_mesh(balls, w[:1], resolution=32, watertight=False, largest_only=True)
+    assert open_one.body_count == 1 and not open_one.is_watertight
+    assert open_one.bounds[0, 0] == pytest.approx(0.1, abs=0.01)
+    assert open_one.bounds[1, 0] == pytest.approx(0.8, abs=0.01)
+
+
+def test_a_glb_has_linear_colours_and_a_ply_the_pictures_own(tmp_path):
+    import trimesh
+
+    mesh = trimesh.creation.box()
+    mesh.visual.vertex_colors = [188, 64, 255, 255]
+    for ending, expected in (("ply", [188, 64, 255]), ("glb", [128, 13, 255])):
+        read = trimesh.load(save_mesh(mesh, tmp_path / f"box.{ending}"), force="mesh")
+        assert (read.visual.vertex_colors[:, :3] == expected).all()
+    assert (mesh.visual.vertex_colors[:, 0] == 188).all()
+
+
 def test_meshes_that_cannot_be(G, w, tmp_path):
     with pytest.raises(ValueError, match=r"no surface: the density reaches .* lower level"):
         extract_mesh(G, w[:1], resolution=8, level=1e6)
     with pytest.raises(ValueError, match="of one identity; got 2"):
         extract_mesh(G, w, resolution=8)
+    with pytest.raises(ValueError, match="branch is '4d'"):
+        extract_mesh(G, w[:1], branch="4d")
     mesh = extract_mesh(Ball(MODEL, RENDERING), w[:1], resolution=8)
     with pytest.raises(ValueError, match=r".ply or .glb; got car.stl"):
         save_mesh(mesh, tmp_path / "car.stl")
