@@ -10,16 +10,14 @@ import dataclasses
 import difflib
 import hashlib
 import json
-import math
-import types
-import typing
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from mimic3d.config_checks import check
+from mimic3d.config_values import ConfigError, build, flatten
 
-class ConfigError(ValueError):
-    """A configuration that cannot be: one line that names the key, what is wrong and what would do."""
+__all__ = ["Config", "ConfigError", "fingerprint", "flatten", "from_dict", "override", "to_dict"]
 
 
 @dataclass(frozen=True)
@@ -39,6 +37,8 @@ class ModelConfig:
     superresolution_input: int = 128
     superresolution_channels: tuple[int, int] = (256, 128)
     architecture: Literal["mimic3d", "eg3d"] = "mimic3d"
+    precision: Literal["fp32", "mixed", "bf16"] = "fp32"
+    """Of the discriminators' four finest resolutions and of S2D: mixed is float16 there, as in the paper."""
 
 
 @dataclass(frozen=True)
@@ -69,8 +69,10 @@ class CameraConfig:
 class ImitationConfig:
     """How the 3D branch learns from the 2D branch, patch by patch (stage 2)."""
 
-    patch_resolution: int = 64
+    patch_resolution: int | None = None
+    """Rays along a patch's side; none takes every pixel of the window, fewer than that stride through it."""
     patch_scale: float = 0.125
+    """The side of a patch's window as a share of the image's."""
     lpips_weight: float = 1.0
     patch_gan_weight: float = 0.1
 
@@ -104,6 +106,8 @@ class ScheduleConfig:
     """What happens when, in thousands of images (kimg) that the discriminator has seen."""
 
     batch: int = 32
+    accumulate: int = 1
+    """Parts that each worker's share of a batch goes through in turn; the gradients are the same."""
     stage1_kimg: float = 25000.0
     stage2_kimg: float = 15000.0
     ema_half_life_kimg: float = 10.0
@@ -120,6 +124,8 @@ class DataConfig:
 
     uri: str = ""
     cache_bytes: int = 2**30
+    camera_balance: float = 0.0
+    """How far rare views are made up for, of real images and generated ones alike: 0 not at all, 1 fully."""
 
 
 @dataclass(frozen=True)
@@ -139,6 +145,8 @@ class Config:
 
     recipe: str = "custom"
     seed: int = 0
+    start: str = ""
+    """Folder or URI of a training checkpoint or a generator whose weights the run begins with."""
     model: ModelConfig = field(default_factory=ModelConfig)
     rendering: RenderingConfig = field(default_factory=RenderingConfig)
     camera: CameraConfig = field(default_factory=CameraConfig)
@@ -153,6 +161,17 @@ class Config:
         check(self)
 
     @property
+    def patch_resolution(self) -> int:
+        """Rays along a patch's side."""
+        whole = round(self.imitation.patch_scale * self.model.image_resolution)
+        return self.imitation.patch_resolution or whole
+
+    @property
+    def joint(self) -> bool:
+        """Whether both branches train together from scratch (the supplement, II.1)."""
+        return self.stage1_nimg == 0 and not self.start
+
+    @property
     def stage1_nimg(self) -> int:
         """Images at which stage 1 ends and stage 2 begins."""
         return round(self.schedule.stage1_kimg * 1000)
@@ -163,118 +182,6 @@ class Config:
         return self.stage1_nimg + round(self.schedule.stage2_kimg * 1000)
 
 
-# Keys that have a least value, whatever the others are.
-AT_LEAST = {
-    "seed": 0,
-    "model.z_dim": 1,
-    "model.w_dim": 1,
-    "model.mapping_layers": 1,
-    "rendering.coarse_samples": 4,
-    "rendering.importance_samples": 4,
-    "imitation.lpips_weight": 0,
-    "imitation.patch_gan_weight": 0,
-    "regularization.r1_gamma": 0,
-    "regularization.r1_gamma_patch": 0,
-    "regularization.r1_interval": 1,
-    "regularization.density_weight": 0,
-    "regularization.density_distance_stage1": 0,
-    "regularization.density_distance_stage2": 0,
-    "regularization.density_points": 1,
-    "regularization.density_interval": 1,
-    "schedule.batch": 1,
-    "schedule.blur_sigma": 0,
-    "schedule.blur_kimg": 0,
-    "schedule.pose_swap_kimg": 0,
-    "data.cache_bytes": 0,
-    "output.log_steps": 1,
-    "output.metric_images": 2,
-    "output.metric_identities": 1,
-}
-POSITIVE = (
-    "rendering.box_warp",
-    "camera.radius",
-    "camera.focal",
-    "optimizer.generator_lr",
-    "optimizer.discriminator_lr",
-    "schedule.ema_half_life_kimg",
-    "output.checkpoint_kimg",
-    "output.sample_kimg",
-)
-
-
-def check(config: Config) -> None:
-    """Raises `ConfigError` for values that cannot work together."""
-    model, rendering, schedule = config.model, config.rendering, config.schedule
-    for key in (
-        "image_resolution",
-        "neural_rendering_resolution",
-        "triplane_resolution",
-        "superresolution_input",
-    ):
-        value = getattr(model, key)
-        _require(value >= 4 and math.log2(value).is_integer(), f"model.{key}", value, "a power of two from 4")
-    factor = model.image_resolution / model.superresolution_input
-    _require(
-        factor in (2, 4),
-        "model.superresolution_input",
-        model.superresolution_input,
-        f"a half or a quarter of model.image_resolution ({model.image_resolution})",
-    )
-    finest = {
-        "channel": model.triplane_resolution,
-        "discriminator_channel": model.image_resolution,
-    }
-    for key, resolution in finest.items():
-        base = getattr(model, f"{key}_base")
-        _require(base >= resolution, f"model.{key}_base", base, f"at least {resolution}, one channel there")
-        _require(
-            getattr(model, f"{key}_max") >= 1, f"model.{key}_max", getattr(model, f"{key}_max"), "at least 1"
-        )
-    _require(0 <= rendering.near < rendering.far, "rendering.near", rendering.near, "from 0 to rendering.far")
-    patch = config.imitation.patch_resolution
-    _require(
-        patch <= model.image_resolution and patch >= 16 and math.log2(patch).is_integer(),
-        "imitation.patch_resolution",
-        patch,
-        f"a power of two from 16 to model.image_resolution ({model.image_resolution})",
-    )
-    _require(
-        config.imitation.patch_scale * model.image_resolution == patch,
-        "imitation.patch_scale",
-        config.imitation.patch_scale,
-        f"imitation.patch_resolution / model.image_resolution = {patch / model.image_resolution:g}",
-    )
-    values = flatten(to_dict(config))
-    for key, least in AT_LEAST.items():
-        _require(values[key] >= least, key, values[key], f"at least {least}")
-    for key in POSITIVE:
-        _require(values[key] > 0, key, values[key], "more than 0")
-    final = schedule.pose_swap_final
-    _require(0 <= final <= 1, "schedule.pose_swap_final", final, "from 0 to 1")
-    for key in ("optimizer.beta1", "optimizer.beta2"):
-        _require(0 <= values[key] < 1, key, values[key], "from 0 to less than 1")
-    for width in model.superresolution_channels:
-        _require(width >= 1, "model.superresolution_channels", width, "at least 1")
-    ramp_up = schedule.ema_ramp_up
-    _require(ramp_up is None or ramp_up > 0, "schedule.ema_ramp_up", ramp_up, "more than 0, or none")
-    for section, key in (
-        ("schedule", "stage1_kimg"),
-        ("schedule", "stage2_kimg"),
-        ("output", "checkpoint_kimg"),
-        ("output", "sample_kimg"),
-    ):
-        images = getattr(getattr(config, section), key) * 1000
-        whole = images >= 0 and abs(images - round(images)) < 1e-6 and round(images) % schedule.batch == 0
-        _require(
-            whole, f"{section}.{key}", images / 1000, f"a multiple of the batch ({schedule.batch} images)"
-        )
-
-
-def _require(holds: bool, key: str, value: object, expected: str) -> None:
-    if not holds:
-        raise ConfigError(f"{key} is {value!r}, but must be {expected}")
-
-
 def to_dict(config: Any) -> dict[str, Any]:
     """Nested plain dictionaries, lists and scalars, ready for YAML or JSON."""
     return json.loads(json.dumps(dataclasses.asdict(config)))
@@ -282,18 +189,7 @@ def to_dict(config: Any) -> dict[str, Any]:
 
 def from_dict(values: Mapping[str, Any]) -> Config:
     """A `Config` from nested plain values; missing keys take their defaults, unknown ones are refused."""
-    return _build(Config, values, "")
-
-
-def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """{"a": {"b": 1}} to {"a.b": 1}."""
-    flat: dict[str, Any] = {}
-    for key, value in values.items():
-        if isinstance(value, Mapping):
-            flat.update(flatten(value, f"{prefix}{key}."))
-        else:
-            flat[f"{prefix}{key}"] = value
-    return flat
+    return build(Config, values, "")
 
 
 def override(config: Config, assignments: Mapping[str, Any]) -> Config:
@@ -316,57 +212,3 @@ def override(config: Config, assignments: Mapping[str, Any]) -> Config:
 def fingerprint(config: Config) -> str:
     """A SHA-256 of all values: two runs with the same one are the same run."""
     return hashlib.sha256(json.dumps(to_dict(config), sort_keys=True).encode()).hexdigest()
-
-
-def _build(cls: type, values: Any, path: str) -> Any:
-    if not isinstance(values, Mapping):
-        raise ConfigError(f"{path or 'the config'} is {values!r}, but must be a section of keys")
-    hints = typing.get_type_hints(cls)
-    unknown = sorted(set(values) - set(hints))
-    if unknown:
-        near = difflib.get_close_matches(str(unknown[0]), hints, n=1)
-        hint = f"; did you mean {_join(path, near[0])}?" if near else f"; known: {', '.join(hints)}"
-        raise ConfigError(f"unknown config key {_join(path, str(unknown[0]))}{hint}")
-    return cls(**{key: _convert(hints[key], value, _join(path, key)) for key, value in values.items()})
-
-
-def _convert(hint: Any, value: Any, path: str) -> Any:
-    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
-    if dataclasses.is_dataclass(hint):
-        return _build(typing.cast(type, hint), value, path)
-    if origin is Literal:
-        _require(value in arguments, path, value, f"one of {', '.join(map(str, arguments))}")
-        return value
-    if origin in (types.UnionType, typing.Union):
-        if value is None or value in ("none", "null"):
-            return None
-        return _convert(next(a for a in arguments if a is not type(None)), value, path)
-    if origin is tuple:
-        items = value.strip("()[]").split(",") if isinstance(value, str) else value
-        _require(isinstance(items, list | tuple) and len(items) == len(arguments), path, value, _kind(hint))
-        return tuple(_convert(kind, item, path) for kind, item in zip(arguments, items, strict=True))
-    return _convert_scalar(hint, value, path)
-
-
-def _convert_scalar(hint: type, value: Any, path: str) -> Any:
-    if hint is bool and isinstance(value, str) and value.lower() in ("true", "false"):
-        return value.lower() == "true"
-    if isinstance(value, str) and hint in (int, float):
-        try:
-            value = hint(value)
-        except ValueError:
-            _require(False, path, value, _kind(hint))
-    if hint is float and type(value) is int:
-        value = float(value)
-    _require(type(value) is hint, path, value, _kind(hint))
-    _require(hint is not float or math.isfinite(value), path, value, "a finite number")
-    return value
-
-
-def _kind(hint: Any) -> str:
-    names = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}
-    return names.get(hint, f"of type {hint}")
-
-
-def _join(path: str, key: str) -> str:
-    return f"{path}.{key}" if path else key

@@ -44,7 +44,7 @@ def cars128() -> Config:
             white_background=True,
         ),
         camera=CameraConfig(radius=1.7, focal=1.0254, pivot=(0.0, 0.0, 0.0), pitch=0.45, yaw_range=math.pi),
-        imitation=ImitationConfig(patch_resolution=64, patch_scale=0.5, patch_gan_weight=0.2),
+        imitation=ImitationConfig(patch_scale=0.5, patch_gan_weight=0.2),
     )
 
 
@@ -70,7 +70,6 @@ def cars64() -> Config:
         ),
         rendering=replace(base.rendering, near=0.9, far=2.5, coarse_samples=32, importance_samples=32),
         camera=replace(base.camera, focal=1.4),
-        imitation=replace(base.imitation, patch_resolution=32),
         schedule=ScheduleConfig(stage1_kimg=2400, stage2_kimg=1600, blur_sigma=1.25, pose_swap_kimg=400),
         output=OutputConfig(checkpoint_kimg=40, sample_kimg=40, metric_images=10000),
     )
@@ -103,7 +102,6 @@ def cars_demo() -> Config:
         rendering=replace(
             base.rendering, near=1.05, far=2.35, box_warp=1.2, coarse_samples=8, importance_samples=8
         ),
-        imitation=replace(base.imitation, patch_resolution=16),
         regularization=RegularizationConfig(r1_gamma=0.2, r1_gamma_patch=0.2, density_points=250),
         optimizer=OptimizerConfig(generator_lr=0.004, discriminator_lr=0.0035),
         schedule=ScheduleConfig(

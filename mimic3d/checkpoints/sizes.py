@@ -60,7 +60,6 @@ def released_config(shapes: Shapes, attributes: Mapping[str, Any]) -> Config:
         rendering=_rendering(base.rendering, settings),
         camera=_camera(base.camera, settings),
         imitation=ImitationConfig(
-            patch_resolution=_PATCH_RESOLUTION,
             patch_scale=_PATCH_RESOLUTION / size,
             patch_gan_weight=0.1 if size == 512 else 0.2,
         ),

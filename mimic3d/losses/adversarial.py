@@ -12,9 +12,14 @@ def generator_loss(fake_logits: Tensor) -> Tensor:
     return F.softplus(-fake_logits).mean()
 
 
-def discriminator_loss(fake_logits: Tensor, real_logits: Tensor) -> Tensor:
-    """Mean f(D(fake)) + f(-D(real)), f = softplus."""
-    return F.softplus(fake_logits).mean() + F.softplus(-real_logits).mean()
+def discriminator_loss(
+    fake_logits: Tensor, real_logits: Tensor, real_weights: Tensor | None = None
+) -> Tensor:
+    """Mean f(D(fake)) + f(-D(real)), f = softplus; reals may count by `real_weights` (N,)."""
+    on_reals = F.softplus(-real_logits)
+    if real_weights is not None:
+        on_reals = on_reals * real_weights[:, None]
+    return F.softplus(fake_logits).mean() + on_reals.mean()
 
 
 def r1_penalty(real_logits: Tensor, inputs: list[Tensor]) -> Tensor:

@@ -1,11 +1,31 @@
-"""Patches of the full-size pixel grid, where the 3D branch is taught."""
+"""Patches of the image, where the 3D branch is taught: square windows seen through a grid of rays.
+
+A window of as many pixels as the patch has rays, at a whole-pixel place, is a crop. A larger one is strided
+through (EpiGRAF, sec. 3.2), and images are read bilinearly at its rays.
+"""
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from mimic3d.cameras import pixel_grid
+
+
+class Windows(NamedTuple):
+    """Where in the image each sample's patch lies."""
+
+    corners: Tensor
+    """(N, 2), (row, column) of the top-left corner in pixels; int64 where patches are crops."""
+    sides: Tensor
+    """(N,), in pixels."""
+
+    def part(self, rows: slice) -> Windows:
+        """Those of some samples."""
+        return Windows(self.corners[rows], self.sides[rows])
 
 
 def random_corners(
@@ -15,13 +35,15 @@ def random_corners(
     return torch.randint(0, resolution - patch + 1, (batch, 2), generator=generator)
 
 
-def patch_uv(corners: Tensor, patch: int, resolution: int) -> Tensor:
-    """(N, patch², 2) image coordinates (u, v) of a patch's pixel centres, row by row.
+def patch_uv(corners: Tensor, patch: int, resolution: int, sides: Tensor | None = None) -> Tensor:
+    """(N, patch², 2) image coordinates (u, v) of a patch's rays, row by row.
 
     Args:
-        corners: (N, 2), (row, column) of the top-left pixel in an image of `resolution`.
+        corners: (N, 2), (row, column) of the window's top-left corner in an image of `resolution`, in pixels.
+        sides: (N,) of the windows, in pixels; `patch` when None.
     """
-    inside = pixel_grid(patch, device=corners.device) * patch
+    side = patch if sides is None else sides[:, None, None].to(torch.float32)
+    inside = pixel_grid(patch, device=corners.device) * side
     return (inside + corners.flip(-1)[:, None]) / resolution
 
 
@@ -31,3 +53,12 @@ def crop(images: Tensor, corners: Tensor, patch: int) -> Tensor:
     return torch.stack(
         [image[:, row : row + patch, column : column + patch] for image, (row, column) in pairs]
     )
+
+
+def look_through(images: Tensor, windows: Windows, patch: int) -> Tensor:
+    """(N, C, patch, patch) of (N, C, R, R): a crop, or the image read bilinearly at the window's rays."""
+    if not windows.corners.is_floating_point():
+        return crop(images, windows.corners, patch)
+    uv = patch_uv(windows.corners, patch, images.shape[-1], windows.sides)
+    grid = (uv * 2 - 1).unflatten(1, (patch, patch)).to(images)
+    return F.grid_sample(images, grid, mode="bilinear", padding_mode="border", align_corners=False)

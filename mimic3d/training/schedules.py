@@ -10,24 +10,33 @@ def stage_at(config: Config, nimg: int) -> int:
     return 1 if nimg < config.stage1_nimg else 2
 
 
-def ema_decay(schedule: ScheduleConfig, nimg: int, stage: int) -> float:
-    """The weight that the running average keeps after a batch; it ramps up in stage 1 only."""
+def goes_on(config: Config, nimg: int) -> bool:
+    """Whether training goes on from trained weights: in stage 2, and in a run that has a start.
+
+    It then begins without blur, ramp-up of the average and full pose swapping; from scratch, jointly trained
+    branches included, it begins with them.
+    """
+    return bool(config.start) or (stage_at(config, nimg) == 2 and not config.joint)
+
+
+def ema_decay(schedule: ScheduleConfig, nimg: int, goes_on: bool) -> float:
+    """The weight that the running average keeps after a batch; from scratch its half-life ramps up."""
     half_life = schedule.ema_half_life_kimg * 1000
-    if stage == 1 and schedule.ema_ramp_up is not None:
+    if not goes_on and schedule.ema_ramp_up is not None:
         half_life = min(half_life, nimg * schedule.ema_ramp_up)
     return 0.5 ** (schedule.batch / max(half_life, 1e-8))
 
 
-def blur_sigma(schedule: ScheduleConfig, nimg: int, stage: int) -> float:
-    """Standard deviation, in pixels, of the blur on the dual discriminator's images; fades out in stage 1."""
-    if stage != 1 or schedule.blur_kimg == 0:
+def blur_sigma(schedule: ScheduleConfig, nimg: int, goes_on: bool) -> float:
+    """Standard deviation, in pixels, of the blur on the dual discriminator's images; it fades out."""
+    if goes_on or schedule.blur_kimg == 0:
         return 0.0
     return schedule.blur_sigma * max(1 - nimg / (schedule.blur_kimg * 1000), 0.0)
 
 
-def pose_swap_probability(schedule: ScheduleConfig, nimg: int, stage: int) -> float:
+def pose_swap_probability(schedule: ScheduleConfig, nimg: int, goes_on: bool) -> float:
     """How often the generator is conditioned on a neighbour's camera (EG3D, sec. 4.4), from 1 downwards."""
-    if stage != 1 or schedule.pose_swap_kimg == 0:
+    if goes_on or schedule.pose_swap_kimg == 0:
         return schedule.pose_swap_final
     progress = min(nimg / (schedule.pose_swap_kimg * 1000), 1.0)
     return 1 + (schedule.pose_swap_final - 1) * progress

@@ -3,21 +3,30 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import torch
 import torch.distributed as dist
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mimic3d.config import Config, ConfigError
-from mimic3d.losses.adversarial import discriminator_loss, generator_loss, r1_penalty
-from mimic3d.losses.density import density_smoothness
-from mimic3d.networks.discriminators import DualDiscriminator, PatchDiscriminator, resize_antialiased
+from mimic3d.networks.discriminators import DualDiscriminator, PatchDiscriminator
 from mimic3d.networks.generator import build_generator
-from mimic3d.rendering.patches import crop, patch_uv, random_corners
-from mimic3d.training.randomness import counter_generator, seed_everything
-from mimic3d.training.schedules import blur_sigma, ema_decay, pose_swap_probability, stage_at
+from mimic3d.rendering.patches import Windows
+from mimic3d.training.accumulation import in_parts, parts_of
+from mimic3d.training.balance import CameraBalance
+from mimic3d.training.draws import Draws, Views
+from mimic3d.training.optimizers import apply_gradients, lazy_adam
+from mimic3d.training.phases import Losses, Moment, Phases, Reals
+from mimic3d.training.randomness import seed_everything
+from mimic3d.training.schedules import blur_sigma, ema_decay, goes_on, stage_at
+from mimic3d.training.start import PARTS as START_PARTS
+from mimic3d.training.start import load_start
+
+# What a phase is given of a batch, and parts of it.
+Part = Views | Windows | Reals
 
 
 class Trainer:
@@ -51,14 +60,18 @@ class Trainer:
         self.device = torch.device(device)
         self.local_batch = config.schedule.batch // world_size
         self.nimg = 0
+        self._parts_of_batch = parts_of(self.local_batch, config.schedule.accumulate)
         model = config.model
         widths = (model.discriminator_channel_base, model.discriminator_channel_max)
         seed_everything(config.seed, "init")
         self.generator = self._place(build_generator(config))
         self.dual = self._place(DualDiscriminator(model.image_resolution, *widths))
-        self.patch = self._place(PatchDiscriminator(config.imitation.patch_resolution, *widths))
+        self.patch = self._place(PatchDiscriminator(config.patch_resolution, *widths))
         self.perceptual = perceptual.to(self.device)
         self.ema = copy.deepcopy(self.generator).eval().requires_grad_(False)
+        self.phases = Phases(config, self.generator, self.dual, self.patch, self.perceptual)
+        self.draws = Draws(config, rank, world_size, self.device)
+        self.balance = CameraBalance(config)
         self._make_optimizers()
 
     def _place(self, network: nn.Module) -> Any:
@@ -66,10 +79,10 @@ class Trainer:
 
     def _make_optimizers(self) -> None:
         settings, regular = self.config.optimizer, self.config.regularization
-        self.generator_optimizer = _lazy_adam(
+        self.generator_optimizer = lazy_adam(
             [self.generator], settings.generator_lr, settings, regular.density_interval
         )
-        self.discriminator_optimizer = _lazy_adam(
+        self.discriminator_optimizer = lazy_adam(
             [self.dual, self.patch], settings.discriminator_lr, settings, regular.r1_interval
         )
 
@@ -82,187 +95,104 @@ class Trainer:
     def finished(self) -> bool:
         return self.nimg >= self.config.total_nimg
 
-    def step(self, images: Tensor, cameras: Tensor, label_pool: Tensor) -> dict[str, Tensor]:
+    def step(
+        self, images: Tensor, cameras: Tensor, label_pool: Tensor, label_weights: Tensor | None = None
+    ) -> dict[str, Tensor]:
         """Trains on one global batch, of which this rank holds a slice, and moves the clock.
 
         Args:
             images: (local batch, 3, R, R) uint8, this rank's reals.
             cameras: (local batch, 25), theirs.
             label_pool: (L, 25), the data set's labels, from which the generator's cameras are drawn.
+            label_weights: (L,), how much each is to count where `data.camera_balance` is above 0; from how
+                rare its direction is when None.
         Returns:
             scalars to log, of this rank.
         """
         if self.nimg == self.config.stage1_nimg and self.nimg > 0:
             self._make_optimizers()  # stage 2 starts from stage 1's weights, not from its moments
-        stage, index = self.stage, self.nimg // self.config.schedule.batch
-        regular = self.config.regularization
+        regular, phases = self.config.regularization, self.phases
+        index, continuing = self.nimg // self.config.schedule.batch, goes_on(self.config, self.nimg)
+        now = Moment(self.stage, blur_sigma(self.config.schedule, self.nimg, continuing))
         seed_everything(self.config.seed, f"step/{self.rank}", self.nimg)
-        real = images.to(self.device, torch.float32, memory_format=torch.channels_last) / 127.5 - 1
-        cameras = cameras.to(self.device)
+        label_weights = self.balance.of_pool(label_pool, label_weights)
+        reals = self._reals(images, cameras)
 
-        log = self._generator_main(stage, label_pool)
+        def draw(phase: str) -> Views:
+            return self.draws.views(phase, self.nimg, label_pool, label_weights)
+
+        def place(phase: str) -> Windows:
+            return self.draws.windows(phase, self.nimg)
+
+        # Each phase draws latents and cameras of its own, and takes an optimiser step of its own.
+        drawn = draw("generator"), place("generator")
+        self._follow_w(drawn[0])
+        log, gradient = self._descend(self.generator_optimizer, phases.generator_main, now, *drawn)
+        log["gradient/generator"] = gradient
         if index % regular.density_interval == 0:
-            log |= self._generator_density(stage, label_pool)
-        log |= self._discriminator_main(stage, real, cameras, label_pool)
+            drawn = (draw("density"),)
+            log |= self._descend(self.generator_optimizer, phases.generator_density, now, *drawn)[0]
+        drawn = reals, draw("discriminator"), place("discriminator/fake"), place("discriminator/real")
+        found, gradient = self._descend(self.discriminator_optimizer, phases.discriminator_main, now, *drawn)
+        log |= found | {"gradient/discriminator": gradient}
         if index % regular.r1_interval == 0:
-            log |= self._discriminator_r1(stage, real, cameras)
+            drawn = reals, place("r1")
+            log |= self._descend(self.discriminator_optimizer, phases.discriminator_r1, now, *drawn)[0]
 
         self.nimg += self.config.schedule.batch
-        self._update_ema(stage)
+        self._update_ema(continuing)
         return log
 
-    # Phases. Each draws latents and cameras of its own, and takes an optimiser step of its own.
+    def _reals(self, images: Tensor, cameras: Tensor) -> Reals:
+        image = images.to(self.device, torch.float32, memory_format=torch.channels_last) / 127.5 - 1
+        weight = self.balance.of_reals(cameras)
+        return Reals(image, cameras.to(self.device), None if weight is None else weight.to(self.device))
 
-    def _generator_main(self, stage: int, label_pool: Tensor) -> dict[str, Tensor]:
-        imitation = self.config.imitation
-        z, camera, conditioning = self._draw("generator", stage, label_pool)
-        w = self.generator.mapping(z, conditioning, update_w_avg=True)
-        planes = self.generator.planes(w, detail=stage == 2, noise="random")
-        view = self.generator.branch_2d(planes, w, camera, stochastic=True)
-        logits = self._judge(stage, view.image, view.raw, camera)
-        loss = adversarial = generator_loss(logits)
-        log = {"loss/generator_2d": adversarial, "logits/fake_2d": logits.mean()}
-        if stage == 2:
-            corners = self._draw_corners("generator")
-            patch = self._render_patch(planes, camera, corners)
-            target = crop(view.image.detach(), corners, imitation.patch_resolution)
-            perceptual = self.perceptual(patch, target).mean()
-            patch_logits = self.patch(patch)
-            patch_adversarial = generator_loss(patch_logits)
-            loss = (
-                adversarial
-                + imitation.lpips_weight * perceptual
-                + imitation.patch_gan_weight * patch_adversarial
-            )
-            log |= {
-                "loss/imitation": perceptual,
-                "loss/generator_patch": patch_adversarial,
-                "logits/fake_patch": patch_logits.mean(),
-            }
-        loss.backward()
-        log["gradient/generator"] = self._apply(self.generator_optimizer)
-        return _detached(log)
-
-    def _generator_density(self, stage: int, label_pool: Tensor) -> dict[str, Tensor]:
-        regular = self.config.regularization
-        z, _, conditioning = self._draw("density", stage, label_pool)
-        planes = self.generator.planes(
-            self.generator.mapping(z, conditioning), detail=stage == 2, noise="random"
-        )
-        distance = regular.density_distance_stage1 if stage == 1 else regular.density_distance_stage2
-        roughness = density_smoothness(self.generator, planes, regular.density_points, distance)
-        (roughness * regular.density_weight * regular.density_interval).backward()
-        self._apply(self.generator_optimizer)
-        return _detached({"loss/density": roughness})
-
-    def _discriminator_main(
-        self, stage: int, real: Tensor, cameras: Tensor, label_pool: Tensor
-    ) -> dict[str, Tensor]:
-        size = self.config.imitation.patch_resolution
-        z, camera, conditioning = self._draw("discriminator", stage, label_pool)
-        with torch.no_grad():
-            w = self.generator.mapping(z, conditioning)
-            planes = self.generator.planes(w, detail=stage == 2, noise="random")
-            view = self.generator.branch_2d(planes, w, camera, stochastic=True)
-        fake_logits = self._judge(stage, view.image, view.raw, camera)
-        real_logits = self._judge(stage, real, self._raw_of(real), cameras)
-        loss = discriminator_loss(fake_logits, real_logits)
-        log = {"loss/discriminator_2d": loss, "logits/real_2d": real_logits.mean()}
-        if stage == 2:
-            with torch.no_grad():
-                patch = self._render_patch(planes, camera, self._draw_corners("discriminator/fake"))
-            fake_logits = self.patch(patch)
-            real_logits = self.patch(crop(real, self._draw_corners("discriminator/real"), size))
-            patch_loss = discriminator_loss(fake_logits, real_logits)
-            loss = loss + patch_loss
-            log |= {"loss/discriminator_patch": patch_loss, "logits/real_patch": real_logits.mean()}
-        loss.backward()
-        log["gradient/discriminator"] = self._apply(self.discriminator_optimizer)
-        return _detached(log)
-
-    def _discriminator_r1(self, stage: int, real: Tensor, cameras: Tensor) -> dict[str, Tensor]:
-        regular = self.config.regularization
-        image, raw = real.detach().requires_grad_(), self._raw_of(real).requires_grad_()
-        penalty = r1_penalty(self._judge(stage, image, raw, cameras), [image, raw]).mean()
-        loss = penalty * (regular.r1_gamma / 2)
-        log = {"loss/r1_2d": penalty}
-        if stage == 2:
-            size = self.config.imitation.patch_resolution
-            patch = crop(real, self._draw_corners("r1"), size).requires_grad_()
-            patch_penalty = r1_penalty(self.patch(patch), [patch]).mean()
-            loss = loss + patch_penalty * (regular.r1_gamma_patch / 2)
-            log["loss/r1_patch"] = patch_penalty
-        (loss * regular.r1_interval).backward()
-        self._apply(self.discriminator_optimizer)
-        return _detached(log)
-
-    # What the phases share.
-
-    def _draw(self, phase: str, stage: int, label_pool: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """This rank's latents, cameras and conditioning cameras, of the global batch's."""
-        batch, seed = self.config.schedule.batch, self.config.seed
-        source = counter_generator(seed, f"latents/{phase}", self.nimg)
-        z = torch.randn(batch, self.config.model.z_dim, generator=source)
-        source = counter_generator(seed, f"cameras/{phase}", self.nimg)
-        camera = label_pool[torch.randint(len(label_pool), (batch,), generator=source)]
-        swap = torch.rand(batch, 1, generator=source) < pose_swap_probability(
-            self.config.schedule, self.nimg, stage
-        )
-        conditioning = torch.where(swap, camera.roll(1, dims=0), camera)
-        mine = self._mine()
-        return tuple(values[mine].to(self.device) for values in (z, camera, conditioning))
-
-    def _draw_corners(self, phase: str) -> Tensor:
-        source = counter_generator(self.config.seed, f"corners/{phase}", self.nimg)
-        imitation, model = self.config.imitation, self.config.model
-        corners = random_corners(
-            self.config.schedule.batch, imitation.patch_resolution, model.image_resolution, source
-        )
-        return corners[self._mine()].to(self.device)
-
-    def _mine(self) -> slice:
-        return slice(self.rank * self.local_batch, (self.rank + 1) * self.local_batch)
-
-    def _render_patch(self, planes: Any, camera: Tensor, corners: Tensor) -> Tensor:
-        size = self.config.imitation.patch_resolution
-        uv = patch_uv(corners, size, self.config.model.image_resolution)
-        colours = self.generator.branch_3d(planes, camera, uv, stochastic=True).features
-        return colours.transpose(1, 2).unflatten(-1, (size, size))
-
-    def _judge(self, stage: int, image: Tensor, raw: Tensor, camera: Tensor) -> Tensor:
-        sigma = blur_sigma(self.config.schedule, self.nimg, stage)
-        return self.dual(gaussian_blur(image, sigma), raw, camera)
-
-    def _raw_of(self, real: Tensor) -> Tensor:
-        return resize_antialiased(real, self.config.model.neural_rendering_resolution)
-
-    def _apply(self, optimizer: torch.optim.Optimizer) -> Tensor:
-        """Averages gradients over the ranks, mends non-finite ones, steps; returns the gradient's norm."""
-        parameters = [p for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
-        gradients = [p.grad for p in parameters]
-        flat = torch.cat([gradient.flatten() for gradient in gradients])
-        if self.world_size > 1:
-            dist.all_reduce(flat)
-            flat /= self.world_size
-        norm = flat.norm()
-        torch.nan_to_num(flat, nan=0.0, posinf=1e5, neginf=-1e5, out=flat)
-        mended = flat.split([gradient.numel() for gradient in gradients])
-        torch._foreach_copy_(gradients, [m.view_as(g) for m, g in zip(mended, gradients, strict=True)])
-        optimizer.step()
+    def _descend(
+        self, optimizer: torch.optim.Optimizer, losses: Callable[..., Losses], now: Moment, *drawn: Part
+    ) -> tuple[dict[str, Tensor], Tensor]:
+        """One optimiser step on a phase's loss; returns what it logs and the gradient's norm."""
+        count = len(self._parts_of_batch)
+        total: dict[str, Tensor] = {}
+        for rows in in_parts(self._parts_of_batch, self.local_batch, self.device):
+            loss, log = losses(now, *(each.part(rows) for each in drawn))
+            (loss / count).backward()
+            for name, value in log.items():
+                share = value.detach() / count
+                total[name] = total[name] + share if name in total else share
+        gradient = apply_gradients(optimizer, self.world_size)
         for network in (self.generator, self.dual, self.patch):
             network.zero_grad(set_to_none=True)
-        return norm
+        return total, gradient
 
     @torch.no_grad()
-    def _update_ema(self, stage: int) -> None:
+    def _follow_w(self, views: Views) -> None:
+        """Moves the running average of w towards the whole batch's."""
+        self.generator.mapping(views.z, views.conditioning, update_w_avg=True)
+
+    @torch.no_grad()
+    def _update_ema(self, continuing: bool) -> None:
         w_avg = self.generator.backbone.mapping.w_avg
         if self.world_size > 1:
             dist.all_reduce(w_avg)
             w_avg /= self.world_size
-        decay = ema_decay(self.config.schedule, self.nimg, stage)
+        decay = ema_decay(self.config.schedule, self.nimg, continuing)
         torch._foreach_lerp_(list(self.ema.parameters()), list(self.generator.parameters()), 1 - decay)
         for average, current in zip(self.ema.buffers(), self.generator.buffers(), strict=True):
             average.copy_(current)
+
+    def start_from(self, folder: str | Path) -> list[str]:
+        """Takes the weights of a training checkpoint or a generator; optimisers and the clock start anew.
+
+        Args:
+            folder: a local one, as `save_checkpoint` or `save_generator` writes it, or an imported one.
+        Returns:
+            the names of the networks that were given weights, among generator, ema, dual and patch.
+        Raises:
+            ValueError: the folder is no start or does not fit the config.
+        """
+        networks = {name: getattr(self, name) for name in START_PARTS}
+        return load_start(folder, self.config, networks)
 
     def state_dict(self) -> dict[str, Any]:
         """Everything that the next step depends on, as tensors and plain values."""
@@ -277,28 +207,3 @@ class Trainer:
     def _parts(self) -> dict[str, Any]:
         names = ("generator", "ema", "dual", "patch", "generator_optimizer", "discriminator_optimizer")
         return {name: getattr(self, name) for name in names}
-
-
-def gaussian_blur(image: Tensor, sigma: float) -> Tensor:
-    """(N, C, H, W) convolved with a Gaussian of `sigma` pixels that is cut at 3 sigma."""
-    radius = int(sigma * 3)
-    if radius == 0:
-        return image
-    taps = torch.arange(-radius, radius + 1, device=image.device, dtype=image.dtype).div(sigma)
-    taps = taps.square().mul(-0.5).exp()
-    taps = taps / taps.sum()
-    kernel = taps.expand(image.shape[1], 1, 1, -1)
-    image = F.conv2d(image, kernel, padding=(0, radius), groups=image.shape[1])
-    return F.conv2d(image, kernel.transpose(2, 3), padding=(radius, 0), groups=image.shape[1])
-
-
-def _lazy_adam(networks: list[nn.Module], lr: float, settings: Any, interval: int) -> torch.optim.Adam:
-    """Adam whose rate and decays allow for a regularisation step every `interval` (StyleGAN2, appendix B)."""
-    ratio = interval / (interval + 1)
-    parameters = [parameter for network in networks for parameter in network.parameters()]
-    betas = (settings.beta1**ratio, settings.beta2**ratio)
-    return torch.optim.Adam(parameters, lr=lr * ratio, betas=betas, eps=1e-8, foreach=True)
-
-
-def _detached(log: dict[str, Tensor]) -> dict[str, Tensor]:
-    return {name: value.detach() for name, value in log.items()}

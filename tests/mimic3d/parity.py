@@ -188,11 +188,11 @@ def _measure(reference: dict[str, Any]) -> dict[str, Tensor | float | dict[str, 
     found["d_logits"] = logits
     found["r1_penalty"] = sum(g.square().sum(dim=(1, 2, 3)) for g in gradients)
     if has_3d:
-        patch_dual = PatchDiscriminator(config.imitation.patch_resolution, *widths)
+        patch_dual = PatchDiscriminator(config.patch_resolution, *widths)
         fill(patch_dual, reference["tensors"]["D_patch"], salt + "DP.")
         found["plane_coarse"], found["plane_detail"] = planes.coarse, planes.detail
         corners = torch.tensor(reference["config"]["patch_corners_top_left"])
-        size = config.imitation.patch_resolution
+        size = config.patch_resolution
         uv = patch_uv(corners, size, model.image_resolution)
         rendered = generator.branch_3d(planes, camera, uv).features
         patch_3d = rendered.transpose(1, 2).unflatten(-1, (size, size))

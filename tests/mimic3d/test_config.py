@@ -84,8 +84,11 @@ def test_an_unknown_key_or_wrong_type_is_one_line(key: str, value: object, named
         ("rendering.coarse_samples", 3),
         ("camera.focal", -1.0),
         ("imitation.patch_resolution", 48),
-        ("imitation.patch_resolution", 8),
-        ("imitation.patch_scale", 0.25),
+        ("imitation.patch_resolution", 4),
+        ("imitation.patch_resolution", 128),
+        ("imitation.patch_scale", 0.3),
+        ("imitation.patch_scale", 2),
+        ("imitation.patch_scale", 1 / 128),
         ("imitation.lpips_weight", -0.1),
         ("imitation.patch_gan_weight", -1),
         ("regularization.r1_gamma", -1),
@@ -96,6 +99,9 @@ def test_an_unknown_key_or_wrong_type_is_one_line(key: str, value: object, named
         ("optimizer.beta1", 1.0),
         ("optimizer.beta2", -0.1),
         ("schedule.batch", 0),
+        ("schedule.accumulate", 0),
+        ("schedule.accumulate", 3),
+        ("data.camera_balance", 1.5),
         ("schedule.stage1_kimg", 0.001),
         ("schedule.stage2_kimg", -3.2),
         ("schedule.ema_half_life_kimg", 0),
@@ -115,14 +121,21 @@ def test_an_impossible_value_is_one_line_that_names_its_key(key: str, value: obj
 def test_values_that_belong_together_are_changed_together() -> None:
     sizes = {
         "model.image_resolution": "256",
-        "imitation.patch_scale": "0.25",
+        "imitation.patch_scale": "0.3",
+        "imitation.patch_resolution": "64",
         "schedule.batch": "8",
         "schedule.stage1_kimg": "0.024",
     }
     config = override(Config(), sizes)
     assert (config.stage1_nimg, config.total_nimg) == (24, 24 + 15_000_000)
     with pytest.raises(ConfigError, match=r"imitation\.patch_scale"):
-        override(Config(), {"model.image_resolution": "256"})
+        override(Config(), {"imitation.patch_scale": "0.3"})
+
+
+@pytest.mark.parametrize(("scale", "patch"), [("0.125", 8), ("0.25", 16), ("0.5", 32), ("1", 64)])
+def test_the_scale_of_patches_is_one_key(scale: str, patch: int) -> None:
+    sizes = {"model.image_resolution": 64, "model.superresolution_input": 32}
+    assert override(Config(), sizes | {"imitation.patch_scale": scale}).patch_resolution == patch
 
 
 def test_yaml_holds_the_whole_config() -> None:

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 
 from mimic3d.cameras import look_at, on_sphere
-from mimic3d.config import ImitationConfig, ModelConfig, RenderingConfig
+from mimic3d.config import Config, ModelConfig, RenderingConfig
 from mimic3d.losses.adversarial import r1_penalty
 from mimic3d.networks.aware3d import convolve_pooled
 from mimic3d.networks.decoder import Decoder
@@ -186,7 +186,7 @@ def test_every_size_has_the_shapes_it_should(resolution: int) -> None:
     torch.manual_seed(0)
     model = ModelConfig(resolution, 16, 16, 8, 8, 2, 256, 8, 256, 8, resolution // 2, (8, 8))
     generator = Generator(model, RENDERING)
-    camera, patch = some_cameras(1), ImitationConfig().patch_resolution
+    camera, patch = some_cameras(1), Config().patch_resolution
     with torch.no_grad():
         w = generator.mapping(torch.randn(1, 8), camera)
         planes = generator.planes(w)

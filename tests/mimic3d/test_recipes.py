@@ -19,7 +19,6 @@ BATCH = 2
 def reduced(config: Config) -> Config:
     """The recipe at 32² with narrow networks and one step a stage; all other settings are its own."""
     model = config.model
-    patch = max(16, round(PIXELS * config.imitation.patch_scale))
     kimg = BATCH / 1000
     return override(
         config,
@@ -37,8 +36,7 @@ def reduced(config: Config) -> Config:
             "model.w_dim": 8,
             "rendering.coarse_samples": 6,
             "rendering.importance_samples": 6,
-            "imitation.patch_resolution": patch,
-            "imitation.patch_scale": patch / PIXELS,
+            "imitation.patch_scale": max(config.imitation.patch_scale, 8 / PIXELS),
             "regularization.density_points": 16,
             "schedule.batch": BATCH,
             "schedule.stage1_kimg": kimg,
@@ -60,7 +58,7 @@ def test_a_recipe_builds_at_its_own_size(name: str) -> None:
     with torch.device("meta"):
         generator = build_generator(config)
         dual = DualDiscriminator(model.image_resolution, *widths)
-        PatchDiscriminator(config.imitation.patch_resolution, *widths)
+        PatchDiscriminator(config.patch_resolution, *widths)
     assert generator.backbone.synthesis.resolutions[-1] == model.triplane_resolution
     assert dual.resolutions[0] == model.image_resolution
 

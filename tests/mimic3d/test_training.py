@@ -22,8 +22,9 @@ from mimic3d.config import (
     ScheduleConfig,
     override,
 )
-from mimic3d.training.schedules import blur_sigma, ema_decay, pose_swap_probability, stage_at
-from mimic3d.training.trainer import Trainer, gaussian_blur
+from mimic3d.training.phases import gaussian_blur
+from mimic3d.training.schedules import blur_sigma, ema_decay, goes_on, pose_swap_probability, stage_at
+from mimic3d.training.trainer import Trainer
 
 torch.set_num_threads(1)
 
@@ -167,7 +168,7 @@ def test_the_average_follows_the_generator() -> None:
     trainer = Trainer(CONFIG, MeanAbsolute())
     before = [parameter.clone() for parameter in trainer.ema.parameters()]
     advance(trainer, 1)
-    decay = ema_decay(CONFIG.schedule, 4, 1)
+    decay = ema_decay(CONFIG.schedule, 4, False)
     for old, new, current in zip(
         before, trainer.ema.parameters(), trainer.generator.parameters(), strict=True
     ):
@@ -212,13 +213,14 @@ def test_lazy_regularisation_slows_adam_down() -> None:
 def test_ranks_draw_slices_of_what_one_rank_would_draw() -> None:
     whole = Trainer(CONFIG, MeanAbsolute())
     halves = [Trainer(CONFIG, MeanAbsolute(), rank=rank, world_size=2) for rank in (0, 1)]
-    for stage in (1, 2):
-        parts = [rank._draw("generator", stage, labels()) for rank in halves]
-        for together, one, other in zip(whole._draw("generator", stage, labels()), *parts, strict=True):
+    for nimg in (0, 8):
+        parts = [rank.draws.views("generator", nimg, labels()) for rank in halves]
+        for together, one, other in zip(whole.draws.views("generator", nimg, labels()), *parts, strict=True):
             assert torch.equal(together, torch.cat([one, other]))
-    corners = torch.cat([rank._draw_corners("generator") for rank in halves])
-    assert torch.equal(whole._draw_corners("generator"), corners)
-    assert not torch.equal(whole._draw("generator", 1, labels())[0], whole._draw("density", 1, labels())[0])
+    corners = torch.cat([rank.draws.windows("generator", 0).corners for rank in halves])
+    assert torch.equal(whole.draws.windows("generator", 0).corners, corners)
+    phases = [whole.draws.views(phase, 0, labels()).z for phase in ("generator", "density")]
+    assert not torch.equal(*phases)
 
 
 def test_a_batch_that_the_workers_cannot_share_is_refused() -> None:
@@ -251,36 +253,44 @@ def test_two_ranks_hold_the_same_weights_after_every_step(tmp_path: Path) -> Non
 # Schedules.
 
 
-def test_the_average_ramps_up_in_stage_1_only() -> None:
+def test_the_average_ramps_up_from_scratch_only() -> None:
     schedule = ScheduleConfig(batch=32, ema_half_life_kimg=10, ema_ramp_up=0.05)
-    assert ema_decay(schedule, 200_000, 1) == ema_decay(schedule, 10**7, 1) == 0.5 ** (32 / 10_000)
-    assert ema_decay(schedule, 1000, 1) == pytest.approx(0.5 ** (32 / 50))
-    assert ema_decay(schedule, 1000, 2) == 0.5 ** (32 / 10_000)
-    assert ema_decay(schedule, 0, 1) == 0, "at the start the average is the generator"
+    assert ema_decay(schedule, 200_000, False) == ema_decay(schedule, 10**7, False) == 0.5 ** (32 / 10_000)
+    assert ema_decay(schedule, 1000, False) == pytest.approx(0.5 ** (32 / 50))
+    assert ema_decay(schedule, 1000, True) == 0.5 ** (32 / 10_000)
+    assert ema_decay(schedule, 0, False) == 0, "at the start the average is the generator"
 
 
-def test_the_blur_fades_out_in_stage_1() -> None:
+def test_the_blur_fades_out_from_scratch() -> None:
     schedule = ScheduleConfig(blur_sigma=10, blur_kimg=200)
-    assert [blur_sigma(schedule, nimg, 1) for nimg in (0, 100_000, 200_000, 10**6)] == [10, 5, 0, 0]
-    assert blur_sigma(schedule, 0, 2) == 0
-    assert blur_sigma(ScheduleConfig(blur_kimg=0), 0, 1) == 0
+    assert [blur_sigma(schedule, nimg, False) for nimg in (0, 100_000, 200_000, 10**6)] == [10, 5, 0, 0]
+    assert blur_sigma(schedule, 0, True) == 0
+    assert blur_sigma(ScheduleConfig(blur_kimg=0), 0, False) == 0
 
 
 def test_the_pose_is_swapped_less_and_less() -> None:
     schedule = ScheduleConfig(pose_swap_kimg=1000, pose_swap_final=0.5)
-    probabilities = [pose_swap_probability(schedule, nimg, 1) for nimg in (0, 500_000, 10**6, 10**7)]
+    probabilities = [pose_swap_probability(schedule, nimg, False) for nimg in (0, 500_000, 10**6, 10**7)]
     assert probabilities == [1, 0.75, 0.5, 0.5]
-    assert pose_swap_probability(schedule, 0, 2) == 0.5
+    assert pose_swap_probability(schedule, 0, True) == 0.5
 
 
 def test_swapped_poses_are_the_neighbours_in_the_batch() -> None:
     trainer = Trainer(CONFIG, MeanAbsolute())
-    _, camera, conditioning = trainer._draw("generator", 1, labels())
+    _, camera, conditioning = trainer.draws.views("generator", 0, labels())
     assert torch.equal(conditioning, camera.roll(1, dims=0)), "always at the start of stage 1"
 
 
 def test_stage_2_begins_when_stage_1s_images_are_consumed() -> None:
     assert [stage_at(CONFIG, nimg) for nimg in (0, 4, 8, 12)] == [1, 1, 2, 2]
+    assert [goes_on(CONFIG, nimg) for nimg in (0, 4, 8, 12)] == [False, False, True, True]
+
+
+def test_joint_training_has_stage_2s_losses_and_stage_1s_schedules() -> None:
+    joint = override(CONFIG, {"schedule.stage1_kimg": 0})
+    assert joint.joint and stage_at(joint, 0) == 2 and not goes_on(joint, 0)
+    alone = override(joint, {"start": "somewhere"})
+    assert not alone.joint and stage_at(alone, 0) == 2 and goes_on(alone, 0), "stage 2 of another run"
 
 
 def test_the_gaussian_blur_keeps_the_mean_and_has_its_sigma() -> None:

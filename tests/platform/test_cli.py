@@ -70,7 +70,7 @@ REFUSED = {
     "config file of a list": ("train {root}/list.yaml --data {data}", "section of keys"),
     "unknown key": (f"{TRAIN} --set imitation.lpips_wieght=1", "did you mean imitation.lpips_weight"),
     "wrong type": (f"{TRAIN} --set schedule.batch=four", "schedule.batch is 'four'", "a whole number"),
-    "impossible combination": (f"{TRAIN} --set imitation.patch_scale=0.25", "imitation.patch_scale", "0.5"),
+    "impossible combination": (f"{TRAIN} --set imitation.patch_scale=0.3", "imitation.patch_scale", "0.5"),
     "negative number": (f"{TRAIN} --set schedule.batch=-8", "schedule.batch is -8", "at least 1"),
     "no value": (f"{TRAIN} --set schedule.batch", "--set schedule.batch", "KEY=VALUE"),
     "no data named": ("train {recipe}", "no data set is named", "--data"),

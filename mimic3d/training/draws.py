@@ -1,0 +1,73 @@
+"""What a step draws: latents, cameras and windows, as functions of (seed, phase, images consumed)."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from mimic3d.config import Config
+from mimic3d.rendering.patches import Windows, random_corners
+from mimic3d.training.randomness import counter_generator
+from mimic3d.training.schedules import goes_on, pose_swap_probability
+
+
+class Views(NamedTuple):
+    """What is to be generated."""
+
+    z: Tensor
+    """(N, z_dim)."""
+    camera: Tensor
+    """(N, 25), that it is seen from."""
+    conditioning: Tensor
+    """(N, 25), that the generator is told: the same, or a neighbour's in the batch."""
+
+    def part(self, rows: slice) -> Views:
+        """Those of some samples."""
+        return Views(self.z[rows], self.camera[rows], self.conditioning[rows])
+
+
+class Draws:
+    """Draws for the global batch and gives this rank its slice, so that ranks need not agree on anything."""
+
+    def __init__(self, config: Config, rank: int, world_size: int, device: torch.device) -> None:
+        self.config, self.device = config, device
+        local_batch = config.schedule.batch // world_size
+        self.mine = slice(rank * local_batch, (rank + 1) * local_batch)
+
+    def views(self, phase: str, nimg: int, label_pool: Tensor, label_weights: Tensor | None = None) -> Views:
+        """Latents and cameras of a phase.
+
+        Args:
+            label_pool: (L, 25), that cameras are drawn from, with replacement.
+            label_weights: (L,), how often each comes, relative to the others; equally when None.
+        """
+        batch, seed = self.config.schedule.batch, self.config.seed
+        source = counter_generator(seed, f"latents/{phase}", nimg)
+        z = torch.randn(batch, self.config.model.z_dim, generator=source)
+        source = counter_generator(seed, f"cameras/{phase}", nimg)
+        if label_weights is None:
+            picks = torch.randint(len(label_pool), (batch,), generator=source)
+        else:
+            levels = label_weights.to(torch.float64).cumsum(0)
+            at = torch.rand(batch, generator=source, dtype=torch.float64) * levels[-1]
+            picks = torch.searchsorted(levels, at, right=True).clamp(max=len(label_pool) - 1)
+        camera = label_pool[picks]
+        swap = torch.rand(batch, 1, generator=source) < pose_swap_probability(
+            self.config.schedule, nimg, goes_on(self.config, nimg)
+        )
+        conditioning = torch.where(swap, camera.roll(1, dims=0), camera)
+        return Views(*(values[self.mine].to(self.device) for values in (z, camera, conditioning)))
+
+    def windows(self, phase: str, nimg: int) -> Windows:
+        """Where a phase's patches lie: uniform over all whole-pixel places, or over all places at all."""
+        source = counter_generator(self.config.seed, f"corners/{phase}", nimg)
+        batch, resolution = self.config.schedule.batch, self.config.model.image_resolution
+        patch, side = self.config.patch_resolution, self.config.imitation.patch_scale * resolution
+        sides = torch.full((batch,), side)
+        if side == patch:
+            corners = random_corners(batch, patch, resolution, source)
+        else:
+            corners = torch.rand(batch, 2, generator=source) * (resolution - sides)[:, None]
+        return Windows(corners[self.mine].to(self.device), sides[self.mine].to(self.device))
