@@ -239,7 +239,9 @@ def one_of_two_ranks(rank: int, folder: str) -> None:
 
 
 def test_two_ranks_hold_the_same_weights_after_every_step(tmp_path: Path) -> None:
-    torch.multiprocessing.spawn(one_of_two_ranks, (str(tmp_path),), nprocs=2)
+    import test_training  # by the name that the new processes find it under
+
+    torch.multiprocessing.spawn(test_training.one_of_two_ranks, (str(tmp_path),), nprocs=2)
     alone = Trainer(CONFIG, MeanAbsolute())
     for step in range(4):
         one, other = (leaves(torch.load(tmp_path / f"{step}-{rank}.pt")) for rank in (0, 1))
