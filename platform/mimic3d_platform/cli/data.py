@@ -9,6 +9,7 @@ import typer
 
 from mimic3d_platform.cli.app import app
 from mimic3d_platform.console import Console
+from mimic3d_platform.errors import UserError
 
 data = typer.Typer(help="Make, look at and check data sets.", no_args_is_help=True)
 app.add_typer(data, name="data")
@@ -50,6 +51,92 @@ def data_render(
             on_progress=advance,
         )
     console.say(f"{destination}: {manifest.count} images of {manifest.identities} identities")
+
+
+@data.command("ingest")
+def data_ingest(
+    source: Annotated[str, typer.Argument(help="A folder or zip of posed images: s3://… or a path.")],
+    destination: Annotated[str, typer.Argument(help="The data set's folder: s3://… or a path.")],
+    form: Annotated[
+        str | None, typer.Option(help="eg3d, nerf, colmap or table; found by its files when not given.")
+    ] = None,
+    cameras: Annotated[
+        str | None, typer.Option(help="The cameras' file within the source, where it has another name.")
+    ] = None,
+    crop: Annotated[
+        str | None, typer.Option(help="A centred square: so many pixels a side, or `square` for the largest.")
+    ] = None,
+    resize: Annotated[int | None, typer.Option(help="Pixels a side of every image.")] = None,
+    background: Annotated[str | None, typer.Option(help="white or black, behind transparent pixels.")] = None,
+    mirror: Annotated[bool, typer.Option(help="Add mirrored twins with mirrored cameras.")] = False,
+    balance: Annotated[
+        bool, typer.Option(help="Add weights that make directions come equally often.")
+    ] = False,
+    up: Annotated[
+        str, typer.Option(help="The source's axis that points up: y, -y, z, -z, x or -x; turned to y.")
+    ] = "y",
+    identity: Annotated[
+        str | None, typer.Option(help="folder or image: what shows one object; by the form when not given.")
+    ] = None,
+    partial: Annotated[
+        bool, typer.Option(help="Leave out broken images and those without a camera, and count them.")
+    ] = False,
+    licence: Annotated[str | None, typer.Option(help="The images' licence, for the card.")] = None,
+    overwrite: Annotated[bool, typer.Option(help="Replace another data set there.")] = False,
+    local: Annotated[bool, typer.Option(help="Work in this process, without Ray.")] = False,
+) -> None:
+    """Make a data set of posed images: EG3D's zip or folder, NeRF's transforms, COLMAP's model, a table.
+
+    Runs on Ray where a cluster is named or `mimic3d up` started one, else in this process.
+    """
+    from mimic3d_platform.data.ingest import ingest_dataset
+    from mimic3d_platform.data.pictures import parse_crop
+    from mimic3d_platform.settings import use_services
+
+    if identity not in (None, "folder", "image"):
+        raise UserError(f"--identity {identity}: give folder or image")
+    console = Console()
+    with console.progress("reading", "images") as advance:
+        manifest = ingest_dataset(
+            source,
+            destination,
+            form=form,
+            cameras_file=cameras,
+            crop=parse_crop(crop),
+            resize=resize,
+            background=background,
+            mirror=mirror,
+            balance=balance,
+            up=up,
+            by_folder=None if identity is None else identity == "folder",
+            partial=partial,
+            licence=licence,
+            overwrite=overwrite,
+            here=local or not use_services().ray_address,
+            on_progress=advance,
+        )
+    console.say(
+        f"{destination}: {manifest.count} images of {manifest.resolution}×{manifest.resolution}, "
+        f"{manifest.identities} identities"
+    )
+    if left_out := manifest.provenance.get("left_out_count"):
+        first = manifest.provenance["left_out"][0]
+        console.say(f"left out: {left_out} without image or camera, or broken; {first} is the first")
+
+
+@data.command("export")
+def data_export(
+    uri: Annotated[str, typer.Argument(help="The data set's folder.")],
+    destination: Annotated[str, typer.Argument(help="The zip to write: s3://… or a path.")],
+    overwrite: Annotated[bool, typer.Option(help="Replace a file there.")] = False,
+) -> None:
+    """Write a data set as a zip that EG3D's own tools read."""
+    from mimic3d_platform.data.export import export_dataset
+
+    console = Console()
+    with console.progress("writing", "images") as advance:
+        count = export_dataset(uri, destination, overwrite=overwrite, on_progress=advance)
+    console.say(f"{destination}: {count} images and dataset.json")
 
 
 @data.command("inspect")

@@ -47,7 +47,11 @@ def join_ray() -> None:
 
 
 def run_pieces(
-    work: Callable[..., Result], count: int, *shared: Any, on_result: Callable[[Result], None] | None = None
+    work: Callable[..., Result],
+    count: int,
+    *shared: Any,
+    on_result: Callable[[Result], None] | None = None,
+    here: bool = False,
 ) -> list[Result]:
     """`[work(0, *shared), …, work(count - 1, *shared)]`, each a Ray task of one CPU.
 
@@ -57,9 +61,12 @@ def run_pieces(
         work: a function of an importable module.
         shared: arguments that all pieces get, sent to a node once.
         on_result: called in this process with each result as it comes.
+        here: work in this process, a piece after the other, without Ray.
     Raises:
         UserError: what `work` raised of that kind, or the cluster lost.
     """
+    if here:
+        return [_run_here(work, index, shared, on_result) for index in range(count)]
     join_ray()
     import ray
 
@@ -99,6 +106,18 @@ def run_pieces(
             with contextlib.suppress(Exception):
                 ray.cancel(reference)
     return [results[index] for index in range(count)]
+
+
+def _run_here(
+    work: Callable[..., Result],
+    index: int,
+    shared: tuple[Any, ...],
+    on_result: Callable[[Result], None] | None,
+) -> Result:
+    result = work(index, *shared)
+    if on_result is not None:
+        on_result(result)
+    return result
 
 
 def _source_roots() -> list[str]:

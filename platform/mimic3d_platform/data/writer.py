@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 import secrets
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
@@ -18,6 +19,7 @@ from typing import Any
 import numpy as np
 
 from mimic3d_platform import storage
+from mimic3d_platform.data.cameras import yaw_pitch_radius
 from mimic3d_platform.data.card import card
 from mimic3d_platform.data.schema import (
     CARD,
@@ -36,6 +38,7 @@ SHARD_BYTES = 64 * 2**20
 
 # A note beside a shard of a parallel writer, until the manifest says it all.
 _NOTE = ".json"
+_OURS = re.compile(r"part-(?:[0-9a-f]{8}-)?\d{5,}\.parquet(?:\.json)?")
 
 
 # Columns of many bytes a row: they are compressed already, or nobody looks for their least and greatest.
@@ -46,11 +49,12 @@ Row = dict[str, Any]
 
 @dataclass(frozen=True)
 class ShardRecord:
-    """A written shard, with what the manifest sums up of it."""
+    """A written shard, with what the manifest sums up of it; `left_out` names images that were no use."""
 
     shard: Shard
     identities: list[str]
     cameras: dict[str, list[float]]
+    left_out: list[str] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -88,7 +92,7 @@ def open_layout(
         plan: a digest of all that the rows depend on: a run of the same plan that was stopped is taken up.
             Without one the run is new.
     Raises:
-        UserError: a complete set is there and `overwrite` is not set.
+        UserError: a complete set is there and `overwrite` is not set, or files that are of no set.
     """
     seal = storage.join(uri, MANIFEST)
     generation = ""
@@ -98,15 +102,20 @@ def open_layout(
         before = storage.read_bytes(seal)
         token = secrets.token_bytes(8) if plan is None else plan.encode()
         generation = hashlib.sha256(before + token).hexdigest()[:8]
+    elif strangers := [name for name in _names(uri) if not _OURS.fullmatch(name) and name != CARD]:
+        raise UserError(f"{uri} holds other files ({strangers[0]}) and no data set: give an empty folder")
     storage.ensure_bucket(uri)
+    # Tasks run in folders of their own: a path from here would be another one there.
+    uri = uri if storage.is_s3(uri) else str(storage.local_path(uri))
     return Layout(uri, resolution, columns, dict(extras or {}), generation)
 
 
-def write_shard(layout: Layout, index: int, rows: list[Row]) -> ShardRecord:
+def write_shard(layout: Layout, index: int, rows: list[Row], left_out: Iterable[str] = ()) -> ShardRecord:
     """Writes one Parquet shard, whole or not at all.
 
     Args:
         rows: a value for each of the layout's columns; `camera` as 25 numbers.
+        left_out: names of images that should have been there too, for the record.
     """
     import pyarrow as pa
     import pyarrow.parquet as pq
@@ -126,11 +135,12 @@ def write_shard(layout: Layout, index: int, rows: list[Row]) -> ShardRecord:
     data = sink.getvalue()
     name = shard_name(index, layout.generation)
     storage.write_bytes(storage.join(layout.uri, name), data)
-    cameras = np.array([row["camera"] for row in rows], dtype=np.float32) if "camera" in columns else None
+    posed = bool(rows) and "camera" in columns
     return ShardRecord(
         Shard(name, len(rows), len(data), hashlib.sha256(data).hexdigest()),
         sorted({row["identity"] for row in rows}) if "identity" in columns else [],
-        {} if cameras is None else camera_ranges(cameras),
+        camera_ranges(np.array([row["camera"] for row in rows], dtype=np.float32)) if posed else {},
+        list(left_out),
     )
 
 
@@ -140,14 +150,8 @@ def _leaf(column: str) -> str:
 
 def camera_ranges(cameras: np.ndarray) -> dict[str, list[float]]:
     """The `Manifest.cameras` of (n, 25) labels."""
-    position = cameras[:, :16].reshape(-1, 4, 4)[:, :3, 3].astype(np.float64)
-    radius = np.linalg.norm(position, axis=1)
-    values = {
-        "radius": radius,
-        "yaw": np.arctan2(position[:, 0], position[:, 2]),
-        "pitch": np.arcsin(np.clip(position[:, 1] / np.maximum(radius, 1e-12), -1, 1)),
-        "focal": cameras[:, 16].astype(np.float64),
-    }
+    yaw, pitch, radius = yaw_pitch_radius(cameras)
+    values = {"radius": radius, "yaw": yaw, "pitch": pitch, "focal": cameras[:, 16]}
     return {name: [float(value.min()), float(value.max())] for name, value in values.items()}
 
 
@@ -183,11 +187,16 @@ def write_manifest(
 
 
 def sweep(uri: str, manifest: Manifest) -> None:
-    """Removes shards that are not of the sealed set, and the notes of parallel writers."""
+    """Removes shards that are not of the sealed set, and the notes of parallel writers; nothing else."""
     names = {shard.path for shard in manifest.shards}
-    for found in [*storage.list_files(uri, ".parquet"), *storage.list_files(uri, ".parquet" + _NOTE)]:
-        if found[len(storage.join(uri)) :].lstrip("/") not in names:
-            storage.delete_tree(found)
+    for name in _names(uri):
+        if _OURS.fullmatch(name) and name not in names:
+            storage.delete_tree(storage.join(uri, name))
+
+
+def _names(uri: str) -> list[str]:
+    """The files below a folder, relative to it."""
+    return [found[len(storage.join(uri)) :].lstrip("/") for found in storage.list_files(uri)]
 
 
 class DatasetWriter:
@@ -255,8 +264,8 @@ def read_record(layout: Layout, index: int, plan: str) -> ShardRecord | None:
         return None
     try:
         content = json.loads(storage.read_bytes(note))
-        record = ShardRecord(Shard(**content["shard"]), content["identities"], content["cameras"])
-        same = content["plan"] == plan
+        same = content.pop("plan") == plan
+        record = ShardRecord(**{**content, "shard": Shard(**content["shard"])})
     except (ValueError, KeyError, TypeError):
         return None
     if not same:

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import shutil
 from pathlib import Path
 
 import pyarrow.parquet as pq
@@ -122,6 +123,22 @@ def test_a_set_that_is_being_replaced_is_whole_until_the_new_manifest(tmp_path: 
         "README.md",
         new.shards[0].path,
     }
+
+
+def test_other_people_s_files_are_left_alone(tmp_path: Path, write_set) -> None:
+    for name in ("thesis.parquet", "part-00000.parquet/notes.txt"):
+        (tmp_path / "mine" / name).parent.mkdir(parents=True)
+        (tmp_path / "mine" / name).write_text("mine")
+        with pytest.raises(UserError, match=rf"holds other files \({name}\) and no data set"):
+            write_set(tmp_path / "mine", 5)
+        shutil.rmtree(tmp_path / "mine")
+    write_set(tmp_path / "set", 5)
+    for name in ("set/sheet.png", "set/old/part-00001.parquet", "set/extra.parquet"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text("mine")
+    write_set(tmp_path / "set", 6, overwrite=True)
+    assert (tmp_path / "set/sheet.png").exists() and (tmp_path / "set/extra.parquet").exists()
+    assert (tmp_path / "set/old/part-00001.parquet").exists()
 
 
 def test_row_groups_of_large_images_are_small(tmp_path: Path, write_set) -> None:
