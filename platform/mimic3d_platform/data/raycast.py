@@ -14,6 +14,10 @@ from mimic3d_platform.data.meshes import Mesh
 _AMBIENT = 0.48
 _KEY = (0.62, np.array([0.35, 0.85, 0.40]))
 _FILL = (0.16, np.array([-0.60, 0.25, -0.75]))
+# The pixel's filter, a Gaussian as film renderers use, in pixels. A box over the pixel lets twice as much
+# through at the highest frequency an image can hold, where it is mostly aliasing.
+_SIGMA = 0.5
+_REACH = 1  # whole pixels beyond the pixel's own, on either side: the Gaussian is cut at three sigma
 
 
 @dataclass(frozen=True)
@@ -23,7 +27,7 @@ class Views:
     Attributes:
         images: (V, R, R, 3) uint8, on white.
         depth: (V, R, R) float32, world units along the pixel centre's ray; +inf where it hits nothing.
-        mask: (V, R, R) uint8, the share of the pixel that the mesh covers, 255 for all.
+        mask: (V, R, R) uint8, how much of the pixel the mesh covers, under the same filter; 255 for all.
     """
 
     images: np.ndarray
@@ -53,15 +57,17 @@ class RayCaster:
             colours: (F, 3) sRGB in [0, 1], of the mesh's faces.
             cameras: (V, 25) labels.
             resolution: R, pixels.
-            supersample: S; S×S rays a pixel make colour and coverage; for an even S one more finds the depth.
+            supersample: S; S×S rays a pixel make colour and coverage, one more finds the depth.
         """
         labels = cameras.to(torch.float64)
-        fine = resolution * supersample
         windows = [_window(label, self.mesh.vertices, resolution) for label in labels]
-        jobs = [(view, window.scaled(supersample), fine) for view, window in enumerate(windows)]
-        if supersample % 2 == 0:
-            jobs += [(view, window, resolution) for view, window in enumerate(windows)]
-        rays = [_rays(labels[view], window, side) for view, window, side in jobs]
+        shading = [(view, window.scaled(supersample), True) for view, window in enumerate(windows)]
+        sounding = [(view, window.within(resolution), False) for view, window in enumerate(windows)]
+        jobs = shading + sounding
+        rays = [
+            _rays(labels[view], window, resolution * (supersample if shaded else 1))
+            for view, window, shaded in jobs
+        ]
         origins = np.concatenate([origin for origin, _ in rays])
         directions = np.concatenate([direction for _, direction in rays])
         hits = self._scene.intersects_first(origins, directions)
@@ -73,20 +79,21 @@ class RayCaster:
             np.zeros((len(labels), resolution, resolution), dtype=np.uint8),
         )
         start = 0
-        for view, window, side in jobs:
+        for view, window, shaded in jobs:
             part = slice(start, start + window.size)
             start += window.size
+            if not shaded:
+                depth = self._depth(hits[part], origins[part], directions[part])
+                views.depth[view][window.slices] = depth.reshape(window.shape)
+                continue
+            pixels = windows[view].grown(_REACH).within(resolution)
+            rows = _filter(pixels.top, pixels.height, window.top, window.height, supersample)
+            columns = _filter(pixels.left, pixels.width, window.left, window.width, supersample)
             covered = (hits[part] >= 0).reshape(window.shape)
-            pixels, step = windows[view], window.height // max(windows[view].height, 1)
-            if side == fine:
-                tiles = (pixels.height, supersample, pixels.width, supersample)
-                image = colour[part].reshape(*tiles, 3).mean(axis=(1, 3))
-                views.images[view][pixels.slices] = np.rint(image * 255)
-                views.mask[view][pixels.slices] = np.rint(covered.reshape(tiles).mean(axis=(1, 3)) * 255)
-            if step % 2:
-                centres = np.arange(window.size).reshape(window.shape)[step // 2 :: step, step // 2 :: step]
-                at = start - window.size + centres
-                views.depth[view][pixels.slices] = self._depth(hits[at], origins[at], directions[at])
+            dark = 1 - colour[part].reshape(*window.shape, 3)  # 0 is white, which is all around the window
+            image = 1 - np.einsum("ps,stc,qt->pqc", rows, dark, columns, optimize=True)
+            views.images[view][pixels.slices] = np.rint(image.clip(0, 1) * 255)
+            views.mask[view][pixels.slices] = np.rint((rows @ covered @ columns.T).clip(0, 1) * 255)
         return views
 
     def _shade(self, colours: np.ndarray, hits: np.ndarray, directions: np.ndarray) -> np.ndarray:
@@ -134,18 +141,40 @@ class _Window:
     def slices(self) -> tuple[slice, slice]:
         return slice(self.top, self.top + self.height), slice(self.left, self.left + self.width)
 
+    def grown(self, margin: int) -> _Window:
+        return _Window(
+            self.top - margin, self.left - margin, self.height + 2 * margin, self.width + 2 * margin
+        )
+
+    def within(self, resolution: int) -> _Window:
+        """What of it lies in an image."""
+        top, left = max(self.top, 0), max(self.left, 0)
+        bottom, right = min(self.top + self.height, resolution), min(self.left + self.width, resolution)
+        return _Window(top, left, max(bottom - top, 0), max(right - left, 0))
+
     def scaled(self, factor: int) -> _Window:
         return _Window(self.top * factor, self.left * factor, self.height * factor, self.width * factor)
 
 
 def _window(label: torch.Tensor, vertices: np.ndarray, resolution: int) -> _Window:
-    """The pixels that the mesh can touch: only their rays are cast."""
+    """The pixels that the mesh can touch, in the image or within the filter's reach of it."""
+    low, high = -_REACH, resolution + _REACH
     uv, distance = geometry.project(label[None], torch.from_numpy(vertices)[None])
     if (distance <= 0).any():  # some of it is behind the camera
-        return _Window(0, 0, resolution, resolution)
-    low = (uv[0].amin(dim=0) * resolution).floor().int().clamp(0, resolution).tolist()
-    high = (uv[0].amax(dim=0) * resolution).ceil().int().clamp(0, resolution).tolist()
-    return _Window(low[1], low[0], max(high[1] - low[1], 0), max(high[0] - low[0], 0))
+        return _Window(low, low, high - low, high - low)
+    first = (uv[0].amin(dim=0) * resolution).floor().int().clamp(low, high).tolist()
+    last = (uv[0].amax(dim=0) * resolution).ceil().int().clamp(low, high).tolist()
+    return _Window(first[1], first[0], max(last[1] - first[1], 0), max(last[0] - first[0], 0))
+
+
+def _filter(first: int, pixels: int, first_sample: int, samples: int, supersample: int) -> np.ndarray:
+    """(pixels, samples): what each sample along one axis adds to each pixel."""
+    centres = np.arange(first, first + pixels) + 0.5
+    positions = (np.arange(first_sample, first_sample + samples) + 0.5) / supersample
+    away = positions - centres[:, None]
+    weights = np.exp(-0.5 * (away / _SIGMA) ** 2) * (np.abs(away) < 0.5 + _REACH)
+    taps = (np.arange((1 + 2 * _REACH) * supersample) + 0.5) / supersample - 0.5 - _REACH
+    return weights / np.exp(-0.5 * (taps / _SIGMA) ** 2).sum()
 
 
 def _rays(label: torch.Tensor, window: _Window, side: int) -> tuple[np.ndarray, np.ndarray]:
