@@ -65,6 +65,8 @@ class Console:
         """A bar over a run's images: the block gets a function of its reports."""
 
         def show(report: Report) -> None:
+            if report.url:
+                self.say(f"MLflow: {report.url}")
             speed = f", {report.images_per_second:.0f} images/s" if report.images_per_second else ""
             wait = f", {report.data_wait:.1%} waiting for data" if report.images_per_second else ""
             what = f"{report.doing}: {report.nimg} of {report.total_nimg} images{speed}{wait}"

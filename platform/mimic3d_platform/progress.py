@@ -21,6 +21,8 @@ class Report:
     """The share of the last steps' time that was spent waiting for data."""
     metrics: dict[int, dict[str, float]] = field(default_factory=dict)
     """What has been measured so far, by images consumed."""
+    url: str | None = None
+    """The run's page in MLflow, told once, with the first report."""
 
 
 class _Board:

@@ -14,11 +14,19 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from mimic3d_platform.errors import UserError
 
-# An address, and what belongs to it: taken from the stack's file only where the address is the stack's.
+# Addresses, and what belongs to them: taken from the stack's file only where the addresses are the stack's.
 _GROUPS = {
-    "AWS_ENDPOINT_URL": ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN"),
-    "MLFLOW_TRACKING_URI": (),
-    "RAY_ADDRESS": ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN_PATH", "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"),
+    ("AWS_ENDPOINT_URL",): ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN"),
+    ("MLFLOW_TRACKING_URI",): (
+        "MLFLOW_TRACKING_USERNAME",
+        "MLFLOW_TRACKING_PASSWORD",
+        "MLFLOW_TRACKING_TOKEN",
+    ),
+    ("RAY_ADDRESS", "RAY_API_SERVER_ADDRESS"): (
+        "RAY_AUTH_MODE",
+        "RAY_AUTH_TOKEN_PATH",
+        "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER",
+    ),
 }
 _KEY_PAIR = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY")
 
@@ -46,7 +54,13 @@ class Settings(BaseSettings):
     aws_session_token: SecretStr | None = Field(None, validation_alias="AWS_SESSION_TOKEN")
     aws_region: str = Field("us-east-1", validation_alias="AWS_REGION")
     mlflow_tracking_uri: str | None = Field(None, validation_alias="MLFLOW_TRACKING_URI")
+    # A team's MLflow asks for a login; MLflow itself reads it from these variables.
+    mlflow_username: SecretStr | None = Field(None, validation_alias="MLFLOW_TRACKING_USERNAME")
+    mlflow_password: SecretStr | None = Field(None, validation_alias="MLFLOW_TRACKING_PASSWORD")
+    mlflow_token: SecretStr | None = Field(None, validation_alias="MLFLOW_TRACKING_TOKEN")
     ray_address: str | None = Field(None, validation_alias="RAY_ADDRESS")
+    # Ray's own name for its dashboard, to which jobs are submitted.
+    ray_dashboard: str | None = Field(None, validation_alias="RAY_API_SERVER_ADDRESS")
     ray_auth_mode: str | None = Field(None, validation_alias="RAY_AUTH_MODE")
     ray_auth_token_path: Path | None = Field(None, validation_alias="RAY_AUTH_TOKEN_PATH")
     # Ray's own name for "a cluster beyond this machine"; "0" keeps it and its drivers on 127.0.0.1.
@@ -109,16 +123,15 @@ def _from_stack(home: Path) -> dict[str, str]:
     stored = _read_stack_file(home)
     given = {name for name, value in os.environ.items() if value}
     taken: dict[str, str] = {}
-    for address, belongings in _GROUPS.items():
-        elsewhere = address in given and os.environ[address].rstrip("/") != stored.get(address, "").rstrip(
-            "/"
-        )
-        if elsewhere or address not in stored:
+    for addresses, belongings in _GROUPS.items():
+        named = [address for address in addresses if address in given]
+        elsewhere = any(os.environ[it].rstrip("/") != stored.get(it, "").rstrip("/") for it in named)
+        if elsewhere or addresses[0] not in stored:
             continue
         # One key of a pair in the environment makes the pair the environment's, even if the other is missing.
-        if address == "AWS_ENDPOINT_URL" and given.intersection(_KEY_PAIR):
+        if "AWS_ENDPOINT_URL" in addresses and given.intersection(_KEY_PAIR):
             belongings = ()
-        for name in (address, *belongings):
+        for name in (*addresses, *belongings):
             if name in stored and name not in given:
                 taken[name] = stored[name]
     return taken

@@ -147,7 +147,9 @@ def _fit(
         ),
     )
     if on_progress is not None:
-        on_progress(Report("starting the workers", 0, config.total_nimg))
+        on_progress(
+            Report("starting the workers", 0, config.total_nimg, url=tracking.run_url(run_ids["run"]))
+        )
     with _stoppable(), _followed(board, on_progress):
         try:
             result = trainer.fit()

@@ -9,21 +9,25 @@ import traceback
 import typer
 
 from mimic3d.config import ConfigError
-from mimic3d_platform.cli import data, models, services, training
+from mimic3d_platform.cli import cluster, data, models, services, training
 from mimic3d_platform.cli.app import app
 from mimic3d_platform.errors import UserError
 
-__all__ = ["app", "data", "main", "models", "services", "training"]
+__all__ = ["app", "cluster", "data", "main", "models", "services", "training"]
 
 # Typer exports only children of the error that it raises for a command line it cannot read.
 _UsageError = typer.BadParameter.__base__
 _STOPPED = "stopped; run the same command again to go on from where it was"
 
 
-def main() -> None:
-    """The entry point: what a user can mend is one line and status 2; nothing is ever a traceback."""
+def main(*command: str) -> None:
+    """The entry point: what a user can mend is one line and status 2; nothing is ever a traceback.
+
+    Args:
+        command: precedes the arguments of this process; the entry points in `jobs/` are one command each.
+    """
     try:
-        status = app(standalone_mode=False)
+        status = app([*command, *sys.argv[1:]], standalone_mode=False)
     except UserError as error:
         _fail(str(error), 2)
     except _UsageError as error:

@@ -253,6 +253,7 @@ def _environment(stack: state.Stack, secrets: dict[str, str]) -> dict[str, str]:
         "AWS_REGION": "us-east-1",
         "MLFLOW_TRACKING_URI": services.Tracking().url(stack.service("mlflow").ports),
         "RAY_ADDRESS": services.RayHead().address(stack.service("ray").ports),
+        "RAY_API_SERVER_ADDRESS": services.RayHead().url(stack.service("ray").ports),
         **services.ray_variables(stack),
     }
 

@@ -192,6 +192,7 @@ class RayHead:
             "AUTOSCALER_METRIC_PORT": str(ports["autoscaler.metrics"]),
             # Workers find the services and their keys in the stack's file, not in arguments or Ray's tables.
             "MIMIC3D_HOME": str(stack.home),
+            "PATH": _path_of_programs(),
         }
         return Launch(command, variables, folder)
 
@@ -229,7 +230,7 @@ class RayNode:
         ]
         source = str(Path(__file__).parents[2])
         path = os.pathsep.join(filter(None, [source, os.environ.get("PYTHONPATH")]))
-        variables = {"MIMIC3D_HOME": str(stack.home), "PYTHONPATH": path}
+        variables = {"MIMIC3D_HOME": str(stack.home), "PATH": _path_of_programs(), "PYTHONPATH": path}
         return Launch(command, ray_variables(stack) | variables, stack.folder / "ray")
 
     def url(self, ports: Mapping[str, int]) -> str:
@@ -237,6 +238,11 @@ class RayNode:
 
     def answers(self, ports: Mapping[str, int]) -> bool:
         return _get(ports["agent"], "/api/local_raylet_healthz") == 200
+
+
+def _path_of_programs() -> str:
+    """PATH with this Python's programs first: a job's command is `python …`, whoever started the stack."""
+    return os.pathsep.join(filter(None, [str(Path(sys.executable).parent), os.environ.get("PATH")]))
 
 
 def token_file(stack: Stack) -> Path:

@@ -1,0 +1,308 @@
+"""What clusters are made from is held to its schemas: Kubernetes', KubeRay's, Ray's, Compose's, hadolint's.
+
+Every check is shown to bite: a copy with one thing wrong is refused by it.
+"""
+
+import copy
+import json
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import jsonschema
+import kubernetes_validate
+import pytest
+import ray
+import yaml
+from compose_spec import PyCompose
+
+ROOT = Path(__file__).parents[2]
+INFRA = ROOT / "infra"
+KUBERNETES = "1.36"
+KUBERAY = json.loads((INFRA / "schemas" / "kuberay.json").read_text())
+RAY_UP = json.loads((Path(ray.__file__).parent / "autoscaler" / "ray-schema.json").read_text())
+# Made by the commands of docs/clusters.md, with these keys.
+SECRETS = {
+    "ray-token": {"auth_token"},
+    "s3-credentials": {"AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"},
+    "s3-identities": {"identities.json"},
+    "mlflow-credentials": {"MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_PASSWORD"},
+    "mlflow-server": {"basic_auth.ini", "session_key"},
+    "postgresql": {"password"},
+}
+
+
+def documents() -> list[dict[str, Any]]:
+    return [
+        document
+        for file in sorted((INFRA / "kubernetes").glob("*.yaml"))
+        if file.name != "kustomization.yaml"
+        for document in yaml.safe_load_all(file.read_text())
+    ]
+
+
+def check(document: dict[str, Any]) -> None:
+    """Raises unless the document is what Kubernetes, with KubeRay, takes."""
+    if document["apiVersion"] != "ray.io/v1":
+        kubernetes_validate.validate(document, KUBERNETES, strict=True)
+        return
+    jsonschema.validate(document, KUBERAY, jsonschema.Draft202012Validator)
+    for template in pod_templates(document):
+        pod = {"apiVersion": "v1", "kind": "PodTemplate", "metadata": {"name": "pod"}, "template": template}
+        kubernetes_validate.validate(pod, KUBERNETES, strict=True)
+
+
+def pod_templates(value: Any) -> Iterator[dict[str, Any]]:
+    """Every pod template in a document, however deep."""
+    if isinstance(value, dict):
+        for key, inner in value.items():
+            if key in ("template", "submitterPodTemplate") and "spec" in inner:
+                yield inner
+            else:
+                yield from pod_templates(inner)
+    elif isinstance(value, list):
+        for inner in value:
+            yield from pod_templates(inner)
+
+
+def named(kind: str, name: str | None = None) -> dict[str, Any]:
+    """A copy of one document, to be spoilt."""
+    found = [
+        document
+        for document in documents()
+        if document["kind"] == kind and name in (None, document["metadata"].get("name"))
+    ]
+    assert found, (kind, name)
+    return copy.deepcopy(found[0])
+
+
+IDS = [f"{d['kind']}-{d['metadata'].get('name', 'generated')}" for d in documents()]
+
+
+@pytest.mark.parametrize("document", documents(), ids=IDS)
+def test_every_manifest_is_what_its_schema_says(document: dict[str, Any]) -> None:
+    check(document)
+
+
+def _spoil(path: str, value: Any) -> Callable[[dict[str, Any]], None]:
+    def spoil(document: dict[str, Any]) -> None:
+        *parents, last = path.split(".")
+        place: Any = document
+        for part in parents:
+            place = place[int(part) if part.isdigit() else part]
+        place[last] = value
+
+    return spoil
+
+
+SPOILT = {
+    "a misspelt key of Kubernetes": (("Deployment", "mlflow"), _spoil("spec.replica", 1)),
+    "a word for a number": (("StatefulSet", "postgresql"), _spoil("spec.replicas", "one")),
+    "a key of no policy": (("NetworkPolicy", "ray"), _spoil("spec.ingres", [])),
+    "a misspelt key of KubeRay": (("RayCluster", None), _spoil("spec.autoscalingOptions", {})),
+    "an unknown way of authentication": (("RayCluster", None), _spoil("spec.authOptions.mode", "password")),
+    "a number for a parameter of ray start": (
+        ("RayCluster", None),
+        _spoil("spec.headGroupSpec.rayStartParams.num-cpus", 0),
+    ),
+    "a misspelt key in a pod of KubeRay": (
+        ("RayCluster", None),
+        _spoil("spec.workerGroupSpecs.1.template.spec.toleration", []),
+    ),
+    "a job without a command": (("RayJob", None), lambda document: document["spec"].pop("entrypoint")),
+    "an unknown way to submit": (("RayJob", None), _spoil("spec.submissionMode", "Carrier")),
+}
+
+
+@pytest.mark.parametrize("case", SPOILT)
+def test_a_spoilt_manifest_is_refused(case: str) -> None:
+    (kind, name), spoil = SPOILT[case]
+    document = named(kind, name)
+    check(document)
+    spoil(document)
+    with pytest.raises((jsonschema.ValidationError, kubernetes_validate.ValidationError)):
+        check(document)
+
+
+def test_no_pod_runs_as_root_may_become_it_or_takes_what_it_likes() -> None:
+    templates = [template for document in documents() for template in pod_templates(document)]
+    assert len(templates) >= 9
+    for template in templates:
+        spec = template["spec"]
+        assert spec["securityContext"]["runAsNonRoot"] is True
+        assert spec["securityContext"]["seccompProfile"]["type"] == "RuntimeDefault"
+        for container in spec["containers"]:
+            assert container["securityContext"]["allowPrivilegeEscalation"] is False
+            assert container["securityContext"]["capabilities"]["drop"] == ["ALL"]
+            assert {"cpu", "memory"} <= set(container["resources"]["limits"])
+
+
+def test_every_ray_pod_has_shared_memory_and_only_the_autoscaler_has_an_account() -> None:
+    for document in [named("RayCluster"), named("RayJob")]:
+        cluster = document["spec"].get("rayClusterSpec", document["spec"])
+        assert cluster["authOptions"] == {"mode": "token", "secretName": "ray-token"}
+        groups = [cluster["headGroupSpec"], *cluster["workerGroupSpecs"]]
+        for group in groups:
+            spec = group["template"]["spec"]
+            shm = [volume for volume in spec["volumes"] if volume["name"] == "shm"]
+            assert shm[0]["emptyDir"]["medium"] == "Memory"
+            mounts = {mount["mountPath"] for mount in spec["containers"][0]["volumeMounts"]}
+            assert {"/dev/shm", "/cache"} <= mounts
+            autoscaler = group is groups[0] and cluster.get("enableInTreeAutoscaling", False)
+            assert spec.get("automountServiceAccountToken", True) is autoscaler
+
+
+def test_secrets_are_named_never_written_and_all_are_made_by_the_docs() -> None:
+    used: dict[str, set[str]] = {}
+
+    def collect(value: Any) -> None:
+        if isinstance(value, dict):
+            if "secretRef" in value:
+                used.setdefault(value["secretRef"]["name"], set())
+            if "secretKeyRef" in value:
+                used.setdefault(value["secretKeyRef"]["name"], set()).add(value["secretKeyRef"]["key"])
+            if isinstance(value.get("secretName"), str):
+                used.setdefault(value["secretName"], set())
+            for inner in value.values():
+                collect(inner)
+        elif isinstance(value, list):
+            for inner in value:
+                collect(inner)
+
+    for document in documents():
+        assert document["kind"] != "Secret", "a secret in a file of the repository"
+        collect(document)
+        for template in pod_templates(document):
+            for container in template["spec"]["containers"]:
+                for variable in container.get("env", ()):
+                    hidden = re.search(r"PASSWORD|SECRET|TOKEN|KEY", variable["name"])
+                    file = variable["name"].endswith("_FILE")
+                    assert not hidden or file or "value" not in variable, variable
+    assert set(used) == set(SECRETS)
+    text = (ROOT / "docs" / "clusters.md").read_text()
+    for secret, keys in SECRETS.items():
+        assert f"create secret generic {secret}" in text, secret
+        assert all(key in text for key in keys), (secret, keys)
+
+
+def test_a_service_finds_its_pods_and_a_policy_exists_for_each() -> None:
+    labels = [t["metadata"]["labels"] for d in documents() for t in pod_templates(d)]
+    for document in documents():
+        if document["kind"] == "Service":
+            selector = document["spec"]["selector"].items()
+            assert any(selector <= found.items() for found in labels), document["metadata"]["name"]
+    policies = [
+        document["spec"]["podSelector"] for document in documents() if document["kind"] == "NetworkPolicy"
+    ]
+    assert {} in policies, "pods are open unless something closes them all"
+    listening = {label["app.kubernetes.io/component"] for label in labels} - {"buckets", "submitter"}
+    covered = {policy["matchLabels"]["app.kubernetes.io/component"] for policy in policies if policy}
+    assert covered == listening
+
+
+def test_the_kustomization_names_every_manifest_that_stands_and_every_image_of_ours() -> None:
+    kustomization = yaml.safe_load((INFRA / "kubernetes" / "kustomization.yaml").read_text())
+    files = {file.name for file in (INFRA / "kubernetes").glob("*.yaml")}
+    assert set(kustomization["resources"]) == files - {"kustomization.yaml", "ray-job.yaml"}
+    images = {c["image"] for d in documents() for t in pod_templates(d) for c in t["spec"]["containers"]}
+    assert {image["name"] for image in kustomization["images"]} == {i for i in images if ":" not in i}
+
+
+# `ray up`.
+
+
+@pytest.mark.parametrize("name", ["aws", "on-premise"])
+def test_a_ray_up_cluster_is_what_ray_takes(name: str) -> None:
+    config = yaml.safe_load((INFRA / "ray-up" / f"{name}.yaml").read_text())
+    jsonschema.validate(config, RAY_UP)
+    for spoil in (_spoil("max_worker", 3), _spoil("docker.images", "x"), _spoil("idle_timeout_minutes", "5")):
+        spoilt = copy.deepcopy(config)
+        spoil(spoilt)
+        with pytest.raises(jsonschema.ValidationError):
+            jsonschema.validate(spoilt, RAY_UP)
+    starts = config["head_start_ray_commands"] + config["worker_start_ray_commands"]
+    assert all("cluster.env" in start for start in starts if "ray start" in start)
+    assert "--dashboard-host=127.0.0.1" in " ".join(starts)
+
+
+# Compose.
+
+
+def compose(text: str) -> dict[str, Any]:
+    """The file as Compose reads it, where no variable is set; raises unless the specification allows it."""
+    text = re.sub(r"\$\{\w+:-([^}]*)\}", r"\1", text).replace("$$", "$")
+    return PyCompose.from_yaml(text).to_spec().model_dump(exclude_none=True)
+
+
+def test_the_compose_file_is_what_compose_takes_and_stays_on_loopback() -> None:
+    file = INFRA / "compose" / "compose.yaml"
+    text = file.read_text()
+    assert set(compose(text)["services"]) == {"postgresql", "object-storage", "buckets", "mlflow"}
+    for line, spoilt in (
+        ("    restart: unless-stopped\n", "    restarts: unless-stopped\n"),
+        ("  database: {internal: true}\n", "  database: {internal: [true]}\n"),
+    ):
+        assert line in text
+        with pytest.raises(ValueError):
+            compose(text.replace(line, spoilt, 1))
+    document = yaml.safe_load(text)
+    for name, service in document["services"].items():
+        assert all(port.startswith("${MIMIC3D_BIND:-127.0.0.1}:") for port in service.get("ports", ())), name
+        assert set(service.get("secrets", ())) <= set(document["secrets"])
+        build = service.get("build")
+        if build:
+            context = (file.parent / build["context"]).resolve()
+            assert context == ROOT and (context / build["dockerfile"]).is_file()
+    assert "infra/compose/secrets/" in (ROOT / ".gitignore").read_text()
+
+
+# Images.
+
+
+@pytest.mark.parametrize("name", ["ray", "mlflow"])
+def test_an_image_passes_hadolint_and_copies_what_exists(name: str, tmp_path: Path) -> None:
+    file = INFRA / "images" / f"{name}.Dockerfile"
+    assert hadolint(file) == []
+    spoilt = tmp_path / "Dockerfile"
+    spoilt.write_text(file.read_text().replace("USER 1000", "USER root") + "\nRUN cd /tmp && sudo true\n")
+    assert {"DL3002", "DL3004"} <= set(hadolint(spoilt))
+    ignored = (ROOT / ".dockerignore").read_text().splitlines()
+    for line in file.read_text().splitlines():
+        if line.startswith("COPY ") and "--from=" not in line:
+            sources = [part for part in line.split()[1:-1] if not part.startswith("--")]
+            for source in sources:
+                assert (ROOT / source).exists(), line
+                sent = {f"!{parent}" for parent in [Path(source), *Path(source).parents]}
+                assert sent & set(ignored), f"{source} is not sent to the build"
+
+
+def hadolint(file: Path) -> list[str]:
+    program = Path(sys.executable).with_name("hadolint")
+    run = subprocess.run([program, "--format", "json", file], capture_output=True, text=True)
+    return [finding["code"] for finding in json.loads(run.stdout)]
+
+
+def test_the_images_install_what_was_tested_together() -> None:
+    constraints = (ROOT / "constraints.txt").read_text()
+    pinned = {name.lower() for name in re.findall(r"^([\w.-]+)==", constraints, re.M)}
+    assert {"psycopg2-binary", "boto3", "mlflow", "flask-wtf", "ray", "torch"} <= pinned
+    ray_version = re.search(r"^ray==(.+)$", constraints, re.M)[1]
+    for document in [named("RayCluster"), named("RayJob")]:
+        cluster = document["spec"].get("rayClusterSpec", document["spec"])
+        assert cluster["rayVersion"] == ray_version
+
+
+def test_secrets_from_files_become_variables_of_the_command_only(tmp_path: Path) -> None:
+    (tmp_path / "password").write_text("s3cret $x 'y'\n")
+    program = INFRA / "images" / "secrets-from-files.sh"
+    environment = {"PATH": os.environ["PATH"], "PGPASSWORD_FILE": str(tmp_path / "password")}
+    command = [str(program), "sh", "-c", 'printf %s "$PGPASSWORD"']
+    run = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert run.stdout == "s3cret $x 'y'" and not run.stderr
+    environment["PGPASSWORD_FILE"] = str(tmp_path / "none")
+    run = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert run.returncode != 0 and "none" in run.stderr
