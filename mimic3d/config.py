@@ -123,9 +123,16 @@ class DataConfig:
     """Where the images come from and how they are fed."""
 
     uri: str = ""
-    cache_bytes: int = 2**30
+    cache_bytes: int = 16 * 2**30
+    """Of a machine's disk, for all its processes together."""
     camera_balance: float = 0.0
     """How far rare views are made up for, of real images and generated ones alike: 0 not at all, 1 fully."""
+    loader_workers: int = 1
+    """Processes that fetch and decode for each training worker; 0 leaves that to a thread of the worker's."""
+    max_bad_images: int = 0
+    """So many images that cannot be decoded are replaced, for each worker; one more ends the run."""
+    patience_s: float = 300.0
+    """How long a fault of storage that may pass is waited for, in seconds."""
 
 
 @dataclass(frozen=True)

@@ -65,6 +65,10 @@ class Settings(BaseSettings):
     ray_auth_token_path: Path | None = Field(None, validation_alias="RAY_AUTH_TOKEN_PATH")
     # Ray's own name for "a cluster beyond this machine"; "0" keeps it and its drivers on 127.0.0.1.
     ray_beyond_loopback: str | None = Field(None, validation_alias="RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER")
+    # How long a fault of storage that may pass is waited for; a training waits longer (`data.patience_s`).
+    patience_s: float = Field(3.0, ge=0, validation_alias="MIMIC3D_PATIENCE_S")
+    # Where shards are kept on this machine; a fast local disk.
+    cache_folder: Path | None = Field(None, validation_alias="MIMIC3D_CACHE")
     weights_uri: str | None = Field(None, validation_alias="MIMIC3D_WEIGHTS")
 
     def export(self) -> dict[str, str]:

@@ -1,14 +1,14 @@
 """The one factory of file systems: every place is a URI, `s3://bucket/key`, `file:///path` or a plain path.
 
-Object storage is reached with the endpoint and credentials of `settings`; requests have short timeouts and
-few retries, so that a server which is gone is an error within seconds. What goes wrong is a `UserError` of
-one line that names the place, the cause and the way out.
+Object storage is reached with the endpoint and credentials of `settings`; requests have short timeouts. What
+goes wrong is a `UserError` of one line that names the place, the cause and the way out; what may pass is
+tried again first, for as long as the settings say (`storage_errors`).
 """
 
 import contextlib
+import functools
 import os
 import re
-import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,6 +17,7 @@ from urllib.parse import unquote, urlsplit
 
 from mimic3d_platform.errors import UserError
 from mimic3d_platform.settings import Settings, get_settings
+from mimic3d_platform.storage_errors import NO_CREDENTIALS, patient, patiently, translate_errors
 
 if TYPE_CHECKING:
     import pyarrow.fs
@@ -95,51 +96,59 @@ def join(uri: str | os.PathLike[str], *parts: str) -> str:
     return "/".join([os.fspath(uri).rstrip("/"), *(part.strip("/") for part in parts)])
 
 
+@patient("look at")
 def exists(uri: str | os.PathLike[str]) -> bool:
     """Whether a file or a folder is there; in object storage a folder is any key below the prefix."""
     import pyarrow.fs
 
-    with translate_errors(uri, "look at"):
-        files, path = filesystem(uri)
-        kind = files.get_file_info(path).type
-        if kind == pyarrow.fs.FileType.Directory and is_s3(uri):
-            return next(_keys_below(uri), None) is not None  # A store may remember folders that are empty.
-        return kind != pyarrow.fs.FileType.NotFound
+    files, path = filesystem(uri)
+    kind = files.get_file_info(path).type
+    if kind == pyarrow.fs.FileType.Directory and is_s3(uri):
+        return next(_keys_below(uri), None) is not None  # A store may remember folders that are empty.
+    return kind != pyarrow.fs.FileType.NotFound
 
 
+@patient("read")
+def _is_file(uri: str | os.PathLike[str]) -> bool:
+    import pyarrow.fs
+
+    files, path = filesystem(uri)
+    return files.get_file_info(path).type == pyarrow.fs.FileType.File
+
+
+@patient("read")
 def read_bytes(uri: str | os.PathLike[str]) -> bytes:
     """The whole content of a file."""
-    with translate_errors(uri, "read"):
-        files, path = filesystem(uri)
-        with files.open_input_file(path) as stream:
-            return stream.read()
+    files, path = filesystem(uri)
+    with files.open_input_file(path) as stream:
+        return stream.read()
 
 
+@patient("write")
 def write_bytes(uri: str | os.PathLike[str], data: bytes) -> None:
     """Write a file so that it is seen whole or not at all; folders on the way are made."""
-    with translate_errors(uri, "write"):
-        if is_s3(uri):
-            files, path = filesystem(uri)
-            with files.open_output_stream(path) as stream:
-                stream.write(data)
-        else:
-            _write_local(local_path(uri), data)
+    if is_s3(uri):
+        files, path = filesystem(uri)
+        with files.open_output_stream(path) as stream:
+            stream.write(data)
+    else:
+        _write_local(local_path(uri), data)
 
 
+@patient("list")
 def list_files(uri: str | os.PathLike[str], suffix: str = "") -> list[str]:
     """The URIs of all files below a folder whose names end in `suffix`, sorted; none if it is not there."""
     import pyarrow.fs
 
-    with translate_errors(uri, "list"):
-        files, root = filesystem(uri)
-        found = files.get_file_info(pyarrow.fs.FileSelector(root, recursive=True, allow_not_found=True))
-        return sorted(
-            join(uri, entry.path[len(root) :])
-            for entry in found
-            if entry.type == pyarrow.fs.FileType.File
-            and entry.path.endswith(suffix)
-            and not entry.path.endswith(_PARTIAL_SUFFIX)
-        )
+    files, root = filesystem(uri)
+    found = files.get_file_info(pyarrow.fs.FileSelector(root, recursive=True, allow_not_found=True))
+    return sorted(
+        join(uri, entry.path[len(root) :])
+        for entry in found
+        if entry.type == pyarrow.fs.FileType.File
+        and entry.path.endswith(suffix)
+        and not entry.path.endswith(_PARTIAL_SUFFIX)
+    )
 
 
 def copy_tree(source: str | os.PathLike[str], target: str | os.PathLike[str]) -> int:
@@ -152,48 +161,48 @@ def copy_tree(source: str | os.PathLike[str], target: str | os.PathLike[str]) ->
     """
     import pyarrow.fs
 
-    with translate_errors(source, "read"):
-        files, root = filesystem(source)
-        single = files.get_file_info(root).type == pyarrow.fs.FileType.File
-        names = [""] if single else [item[len(join(source)) :] for item in list_files(source)]
+    names = [""] if _is_file(source) else [item[len(join(source)) :] for item in list_files(source)]
     if not names:
         raise UserError(f"cannot copy {source}: there is nothing there; check the path")
+    files, root = filesystem(source)
     with translate_errors(target, "write"):
         target_files, target_root = filesystem(target)
         for name in names:
             path = (target_root.rstrip("/") + "/" + name.strip("/")).rstrip("/")
             if isinstance(target_files, pyarrow.fs.LocalFileSystem):
                 Path(path).parent.mkdir(parents=True, exist_ok=True)
-            pyarrow.fs.copy_files(
+            copy = functools.partial(
+                pyarrow.fs.copy_files,
                 (root + name).rstrip("/"),
                 path,
                 source_filesystem=files,
                 destination_filesystem=target_files,
                 use_threads=False,
             )
+            patiently(target, "write", copy)
     return len(names)
 
 
+@patient("delete")
 def delete_tree(uri: str | os.PathLike[str]) -> None:
     """Delete a file, or a folder with all below it; what is not there is no error. A bucket is refused."""
     import pyarrow.fs
 
-    with translate_errors(uri, "delete"):
-        files, path = filesystem(uri)
-        if is_s3(uri):
-            bucket, key = split_s3(uri)
-            if not key:
-                raise UserError(f"{uri}: this names a whole bucket; name a folder within it to delete")
-            client = s3_client()
-            client.delete_object(Bucket=bucket, Key=key)
-            for below in _keys_below(uri):
-                client.delete_object(Bucket=bucket, Key=below)
-        elif path == os.sep:
-            raise UserError(f"{uri}: this names the root folder; name a folder below it to delete")
-        elif files.get_file_info(path).type == pyarrow.fs.FileType.Directory:
-            files.delete_dir(path)
-        else:
-            Path(path).unlink(missing_ok=True)
+    files, path = filesystem(uri)
+    if is_s3(uri):
+        bucket, key = split_s3(uri)
+        if not key:
+            raise UserError(f"{uri}: this names a whole bucket; name a folder within it to delete")
+        client = s3_client()
+        client.delete_object(Bucket=bucket, Key=key)
+        for below in _keys_below(uri):
+            client.delete_object(Bucket=bucket, Key=below)
+    elif path == os.sep:
+        raise UserError(f"{uri}: this names the root folder; name a folder below it to delete")
+    elif files.get_file_info(path).type == pyarrow.fs.FileType.Directory:
+        files.delete_dir(path)
+    else:
+        Path(path).unlink(missing_ok=True)
 
 
 def _keys_below(uri: str | os.PathLike[str]) -> Iterator[str]:
@@ -230,75 +239,17 @@ def s3_client(settings: Settings | None = None) -> Any:
     )
 
 
+@patient("create")
 def ensure_bucket(uri: str | os.PathLike[str]) -> None:
     """Make the bucket of an `s3://` URI, or the folder of a local one, unless it is there."""
-    with translate_errors(uri, "create"):
-        if not is_s3(uri):
-            local_path(uri).mkdir(parents=True, exist_ok=True)
-            return
-        filesystem(uri)  # Says in one line that there are no credentials, before a client tries to find some.
-        client, bucket = s3_client(), split_s3(uri)[0]
-        if bucket not in {item["Name"] for item in client.list_buckets()["Buckets"]}:
-            with contextlib.suppress(client.exceptions.BucketAlreadyOwnedByYou):
-                client.create_bucket(Bucket=bucket)
-
-
-@contextlib.contextmanager
-def translate_errors(uri: str | os.PathLike[str], doing: str) -> Iterator[None]:
-    """Turn what the libraries raise about `uri` into a `UserError` of one line.
-
-    Args:
-        doing: the verb of the attempt, as in "cannot {doing} {uri}".
-    """
-    try:
-        yield
-    except UserError:
-        raise
-    except Exception as error:
-        # botocore's errors are not OSErrors; it is asked about only where something has loaded it.
-        botocore = sys.modules.get("botocore.exceptions")
-        of_boto = botocore and isinstance(error, botocore.BotoCoreError | botocore.ClientError)
-        if not isinstance(error, OSError) and not of_boto:
-            raise
-        raise UserError(f"cannot {doing} {uri}: {_cause(error, uri)}") from error
-
-
-def _cause(error: Exception, uri: str | os.PathLike[str]) -> str:
-    """What went wrong and what to do, in one line, from an error of pyarrow, botocore or the system."""
-    text = str(error)
-    where = get_settings().s3_endpoint or "Amazon S3"
-
-    def says(*words: str) -> bool:
-        return any(word.lower() in text.lower() for word in words)
-
-    if is_s3(uri):
-        keys = "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"
-        if says("curlCode", "NETWORK_CONNECTION", "connect to", "Connect timeout", "Connection was closed"):
-            return f"nothing answers at {where}; start it (`mimic3d up`) or correct AWS_ENDPOINT_URL"
-        if says("INVALID_ACCESS_KEY_ID", "InvalidAccessKeyId", "SIGNATURE_DOES", "SignatureDoes"):
-            return f"{where} does not know these credentials; correct {keys}"
-        if says("ACCESS_DENIED", "AccessDenied", "HTTP status 403", "Forbidden"):
-            return f"{where} refuses access; check {keys} and the rights on the bucket"
-        if says("NO_SUCH_BUCKET", "NoSuchBucket"):
-            return f"there is no bucket {split_s3(uri)[0]!r} at {where}; check the URI or create the bucket"
-        if says("Unable to locate credentials"):
-            return _NO_CREDENTIALS
-        if isinstance(error, FileNotFoundError) or says("NoSuchKey", "NO_SUCH_KEY", "Path does not exist"):
-            return "there is nothing there; check the URI"
-    elif isinstance(error, FileNotFoundError):
-        return "there is no such file or folder; check the path"
-    elif isinstance(error, PermissionError):
-        return "no permission; choose another folder or change its rights"
-    elif says("No space left", "quota"):
-        return "no space is left on the device; free some or choose another folder"
-    system = os.strerror(error.errno) if isinstance(error, OSError) and error.errno else None
-    return system or " ".join(text.split())
-
-
-_NO_CREDENTIALS = (
-    "no credentials for object storage; set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, "
-    "or run `mimic3d up` for a stack of your own"
-)
+    if not is_s3(uri):
+        local_path(uri).mkdir(parents=True, exist_ok=True)
+        return
+    filesystem(uri)  # Says in one line that there are no credentials, before a client tries to find some.
+    client, bucket = s3_client(), split_s3(uri)[0]
+    if bucket not in {item["Name"] for item in client.list_buckets()["Buckets"]}:
+        with contextlib.suppress(client.exceptions.BucketAlreadyOwnedByYou):
+            client.create_bucket(Bucket=bucket)
 
 
 def _reveal(secret: Any) -> str | None:
@@ -324,7 +275,7 @@ def _arrow_keys(settings: Settings, uri: str | os.PathLike[str]) -> dict[str, st
     chain.set_config_variable("metadata_service_timeout", 1)
     chain.set_config_variable("metadata_service_num_attempts", 1)
     if chain.get_credentials() is None:
-        raise UserError(f"{uri}: {_NO_CREDENTIALS}")
+        raise UserError(f"{uri}: {NO_CREDENTIALS}")
     return {}
 
 

@@ -39,6 +39,7 @@ def train_worker(job: dict[str, Any]) -> None:
     if ray.get(job["board"].failure.remote()) is not None:
         return
     os.environ.update(ray.get(job["environment"][0]))
+    os.environ["MIMIC3D_PATIENCE_S"] = str(job["config"]["data"]["patience_s"])
     torch.set_num_threads(job["threads"])
     context = ray.train.get_context()
     ranks = context.get_world_rank(), context.get_world_size()
@@ -59,7 +60,7 @@ class _Worker:
         from mimic3d.losses.perceptual import PerceptualDistance
         from mimic3d.training.trainer import Trainer
         from mimic3d_platform import weights
-        from mimic3d_platform.data.stream import TrainingStream
+        from mimic3d_platform.data.stream import TrainingStream, label_pool
         from mimic3d_platform.evaluation import Evaluator
         from mimic3d_platform.tracking import RunLogger
 
@@ -88,7 +89,10 @@ class _Worker:
             seed=config.seed,
             nimg=self.trainer.nimg,
             cache_bytes=config.data.cache_bytes,
+            loaders=config.data.loader_workers,
+            max_bad_images=config.data.max_bad_images,
         )
+        self.label_weights = label_pool(config.data.uri)[1] if config.data.camera_balance else None
         ids = job["run_ids"]
         self.log = {key: RunLogger(ids[key]) for key in ids} if rank == 0 else {}
         if rank == 0 and self.trainer.nimg:
@@ -104,7 +108,7 @@ class _Worker:
         while not trainer.finished:
             stage = trainer.stage
             batch = next(self.stream)
-            scalars = trainer.step(batch.images, batch.cameras, self.evaluator.cameras)
+            scalars = trainer.step(batch.images, batch.cameras, self.evaluator.cameras, self.label_weights)
             steps_since += 1
             ends_stage = trainer.nimg in (self.config.stage1_nimg, self.config.total_nimg)
             pauses = ends_stage or self.due(output.checkpoint_kimg) or self.due(output.sample_kimg)
@@ -161,7 +165,9 @@ class _Worker:
         source = counter_generator(0, "grid")
         z = torch.randn(GRID_ROWS, generator.config.z_dim, generator=source).to(device)
         picks = torch.randperm(len(self.evaluator.cameras), generator=source)[:GRID_ROWS]
-        reals, _ = RowReader(self.config.data.uri, self.evaluator.manifest, 0).fetch(picks.numpy())
+        reals, _ = RowReader(
+            self.config.data.uri, self.evaluator.manifest, self.config.data.cache_bytes
+        ).fetch(picks.numpy())
         views = turntable(self.config.camera, GRID_VIEWS).to(device)
         with torch.no_grad():
             w = generator.mapping(z, front(self.config.camera).to(device).expand(GRID_ROWS, -1))

@@ -9,66 +9,84 @@ import numpy as np
 from mimic3d_platform.data import counter
 from mimic3d_platform.data.schema import Manifest
 
-# Rows are shuffled among as many row groups as this holds, so that a set far larger than memory is read in
+# Rows are shuffled among as many shards as this holds, so that a set far larger than a disk is read in
 # passing. It decides the order: to change it is to break the resumption of running trainings.
-WINDOW_BYTES = 256 * 2**20
+WINDOW_BYTES = 2**30
 
 
 @dataclass(frozen=True)
-class RowGroup:
-    """A row group: its shard, its index in the shard, and its rows as numbers within the whole set."""
+class Window:
+    """Shards among whose rows an epoch shuffles: positions [start, stop) of the epoch."""
 
-    shard: int
-    index: int
+    shards: tuple[int, ...]
     start: int
-    rows: int
-
-
-def row_groups(manifest: Manifest) -> list[RowGroup]:
-    """All row groups of a set, in the order of its rows."""
-    groups = []
-    start, most = 0, manifest.row_group_rows
-    for number, shard in enumerate(manifest.shards):
-        for index, first in enumerate(range(0, shard.rows, most)):
-            rows = min(most, shard.rows - first)
-            groups.append(RowGroup(number, index, start, rows))
-            start += rows
-    return groups
+    stop: int
 
 
 class EpochOrder:
     """An endless order of rows, every row once an epoch.
 
-    In each epoch the row groups are shuffled and cut into windows of about `WINDOW_BYTES`; within a window
-    all rows are shuffled. A set that fits one window is thus shuffled as a whole.
+    In each epoch the shards are shuffled and cut into windows of about `WINDOW_BYTES`; within a window all
+    rows are shuffled. A set that fits one window is thus shuffled as a whole. Epoch 0 begins with windows of
+    one, two, four … shards, so that a training need not fetch a whole window before its first batch.
     """
 
     def __init__(self, manifest: Manifest, seed: int) -> None:
         self.count, self._seed = manifest.count, seed
-        self._groups = row_groups(manifest)
-        size = sum(shard.bytes for shard in manifest.shards) / len(self._groups)
-        self._window = max(int(WINDOW_BYTES // max(size, 1)), 1)
-        self._epochs: dict[int, np.ndarray] = {}
+        self._bytes = np.array([shard.bytes for shard in manifest.shards], dtype=np.int64)
+        self._rows = np.array([shard.rows for shard in manifest.shards], dtype=np.int64)
+        self._starts = np.concatenate([[0], np.cumsum(self._rows)])
+        self._windows: dict[int, list[Window]] = {}
+        self._parts: dict[tuple[int, int], np.ndarray] = {}
 
     def rows(self, position: int, count: int) -> np.ndarray:
         """(count,) int64: the row numbers at `position` and after it in the endless order."""
         parts = []
         while count > 0:
             epoch, index = divmod(position, self.count)
-            part = self._epoch(epoch)[index : index + count]
+            number, window = self._window_at(epoch, index)
+            part = self._window_rows(epoch, number)[index - window.start :][:count]
             parts.append(part)
             position, count = position + len(part), count - len(part)
         return np.concatenate(parts) if parts else np.zeros(0, dtype=np.int64)
 
-    def _epoch(self, epoch: int) -> np.ndarray:
-        if epoch not in self._epochs:
-            order = counter.permutation(self._seed, "row groups", epoch, size=len(self._groups))
-            windows = []
-            for number, first in enumerate(range(0, len(order), self._window)):
-                groups = [self._groups[group] for group in order[first : first + self._window]]
-                rows = np.concatenate([np.arange(item.start, item.start + item.rows) for item in groups])
-                windows.append(rows[counter.permutation(self._seed, "rows", epoch, number, size=len(rows))])
+    def windows_from(self, position: int, count: int) -> list[Window]:
+        """The window at `position` and those that come next, `count` in all."""
+        found: list[Window] = []
+        epoch, index = divmod(position, self.count)
+        while len(found) < count:
+            found += [window for window in self.windows(epoch) if window.stop > index]
+            epoch, index = epoch + 1, 0
+        return found[:count]
+
+    def windows(self, epoch: int) -> list[Window]:
+        """An epoch's windows, in their order."""
+        if epoch not in self._windows:
+            order = counter.permutation(self._seed, "shards", epoch, size=len(self._rows))
+            shards = order.tolist()
+            windows, start, most = [], 0, 1 if epoch == 0 else len(shards)
+            while shards:
+                size = max(int(np.searchsorted(np.cumsum(self._bytes[shards]), WINDOW_BYTES, "right")), 1)
+                taken, shards = shards[: min(size, most)], shards[min(size, most) :]
+                rows = int(self._rows[taken].sum())
+                windows.append(Window(tuple(taken), start, start + rows))
+                start, most = start + rows, 2 * most
             # A batch straddles two epochs at most; what lies behind is not asked for again.
-            self._epochs = {key: rows for key, rows in self._epochs.items() if key == epoch - 1}
-            self._epochs[epoch] = np.concatenate(windows)
-        return self._epochs[epoch]
+            self._windows = {key: value for key, value in self._windows.items() if key >= epoch - 1}
+            self._windows[epoch] = windows
+        return self._windows[epoch]
+
+    def _window_at(self, epoch: int, index: int) -> tuple[int, Window]:
+        windows = self.windows(epoch)
+        number = int(np.searchsorted([window.stop for window in windows], index, side="right"))
+        return number, windows[number]
+
+    def _window_rows(self, epoch: int, number: int) -> np.ndarray:
+        if (epoch, number) not in self._parts:
+            shards = self.windows(epoch)[number].shards
+            rows = np.concatenate([np.arange(self._starts[item], self._starts[item + 1]) for item in shards])
+            while len(self._parts) > 2:
+                del self._parts[next(iter(self._parts))]
+            shuffled = counter.permutation(self._seed, "rows", epoch, number, size=len(rows))
+            self._parts[epoch, number] = rows[shuffled]
+        return self._parts[epoch, number]

@@ -1,181 +1,151 @@
-"""Rows of a data set by number: shards verified once, row groups read by range, images decoded and kept."""
+"""Rows of a data set by number, from the machine's cache of verified shards."""
 
 from __future__ import annotations
 
-import hashlib
-import io
+import logging
 from collections import OrderedDict
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from collections.abc import Iterable
 
 import numpy as np
 
 from mimic3d_platform import storage
-from mimic3d_platform.data.order import row_groups
+from mimic3d_platform.data.cache import CACHE_BYTES, ShardCache, cache_folder
+from mimic3d_platform.data.decoding import BadImage, decode_into
+from mimic3d_platform.data.order import WINDOW_BYTES
+from mimic3d_platform.data.rowfile import Damaged, PixelFile, RowFile
 from mimic3d_platform.data.schema import CAMERA_SIZE, Manifest
 from mimic3d_platform.errors import UserError
 
-if TYPE_CHECKING:
-    import pyarrow
-    import pyarrow.parquet
+log = logging.getLogger(__name__)
 
 _AGAIN = "write the data set again, or copy it anew"
-
-
-@dataclass(frozen=True)
-class _Encoded:
-    """A row group in memory: image files, and (rows, 25) float32 cameras."""
-
-    images: pyarrow.Array
-    cameras: np.ndarray
-
-    @property
-    def size(self) -> int:
-        return self.images.nbytes + self.cameras.nbytes
+# What a reader holds open, and thereby in the cache: a window of the training's order.
+_OPEN_BYTES, _OPEN_FILES = WINDOW_BYTES, 200
 
 
 class RowReader:
-    """Images and cameras of a set by row number, within a bound of memory.
+    """Images and cameras of a set by row number. Only the shards that are asked for are fetched.
 
-    Decoded images are kept when all of them fit `cache_bytes`; if not, row groups are kept as stored, the
-    least recently used dropped first.
+    Decoded images are kept too where the whole set, decoded, fits the cache's bound: each is then decoded
+    once on a machine, and read after that.
+
+    Args:
+        cache_bytes: the bound of the machine's cache (`data.cache`).
+        skip_bad: whether an image that cannot be decoded is replaced by the next good one of its shard, and
+            noted in `bad_rows`; if not, it is an error.
     """
 
-    def __init__(self, uri: str, manifest: Manifest, cache_bytes: int) -> None:
-        self.uri, self.manifest, self._limit = uri, manifest, cache_bytes
-        self._groups = row_groups(manifest)
-        self._starts = np.array([group.start for group in self._groups])
-        self._of_shard: dict[int, list[int]] = {}
-        for number, group in enumerate(self._groups):
-            self._of_shard.setdefault(group.shard, []).append(number)
-        self._encoded: OrderedDict[int, _Encoded] = OrderedDict()
-        self._held = 0
-        self._metadata: dict[int, pyarrow.parquet.FileMetaData] = {}
-        side = manifest.resolution
-        self._decoded: np.ndarray | None = None
-        if manifest.count * 3 * side * side <= cache_bytes:
-            self._decoded = np.empty((manifest.count, 3, side, side), dtype=np.uint8)
-            self._cameras = np.empty((manifest.count, CAMERA_SIZE), dtype=np.float32)
-            self._ready = np.zeros(manifest.count, dtype=bool)
+    def __init__(
+        self, uri: str, manifest: Manifest, cache_bytes: int = CACHE_BYTES, *, skip_bad: bool = False
+    ) -> None:
+        self.uri, self.manifest, self._skip_bad = uri, manifest, skip_bad
+        self.cache = ShardCache(cache_folder(), cache_bytes)
+        self.bad_rows: set[int] = set()
+        self._starts = np.concatenate([[0], np.cumsum([shard.rows for shard in manifest.shards])])
+        stored = sum(RowFile.most_bytes(shard) for shard in manifest.shards)
+        pixels = PixelFile.bytes_of(manifest.count, manifest.resolution)
+        self._keeps_pixels = stored + pixels <= cache_bytes
+        self._open: OrderedDict[int, tuple[RowFile, PixelFile | None]] = OrderedDict()
+        self._open_bytes = 0
+        self._fetched_again: set[int] = set()
 
-    def fetch(self, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Copies of the rows' images (n, 3, R, R) uint8 and cameras (n, 25) float32.
+    def fetch(
+        self, rows: np.ndarray, images: np.ndarray | None = None, cameras: np.ndarray | None = None
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """The rows' images (n, 3, R, R) uint8 and cameras (n, 25) float32, in the given arrays or new ones.
 
         Raises:
-            UserError: a shard is missing, out of reach or not the one of the manifest, or an image is broken.
+            UserError: as `ShardCache`; or an image is broken.
         """
         side = self.manifest.resolution
-        images = np.empty((len(rows), 3, side, side), dtype=np.uint8)
-        cameras = np.empty((len(rows), CAMERA_SIZE), dtype=np.float32)
+        if images is None or cameras is None:
+            images = np.empty((len(rows), 3, side, side), dtype=np.uint8)
+            cameras = np.empty((len(rows), CAMERA_SIZE), dtype=np.float32)
         for place, row in enumerate(rows.tolist()):
-            if self._decoded is None:
-                images[place], cameras[place] = self._decode(row)
-                continue
-            if not self._ready[row]:
-                self._decoded[row], self._cameras[row] = self._decode(row)
-                self._ready[row] = True
-                self._drop_if_done(row)
-            images[place], cameras[place] = self._decoded[row], self._cameras[row]
+            self._read_good(row, images[place], cameras[place])
         return images, cameras
 
-    def _decode(self, row: int) -> tuple[np.ndarray, np.ndarray]:
-        from PIL import Image
+    def ensure(self, shards: Iterable[int]) -> None:
+        """Fetches shards into the cache; may run in a thread beside `fetch`."""
+        for shard in shards:
+            self.cache.ensure(self._place(shard), self.manifest.shards[shard])
 
-        number = self._group_of(row)
-        group = self._load(number)
-        offset = row - self._groups[number].start
-        side = self.manifest.resolution
+    def close(self) -> None:
+        """Lets go of all files."""
+        while self._open:
+            self._close_oldest()
+
+    def _read_good(self, row: int, image: np.ndarray, camera: np.ndarray) -> None:
+        """Reads a row, or the next of its shard that is good if bad ones may be skipped."""
+        shard = self._shard_of(row)
+        first, rows = int(self._starts[shard]), self.manifest.shards[shard].rows
+        for step in range(rows):
+            candidate = first + (row - first + step) % rows
+            if candidate in self.bad_rows:
+                continue
+            try:
+                return self._read(shard, candidate - first, image, camera)
+            except BadImage as error:
+                where = f"row {candidate - first} of {self._place(shard)}"
+                if not self._skip_bad:
+                    raise UserError(
+                        f"{where} {error}: {_AGAIN}, or let some be skipped with data.max_bad_images"
+                    ) from error
+                log.warning("%s %s; the next good one of its shard takes its place", where, error)
+                self.bad_rows.add(candidate)
+        raise UserError(f"{self._place(shard)} has no readable image: {_AGAIN}")
+
+    def _read(self, shard: int, offset: int, image: np.ndarray, camera: np.ndarray) -> None:
+        """Reads one row; what seems damaged is fetched once more, for the disk may be to blame."""
         try:
-            with Image.open(io.BytesIO(group.images[offset].as_py())) as image:
-                pixels = np.asarray(image.convert("RGB"))
-        except (OSError, SyntaxError, ValueError) as error:
-            raise UserError(f"{self._place(row)} holds no readable image: {_AGAIN}") from error
-        if pixels.shape != (side, side, 3):
-            height, width = pixels.shape[:2]
-            raise UserError(
-                f"{self._place(row)} holds an image of {width}×{height}, not {side}×{side}: {_AGAIN}"
-            )
-        return pixels.transpose(2, 0, 1), group.cameras[offset]
+            self._read_cached(shard, offset, image, camera)
+        except UserError as error:
+            raise type(error)(f"{error} (wanted for its row {offset})") from error
+        except (BadImage, Damaged) as error:
+            if shard in self._fetched_again:
+                raise error if isinstance(error, BadImage) else BadImage("cannot be read back") from error
+            self._fetched_again.add(shard)
+            self._close(shard)
+            self.cache.discard(self.manifest.shards[shard])
+            self._read(shard, offset, image, camera)
 
-    def _group_of(self, row: int) -> int:
+    def _read_cached(self, shard: int, offset: int, image: np.ndarray, camera: np.ndarray) -> None:
+        rows, pixels = self._opened(shard)
+        if pixels is None or not pixels.read_into(offset, image):
+            decode_into(rows.image(offset), image)
+            if pixels is not None:
+                pixels.write(offset, image)
+        camera[:] = rows.cameras[offset]
+
+    def _opened(self, shard: int) -> tuple[RowFile, PixelFile | None]:
+        if shard not in self._open:
+            described = self.manifest.shards[shard]
+            # First the old ones: their room in the cache may be what the new one needs.
+            while self._open and (
+                self._open_bytes + described.bytes > _OPEN_BYTES or len(self._open) >= _OPEN_FILES
+            ):
+                self._close_oldest()
+            file = self.cache.open(self._place(shard), described)
+            side = self.manifest.resolution
+            pixels = self.cache.pixels(described, side) if self._keeps_pixels else None
+            self._open[shard] = file, pixels
+            self._open_bytes += described.bytes
+        self._open.move_to_end(shard)
+        return self._open[shard]
+
+    def _close_oldest(self) -> None:
+        self._close(next(iter(self._open)))
+
+    def _close(self, shard: int) -> None:
+        if shard not in self._open:
+            return
+        for file in self._open.pop(shard):
+            if file is not None:
+                file.close()
+        self._open_bytes -= self.manifest.shards[shard].bytes
+
+    def _shard_of(self, row: int) -> int:
         return int(np.searchsorted(self._starts, row, side="right")) - 1
 
-    def _place(self, row: int) -> str:
-        group = self._groups[self._group_of(row)]
-        first = self._groups[self._of_shard[group.shard][0]].start
-        return f"row {row - first} of {self._shard_uri(group.shard)}"
-
-    def _shard_uri(self, shard: int) -> str:
+    def _place(self, shard: int) -> str:
         return storage.join(self.uri, self.manifest.shards[shard].path)
-
-    def _load(self, number: int) -> _Encoded:
-        if number not in self._encoded:
-            group = self._groups[number]
-            if group.shard in self._metadata:
-                self._keep(number, self._read_range(group.shard, group.index))
-            else:
-                self._open_shard(group.shard, number)
-        self._encoded.move_to_end(number)
-        return self._encoded[number]
-
-    def _open_shard(self, shard: int, wanted: int) -> None:
-        """Reads a shard whole for the first time, verifies it, and keeps what of it memory allows."""
-        import pyarrow as pa
-        import pyarrow.parquet as pq
-
-        expected, place = self.manifest.shards[shard], self._shard_uri(shard)
-        data = storage.read_bytes(place)
-        if len(data) != expected.bytes:
-            raise UserError(f"{place} has {len(data)} bytes and the manifest says {expected.bytes}: {_AGAIN}")
-        if hashlib.sha256(data).hexdigest() != expected.sha256:
-            raise UserError(
-                f"{place} is not the file that the manifest describes (SHA-256 differs): {_AGAIN}"
-            )
-        file = pq.ParquetFile(pa.BufferReader(data))
-        numbers = self._of_shard[shard]
-        sizes = [file.metadata.row_group(index).num_rows for index in range(file.metadata.num_row_groups)]
-        if sizes != [self._groups[number].rows for number in numbers]:
-            raise UserError(f"{place} has row groups of a size that the format does not allow: {_AGAIN}")
-        self._metadata[shard] = file.metadata
-        for number in [other for other in numbers if other != wanted] + [wanted]:
-            if number == wanted or self._held < self._limit:
-                self._keep(number, _encoded(file.read_row_group(self._groups[number].index, _COLUMNS)))
-
-    def _read_range(self, shard: int, index: int) -> _Encoded:
-        import pyarrow.parquet as pq
-
-        place = self._shard_uri(shard)
-        with storage.translate_errors(place, "read"):
-            files, path = storage.filesystem(place)
-            with files.open_input_file(path) as stream:
-                file = pq.ParquetFile(stream, metadata=self._metadata[shard])
-                return _encoded(file.read_row_group(index, _COLUMNS))
-
-    def _keep(self, number: int, group: _Encoded) -> None:
-        self._encoded[number] = group
-        self._held += group.size
-        while self._held > self._limit and len(self._encoded) > 1:
-            self._held -= self._encoded.popitem(last=False)[1].size
-
-    def _drop_if_done(self, row: int) -> None:
-        number = self._group_of(row)
-        group = self._groups[number]
-        if self._ready[group.start : group.start + group.rows].all():
-            self._held -= self._encoded.pop(number).size
-
-
-_COLUMNS = ["image", "camera"]
-
-
-def _encoded(table: pyarrow.Table) -> _Encoded:
-    # A copy: a slice of the shard's buffer would keep the whole shard in memory.
-    import pyarrow as pa
-
-    images = pa.concat_arrays([pa.array([], pa.binary()), *table.column("image").chunks])
-    return _Encoded(images, camera_array(table))
-
-
-def camera_array(table: pyarrow.Table) -> np.ndarray:
-    """(rows, 25) float32 from a table's `camera` column."""
-    column = table.column("camera").combine_chunks()
-    return column.flatten().to_numpy(zero_copy_only=False).reshape(-1, CAMERA_SIZE).copy()

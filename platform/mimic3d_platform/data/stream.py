@@ -2,23 +2,19 @@
 
 from __future__ import annotations
 
-import queue
-import threading
 import time
 from typing import NamedTuple
 
-import numpy as np
 import torch
 
-from mimic3d_platform import storage
-from mimic3d_platform.data.order import EpochOrder
-from mimic3d_platform.data.reader import RowReader, camera_array
-from mimic3d_platform.data.schema import MANIFEST, Manifest
+from mimic3d_platform.data.cache import CACHE_BYTES
+from mimic3d_platform.data.dataset import cameras_of, label_pool, open_dataset, require
+from mimic3d_platform.data.loader import Course, ProcessLoader, ThreadLoader
+from mimic3d_platform.data.order import WINDOW_BYTES
+from mimic3d_platform.data.rowfile import RowFile
 from mimic3d_platform.errors import UserError
 
-CACHE_BYTES = 2**30
-
-_PREFETCH = 4
+__all__ = ["CACHE_BYTES", "Batch", "TrainingStream", "cameras_of", "label_pool", "open_dataset", "require"]
 
 
 class Batch(NamedTuple):
@@ -28,74 +24,29 @@ class Batch(NamedTuple):
     cameras: torch.Tensor
 
 
-def open_dataset(uri: str) -> Manifest:
-    """The manifest of the data set at `uri`.
-
-    Raises:
-        UserError: nothing is there, the set is empty or half-written, its manifest is damaged or of another
-            version, or storage is out of reach.
-    """
-    seal = storage.join(uri, MANIFEST)
-    if storage.exists(seal):
-        manifest = Manifest.from_json(storage.read_bytes(seal), uri)
-        if manifest.count == 0:
-            raise UserError(f"the data set {uri} is empty: write it again with some images")
-        return manifest
-    if storage.list_files(uri, ".parquet"):
-        raise UserError(
-            f"the data set {uri} is half-written (no {MANIFEST}): run the command that writes it again"
-        )
-    if storage.exists(uri):
-        raise UserError(f"{uri} is empty or no data set (no {MANIFEST}): make one with `mimic3d data render`")
-    raise UserError(f"there is no data set at {uri}: check the URI, or make one with `mimic3d data render`")
-
-
-def require(manifest: Manifest, *, resolution: int | None = None, where: str = "the data set") -> None:
-    """Checks that a set is fit for training.
-
-    Raises:
-        UserError: it has no cameras, or its images are not of `resolution`.
-    """
-    if "camera" not in manifest.columns:
-        raise UserError(f"{where} has no cameras, and training needs one for each image: add a camera column")
-    if resolution is not None and manifest.resolution != resolution:
-        raise UserError(
-            f"{where} has images of {manifest.resolution}×{manifest.resolution} and the recipe wants "
-            f"{resolution}×{resolution}: give a set of that resolution, or another recipe"
-        )
-
-
-def cameras_of(uri: str) -> torch.Tensor:
-    """(n, 25) float32: the cameras of all rows, in the set's order.
-
-    Raises:
-        UserError: as `open_dataset`; or the set has no cameras.
-    """
-    import pyarrow.parquet as pq
-
-    manifest = open_dataset(uri)
-    require(manifest, where=uri)
-    parts = []
-    for shard in manifest.shards:
-        place = storage.join(uri, shard.path)
-        with storage.translate_errors(place, "read"):
-            files, path = storage.filesystem(place)
-            with files.open_input_file(path) as stream:
-                parts.append(camera_array(pq.ParquetFile(stream).read(columns=["camera"])))
-    return torch.from_numpy(np.concatenate(parts))
-
-
 class TrainingStream:
     """An endless iterator of `Batch`es whose order is a function of (seed, epoch, index) alone.
 
+        for images, cameras in TrainingStream("s3://bucket/set", global_batch=32, seed=0):
+            …
+
     Global batch k holds the positions [nimg + k·B, nimg + (k+1)·B) of an endless order in which every image
     comes once an epoch; rank r takes the r-th of `world_size` equal slices. So a stream started at any `nimg`
-    goes on with exactly what would have come, and the world's size changes nothing but who gets what.
-    Reading, verifying and decoding go on in a thread of their own; its errors are raised by `next`.
+    goes on with exactly what would have come, and the world's size changes nothing but who gets what. Its
+    state is `nimg` and the set's fingerprint.
 
+    Args:
+        cache_bytes: the bound of this machine's cache, which all its processes share (`data.cache`).
+        loaders: processes that fetch, verify and decode; 0 leaves that to a thread.
+        max_bad_images: so many of this rank's images may be undecodable; the next good one of the same shard
+            takes the place of each.
     Attributes:
         nimg: images that all ranks have consumed, counting those before the start.
         wait_seconds: how long `next` has waited for data in all.
+        bad_images: how many different images were replaced.
+    Raises:
+        UserError: as `open_dataset`; the arguments do not fit one another or the set. Iterating raises it for
+            what is wrong with a shard or an image, and for storage that is out of reach for too long.
     """
 
     def __init__(
@@ -108,6 +59,8 @@ class TrainingStream:
         seed: int,
         nimg: int = 0,
         cache_bytes: int = CACHE_BYTES,
+        loaders: int = 1,
+        max_bad_images: int = 0,
     ) -> None:
         if global_batch < 1 or global_batch % world_size:
             raise UserError(
@@ -117,44 +70,56 @@ class TrainingStream:
             raise ValueError(f"rank {rank} of {world_size} at nimg {nimg} does not exist")
         self.manifest = open_dataset(uri)
         require(self.manifest, where=uri)
-        self.nimg, self.wait_seconds = nimg, 0.0
-        self._global_batch = global_batch
-        self._batches: queue.Queue[Batch | BaseException] = queue.Queue(_PREFETCH)
-        self._stop = threading.Event()
+        self.nimg, self.wait_seconds, self.bad_images = nimg, 0.0, 0
+        self._bad_rows: frozenset[int] = frozenset()
+        self._uri, self._global_batch, self._max_bad = uri, global_batch, max_bad_images
+        self._check_cache(cache_bytes)
         share = global_batch // world_size
-        # The thread holds no reference to the stream, so that a forgotten stream can end it.
-        work = (
-            RowReader(uri, self.manifest, cache_bytes),
-            EpochOrder(self.manifest, seed),
-            (nimg + rank * share, share, global_batch),
-            self._batches,
-            self._stop,
+        course = Course(
+            uri=uri,
+            manifest=self.manifest,
+            seed=seed,
+            cache_bytes=cache_bytes,
+            skip_bad=max_bad_images > 0,
+            start=nimg + rank * share,
+            share=share,
+            step=global_batch,
         )
-        self._thread = threading.Thread(target=_produce, args=work, name="training stream", daemon=True)
-        self._thread.start()
+        self._loader: ThreadLoader | ProcessLoader | None
+        self._loader = ProcessLoader(course, loaders) if loaders else ThreadLoader(course)
+
+    @property
+    def loader_restarts(self) -> int:
+        """How many loader processes ended before their time and were replaced."""
+        return self._loader.restarts if self._loader else 0
+
+    @property
+    def loader_pids(self) -> list[int]:
+        """The process ids of the loaders."""
+        return self._loader.pids() if isinstance(self._loader, ProcessLoader) else []
 
     def __iter__(self) -> TrainingStream:
         return self
 
     def __next__(self) -> Batch:
-        if self._stop.is_set():
+        if self._loader is None:
             raise StopIteration
         started = time.perf_counter()
-        batch = self._batches.get()
-        self.wait_seconds += time.perf_counter() - started
-        if isinstance(batch, BaseException):
+        try:
+            made = self._loader.take()
+        except BaseException:
             self.close()
-            raise batch
+            raise
+        self.wait_seconds += time.perf_counter() - started
+        self._count_bad(made.bad_rows)
         self.nimg += self._global_batch
-        return batch
+        return Batch(torch.from_numpy(made.images), torch.from_numpy(made.cameras))
 
     def close(self) -> None:
-        """Ends the thread, at the latest when a request to storage that is under way is answered.
-
-        The stream then has no more batches.
-        """
-        self._stop.set()
-        self._thread.join()
+        """Ends the loaders. The stream then has no more batches."""
+        if self._loader is not None:
+            self._loader.close()
+            self._loader = None
 
     def __enter__(self) -> TrainingStream:
         return self
@@ -162,32 +127,22 @@ class TrainingStream:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def __del__(self) -> None:
-        if hasattr(self, "_stop"):
-            self._stop.set()
+    def _count_bad(self, rows: frozenset[int]) -> None:
+        self._bad_rows |= rows
+        self.bad_images = len(self._bad_rows)
+        if self.bad_images > self._max_bad:
+            self.close()
+            raise UserError(
+                f"{self._uri} has more than {self._max_bad} images that cannot be decoded (rows "
+                f"{', '.join(map(str, sorted(self._bad_rows)[:5]))} …): mend the set or raise "
+                "data.max_bad_images"
+            )
 
-
-def _produce(
-    reader: RowReader,
-    order: EpochOrder,
-    course: tuple[int, int, int],
-    batches: queue.Queue[Batch | BaseException],
-    stop: threading.Event,
-) -> None:
-    position, share, step = course
-    while not stop.is_set():
-        item: Batch | BaseException
-        try:
-            images, cameras = reader.fetch(order.rows(position, share))
-            item = Batch(torch.from_numpy(images), torch.from_numpy(cameras))
-        except BaseException as error:
-            item = error
-        while not stop.is_set():
-            try:
-                batches.put(item, timeout=0.2)
-                break
-            except queue.Full:
-                continue
-        if isinstance(item, BaseException):
-            return
-        position += step
+    def _check_cache(self, cache_bytes: int) -> None:
+        """Two windows must fit: ranks and loaders pass from one to the next at moments of their own."""
+        sizes = [RowFile.most_bytes(shard) for shard in self.manifest.shards]
+        needed = min(sum(sizes), 2 * max(WINDOW_BYTES, max(sizes)))
+        if cache_bytes < needed:
+            raise UserError(
+                f"data.cache_bytes is {cache_bytes}, and {self._uri} needs a cache of at least {needed} bytes"
+            )

@@ -4,16 +4,26 @@ import io
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
-from data_samples import camera_of, row_numbers
+from data_samples import camera_of, picture, png, row_numbers
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
 from mimic3d_platform.data import order
 from mimic3d_platform.data.order import EpochOrder
-from mimic3d_platform.data.stream import Batch, TrainingStream, cameras_of, open_dataset, require
+from mimic3d_platform.data.rowfile import RowFile
+from mimic3d_platform.data.stream import (
+    Batch,
+    TrainingStream,
+    cameras_of,
+    label_pool,
+    open_dataset,
+    require,
+)
+from mimic3d_platform.data.writer import DatasetWriter
 from mimic3d_platform.errors import UserError
 
 COUNT = 100
@@ -24,7 +34,7 @@ def global_rows(uri: str, batches: int, *, world_size: int = 1, nimg: int = 0, *
     """The rows of `batches` global batches, put together from all ranks."""
     seen: list[list[int]] = [[] for _ in range(batches)]
     for rank in range(world_size):
-        options = {"seed": 3, "global_batch": BATCH} | options
+        options = {"seed": 3, "global_batch": BATCH, "loaders": 0} | options
         with TrainingStream(uri, rank=rank, world_size=world_size, nimg=nimg, **options) as stream:
             for index in range(batches):
                 images, cameras = next(stream)
@@ -69,26 +79,78 @@ def test_the_order_is_the_seeds(uri: str) -> None:
     assert global_rows(uri, 4, seed=1) == global_rows(uri, 4, seed=1) != global_rows(uri, 4, seed=2)
 
 
-def test_memory_bounds_change_nothing_but_memory(tmp_path: Path, write_set) -> None:
-    write_set(tmp_path / "set", 700, shard_bytes=40_000)
-    at_ease = global_rows(str(tmp_path / "set"), 120)
-    assert at_ease == global_rows(str(tmp_path / "set"), 120, cache_bytes=0)
+@settings(max_examples=4, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    world_size=st.sampled_from([1, 2, 3]),
+    nimg=st.integers(0, 2 * COUNT),
+    loaders=st.integers(1, 3),
+    batches=st.integers(1, 20),
+)
+def test_any_number_of_loader_processes_gives_the_same(
+    uri: str, world_size: int, nimg: int, loaders: int, batches: int
+) -> None:
+    whole = EpochOrder(open_dataset(uri), 3).rows(0, 6 * COUNT).tolist()
+    got = global_rows(uri, batches, world_size=world_size, nimg=nimg, loaders=loaders)
+    assert got == whole[nimg : nimg + batches * BATCH]
+
+
+def test_what_the_cache_keeps_changes_nothing(
+    tmp_path: Path, write_set, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    manifest = write_set(tmp_path / "set", 400, side=16, shard_bytes=20_000, columns=("image", "camera"))
+    smallest = sum(RowFile.most_bytes(shard) for shard in manifest.shards)
+    rows = []
+    for name, bound in (("roomy", 2**30), ("roomy", 2**30), ("tight", smallest)):
+        monkeypatch.setenv("MIMIC3D_CACHE", str(tmp_path / name))
+        rows.append(global_rows(str(tmp_path / "set"), 80, cache_bytes=bound))
+    assert rows[0] == rows[1] == rows[2]
+    # The roomy cache holds decoded images too.
+    assert len(list((tmp_path / "roomy").glob("*.pixels"))) == len(manifest.shards)
+    assert not list((tmp_path / "tight").glob("*.pixels"))
+    with pytest.raises(UserError, match=f"needs a cache of at least {smallest} bytes"):
+        TrainingStream(str(tmp_path / "set"), global_batch=4, seed=0, cache_bytes=smallest - 1)
 
 
 def test_a_set_larger_than_a_window_is_shuffled_by_windows(
     tmp_path: Path, write_set, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    manifest = write_set(tmp_path / "set", 2000, columns=("image", "camera"))
-    monkeypatch.setattr(order, "WINDOW_BYTES", 2 * manifest.shards[0].bytes // 8)
-    rows = EpochOrder(manifest, 0).rows(0, 2000)
-    assert sorted(rows.tolist()) == list(range(2000))
-    # A window holds two row groups at most, and they are not neighbours in general.
-    assert all(len(set((rows[start : start + 256] // 256).tolist())) <= 4 for start in range(0, 2000, 256))
-    assert rows[:512].tolist() != sorted(rows[:512].tolist())
+    manifest = write_set(tmp_path / "set", 2000, columns=("image", "camera"), shard_bytes=10_000)
+    shards = len(manifest.shards)
+    assert shards > 12
+    monkeypatch.setattr(order, "WINDOW_BYTES", 4 * max(shard.bytes for shard in manifest.shards))
+    seen = EpochOrder(manifest, 0)
+    bounds = np.cumsum([shard.rows for shard in manifest.shards])
+    for epoch in range(2):
+        rows = seen.rows(2000 * epoch, 2000)
+        assert sorted(rows.tolist()) == list(range(2000))
+        windows = seen.windows(epoch)
+        for window in windows:
+            part = rows[window.start : window.stop]
+            assert set(np.searchsorted(bounds, part, side="right").tolist()) == set(window.shards)
+            assert part.tolist() != sorted(part.tolist())
+        sizes = [len(window.shards) for window in windows]
+        assert max(sizes) == 4 or max(sizes) == 5
+        # The first batch of a training waits for one shard.
+        assert sizes[:3] == [1, 2, 4] if epoch == 0 else sizes[0] >= 4
+
+
+def test_a_set_may_have_weights(tmp_path: Path, write_set) -> None:
+    write_set(tmp_path / "plain", 12, columns=("image", "camera"))
+    assert label_pool(str(tmp_path / "plain"))[1] is None
+    columns = ("image", "camera", "weight")
+    for name, least in (("set", 0.0), ("wrong", -1.0)):
+        with DatasetWriter(str(tmp_path / name), 2, {}, columns=columns) as writer:
+            for row in range(12):
+                values = (png(picture(row, 2)), camera_of(row).numpy(), float(row % 3) + least)
+                writer.write(dict(zip(columns, values, strict=True)))
+    cameras, weights = label_pool(str(tmp_path / "set"))
+    assert weights.tolist() == [0.0, 1.0, 2.0] * 4 and torch.equal(cameras, cameras_of(str(tmp_path / "set")))
+    with pytest.raises(UserError, match="weights that are no weights"):
+        label_pool(str(tmp_path / "wrong"))
 
 
 def test_a_stream_counts_images_and_waiting(uri: str) -> None:
-    with TrainingStream(uri, global_batch=BATCH, seed=0, nimg=24) as stream:
+    with TrainingStream(uri, global_batch=BATCH, seed=0, nimg=24, loaders=0) as stream:
         batch = next(stream)
         assert isinstance(batch, Batch) and stream.nimg == 24 + BATCH and stream.wait_seconds > 0
         assert batch.images.shape == (BATCH, 3, 2, 2) and batch.images.dtype == torch.uint8
@@ -104,7 +166,7 @@ def test_the_same_from_object_storage(uri: str, s3_folder: str, write_set) -> No
     manifest = write_set(s3_folder, COUNT, shard_bytes=3000)
     assert manifest.fingerprint == open_dataset(uri).fingerprint
     assert global_rows(s3_folder, 12, world_size=2) == global_rows(uri, 12)
-    assert global_rows(s3_folder, 3, cache_bytes=0) == global_rows(uri, 3)
+    assert global_rows(s3_folder, 3, loaders=1) == global_rows(uri, 3)
     assert torch.equal(cameras_of(s3_folder), cameras_of(uri))
 
 
@@ -125,7 +187,7 @@ def test_nothing_there_in_object_storage(s3_folder: str) -> None:
 
 def test_no_cameras(tmp_path: Path, write_set) -> None:
     write_set(tmp_path / "set", 5, columns=("image", "identity"))
-    for use in (cameras_of, lambda uri: TrainingStream(uri, global_batch=2, seed=0)):
+    for use in (cameras_of, lambda uri: TrainingStream(uri, global_batch=2, seed=0, loaders=0)):
         with pytest.raises(UserError, match="has no cameras"):
             use(str(tmp_path / "set"))
 
@@ -159,7 +221,7 @@ def break_shard(folder: Path, how: str) -> None:
 def test_a_broken_shard_is_named(tmp_path: Path, write_set, how: str, says: str) -> None:
     write_set(tmp_path / "set", 5)
     break_shard(tmp_path / "set", how)
-    stream = TrainingStream(str(tmp_path / "set"), global_batch=2, seed=0)
+    stream = TrainingStream(str(tmp_path / "set"), global_batch=2, seed=0, loaders=0)
     with pytest.raises(UserError, match=says) as error:
         next(stream)
     assert "part-00000.parquet" in str(error.value) and "\n" not in str(error.value)
@@ -170,7 +232,7 @@ def test_an_image_of_another_size_is_named(tmp_path: Path, write_set) -> None:
     manifest = tmp_path / "set" / "manifest.json"
     manifest.write_text(json.dumps(json.loads(manifest.read_text()) | {"resolution": 8}))
     with pytest.raises(UserError, match=r"row \d of .*part-00000.parquet holds an image of 4×4, not 8×8"):
-        next(TrainingStream(str(tmp_path / "set"), global_batch=2, seed=0))
+        next(TrainingStream(str(tmp_path / "set"), global_batch=2, seed=0, loaders=0))
 
 
 def test_pictures_say_their_row(tmp_path: Path, write_set) -> None:

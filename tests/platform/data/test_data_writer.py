@@ -8,7 +8,6 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 
-from mimic3d_platform.data.order import row_groups
 from mimic3d_platform.data.schema import Manifest, row_group_rows
 from mimic3d_platform.data.stream import open_dataset
 from mimic3d_platform.data.writer import DatasetWriter
@@ -147,7 +146,6 @@ def test_row_groups_of_large_images_are_small(tmp_path: Path, write_set) -> None
     metadata = pq.read_metadata(tmp_path / "set" / manifest.shards[0].path)
     assert manifest.row_group_rows == 64
     assert [metadata.row_group(index).num_rows for index in range(metadata.num_row_groups)] == [64, 6]
-    assert [group.rows for group in row_groups(manifest)] == [64, 6]
 
 
 def test_columns_of_the_user_s_own_pass_through(tmp_path: Path) -> None:

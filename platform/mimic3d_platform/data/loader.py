@@ -1,0 +1,343 @@
+"""Batches made off the training's back: in processes of their own, or in a thread.
+
+A loader process runs this module as a program. Over its standard input it is told which batches to make, and
+into which slots of a piece of shared memory; over its standard output it says when one is there. It imports
+no PyTorch and needs no guard in the main program, and when its parent is gone, so is it. One that is killed
+is replaced: what it had been told is told to the next, and since a batch is a function of its position,
+nothing is lost and nothing comes twice.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import mmap
+import os
+import pickle
+import queue
+import subprocess
+import sys
+import tempfile
+import threading
+from collections import deque
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from mimic3d_platform.data.order import EpochOrder
+from mimic3d_platform.data.reader import RowReader
+from mimic3d_platform.data.schema import CAMERA_SIZE, Manifest
+from mimic3d_platform.errors import UserError
+
+log = logging.getLogger(__name__)
+
+_DEPTH = 3  # Batches that a process or the thread makes ahead.
+_DEATHS = 3  # Of processes without a batch in between, until it is an error.
+
+
+@dataclass(frozen=True)
+class Course:
+    """All that decides the batches of one rank: batch k holds `share` rows from `start + k·step` on."""
+
+    uri: str
+    manifest: Manifest
+    seed: int
+    cache_bytes: int
+    skip_bad: bool
+    start: int
+    share: int
+    step: int
+
+    @property
+    def image_shape(self) -> tuple[int, int, int, int]:
+        side = self.manifest.resolution
+        return self.share, 3, side, side
+
+    @property
+    def slot_bytes(self) -> int:
+        """Room for a batch's images and cameras, in whole pages."""
+        size = int(np.prod(self.image_shape)) + 4 + 4 * CAMERA_SIZE * self.share
+        return -(-size // mmap.PAGESIZE) * mmap.PAGESIZE
+
+
+class Made(NamedTuple):
+    """A batch: images (n, 3, R, R) uint8, cameras (n, 25) float32, and all rows found bad so far."""
+
+    images: np.ndarray
+    cameras: np.ndarray
+    bad_rows: frozenset[int]
+
+
+class BatchMaker:
+    """Makes a course's batches, fetching ahead the shards of this window and of the next."""
+
+    def __init__(self, course: Course) -> None:
+        self._course = course
+        self._order = EpochOrder(course.manifest, course.seed)
+        self._reader = RowReader(course.uri, course.manifest, course.cache_bytes, skip_bad=course.skip_bad)
+        self._ahead: queue.SimpleQueue[list[int] | None] = queue.SimpleQueue()
+        self._announced: tuple = ()
+        threading.Thread(target=self._fetch_ahead, name="shards ahead", daemon=True).start()
+
+    def make(self, number: int, images: np.ndarray | None = None, cameras: np.ndarray | None = None) -> Made:
+        """Batch `number`, in the given arrays or new ones."""
+        course = self._course
+        position = course.start + number * course.step
+        windows = self._order.windows_from(position, 2)
+        if windows != self._announced:
+            self._announced = windows
+            self._ahead.put([shard for window in windows for shard in window.shards])
+        rows = self._order.rows(position, course.share)
+        images, cameras = self._reader.fetch(rows, images, cameras)
+        return Made(images, cameras, frozenset(self._reader.bad_rows))
+
+    def close(self) -> None:
+        self._ahead.put(None)
+        self._reader.close()
+
+    def _fetch_ahead(self) -> None:
+        while (shards := self._ahead.get()) is not None:
+            for shard in shards:
+                if not self._ahead.empty():
+                    break
+                # Whoever needs this shard meets the fault too, and then it is told.
+                with contextlib.suppress(UserError):
+                    self._reader.ensure([shard])
+
+
+class ThreadLoader:
+    """A thread of this process makes the batches."""
+
+    restarts = 0
+
+    def __init__(self, course: Course) -> None:
+        self._batches: queue.Queue[Made | BaseException] = queue.Queue(_DEPTH)
+        self._stop = threading.Event()
+        # The thread holds no reference to the loader, so that a forgotten one can end it.
+        work = (course, self._batches, self._stop)
+        self._thread = threading.Thread(target=_make_all, args=work, name="training stream", daemon=True)
+        self._thread.start()
+
+    def take(self) -> Made:
+        """The next batch; raises what went wrong with it."""
+        made = self._batches.get()
+        if isinstance(made, BaseException):
+            raise made
+        return made
+
+    def close(self) -> None:
+        """Ends the thread, at the latest when a request to storage that is under way is answered."""
+        self._stop.set()
+        self._thread.join()
+
+    def __del__(self) -> None:
+        self._stop.set()
+
+
+def _make_all(course: Course, batches: queue.Queue[Made | BaseException], stop: threading.Event) -> None:
+    maker = None
+    number = 0
+    while not stop.is_set():
+        item: Made | BaseException
+        try:
+            maker = maker or BatchMaker(course)
+            item = maker.make(number)
+        except BaseException as error:
+            item = error
+        while not stop.is_set():
+            with contextlib.suppress(queue.Full):
+                batches.put(item, timeout=0.2)
+                break
+        if isinstance(item, BaseException):
+            break
+        number += 1
+    if maker is not None:
+        maker.close()
+
+
+class ProcessLoader:
+    """`processes` programs make the batches, each every so-manieth.
+
+    Attributes:
+        restarts: how many processes were replaced.
+    """
+
+    def __init__(self, course: Course, processes: int) -> None:
+        self.restarts = 0
+        self._course, self._next = course, 0
+        self._memory, self._descriptor = _shared_memory(processes * _DEPTH * course.slot_bytes)
+        self._workers = [_Worker(course, self._descriptor, index, processes) for index in range(processes)]
+
+    def take(self) -> Made:
+        """The next batch, copied out of the shared memory; raises what went wrong with it."""
+        worker = self._workers[self._next % len(self._workers)]
+        deaths = 0
+        while (answer := worker.answer()) is None:
+            status, deaths = worker.end(), deaths + 1
+            self.restarts += 1
+            if deaths > _DEATHS:
+                raise UserError(
+                    f"a loader process ended {deaths} times before its batch ({_status(status)}): is there "
+                    "too little memory? Lower data.loader_workers; 0 loads in the training's own process"
+                )
+            log.warning("a loader process ended (%s) and is replaced", _status(status))
+            worker.start()
+        if "error" in answer:
+            raise answer["error"]
+        images, cameras = _slot(self._course, self._memory, answer["slot"])
+        made = Made(images.copy(), cameras.copy(), answer["bad_rows"])
+        worker.release()
+        self._next += 1
+        return made
+
+    def pids(self) -> list[int]:
+        """The processes' ids."""
+        return [worker.pid for worker in self._workers]
+
+    def close(self) -> None:
+        """Ends the processes."""
+        for worker in self._workers:
+            worker.end()
+        self._workers = []
+        if self._descriptor >= 0:
+            os.close(self._descriptor)
+            self._descriptor = -1
+
+    def __del__(self) -> None:
+        with contextlib.suppress(Exception):
+            self.close()
+
+
+class _Worker:
+    """One loader process and what it has been told; batch numbers `index`, `index + processes`, …"""
+
+    def __init__(self, course: Course, descriptor: int, index: int, processes: int) -> None:
+        self._course, self._descriptor = course, descriptor
+        self._number, self._stride = index, processes
+        self._slots = deque(range(index * _DEPTH, (index + 1) * _DEPTH))
+        self._told: deque[tuple[int, int]] = deque()
+        self.start()
+
+    def start(self) -> None:
+        """Starts a process and tells it what is outstanding."""
+        # Its modules are found where this process found them.
+        environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", "mimic3d_platform.data.loader", str(self._descriptor)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            pass_fds=(self._descriptor,),
+            env=environment | {"OMP_NUM_THREADS": "1"},
+        )
+        self.pid = self._process.pid
+        self._tell(self._course)
+        for told in self._told:
+            self._tell(told)
+        while self._slots:
+            self._ask()
+
+    def answer(self) -> dict[str, Any] | None:
+        """What the process says of the oldest batch; None if it is gone."""
+        try:
+            return pickle.load(self._process.stdout)
+        except (EOFError, OSError, pickle.UnpicklingError):
+            return None
+
+    def release(self) -> None:
+        """The oldest batch has been copied: its slot may be filled anew."""
+        self._slots.append(self._told.popleft()[1])
+        self._ask()
+
+    def end(self) -> int:
+        """Ends the process, if it has not ended; its exit status."""
+        with contextlib.suppress(OSError):
+            self._process.stdin.close()
+        self._process.terminate()
+        try:
+            status = self._process.wait(timeout=2)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            status = self._process.wait()
+        self._process.stdout.close()
+        return status
+
+    def _ask(self) -> None:
+        self._told.append((self._number, self._slots.popleft()))
+        self._number += self._stride
+        self._tell(self._told[-1])
+
+    def _tell(self, what: Any) -> None:
+        # That it is gone is noticed when its answer is wanted.
+        with contextlib.suppress(OSError):
+            pickle.dump(what, self._process.stdin)
+            self._process.stdin.flush()
+
+
+def _status(status: int) -> str:
+    return f"signal {-status}" if status < 0 else f"exit status {status}"
+
+
+def _shared_memory(size: int) -> tuple[mmap.mmap, int]:
+    """Memory, and the descriptor by which another process sees it; it has no name to be left behind."""
+    if hasattr(os, "memfd_create"):
+        descriptor = os.memfd_create("mimic3d-batches")
+    else:
+        with tempfile.TemporaryFile() as file:
+            descriptor = os.dup(file.fileno())
+    os.ftruncate(descriptor, size)
+    return mmap.mmap(descriptor, size), descriptor
+
+
+def _slot(course: Course, memory: mmap.mmap, slot: int) -> tuple[np.ndarray, np.ndarray]:
+    """The images and cameras of a slot, in place."""
+    start, size = slot * course.slot_bytes, int(np.prod(course.image_shape))
+    images = np.frombuffer(memory, np.uint8, size, start)
+    cameras = np.frombuffer(memory, np.float32, course.share * CAMERA_SIZE, start + size + -size % 4)
+    return images.reshape(course.image_shape), cameras.reshape(-1, CAMERA_SIZE)
+
+
+def _serve(descriptor: int) -> None:
+    """A loader process: makes what it is told, until its parent hangs up."""
+    answers = os.fdopen(os.dup(1), "wb")
+    os.dup2(2, 1)  # What a library prints must not get between the answers.
+
+    def answer(what: dict[str, Any]) -> None:
+        pickle.dump(what, answers)
+        answers.flush()
+
+    orders = _orders()
+    course: Course = next(orders)
+    memory = mmap.mmap(descriptor, 0)
+    maker = None
+    for number, slot in orders:
+        try:
+            maker = maker or BatchMaker(course)
+            made = maker.make(number, *_slot(course, memory, slot))
+            answer({"slot": slot, "bad_rows": made.bad_rows})
+        except UserError as error:
+            answer({"error": error})
+        except Exception as error:
+            answer({"error": RuntimeError(f"a loader process failed: {error!r}")})
+            raise
+
+
+def _orders() -> Iterator[Any]:
+    """What the parent says; when it has hung up, the process ends at once, whatever it is doing."""
+    said: queue.SimpleQueue[Any] = queue.SimpleQueue()
+
+    def listen() -> None:
+        with contextlib.suppress(EOFError, OSError, pickle.UnpicklingError):
+            while True:
+                said.put(pickle.load(sys.stdin.buffer))
+        os._exit(0)
+
+    threading.Thread(target=listen, daemon=True).start()
+    while True:
+        yield said.get()
+
+
+if __name__ == "__main__":
+    with contextlib.suppress(KeyboardInterrupt, BrokenPipeError):
+        _serve(int(sys.argv[1]))

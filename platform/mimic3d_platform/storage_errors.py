@@ -1,0 +1,164 @@
+"""What goes wrong with storage: in one line, with the way out; and what may pass is tried again for a while.
+
+An error of storage is a `StorageError`. Where waiting may mend it (the network, a server that is restarting
+or busy), it is `transient`, and `patiently` tries again, with growing pauses, as long as the settings'
+`patience` allows (`MIMIC3D_PATIENCE_S`): a few seconds for a command that someone waits for, minutes for a
+training.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import logging
+import os
+import random
+import re
+import sys
+import time
+from collections.abc import Callable, Iterator
+from typing import Any, TypeVar
+
+from mimic3d_platform.errors import UserError
+from mimic3d_platform.settings import get_settings
+
+log = logging.getLogger(__name__)
+Result = TypeVar("Result")
+
+FIRST_PAUSE_S = 0.25
+LONGEST_PAUSE_S = 10.0
+
+NO_CREDENTIALS = (
+    "no credentials for object storage; set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, "
+    "or run `mimic3d up` for a stack of your own"
+)
+_KEYS = "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"
+_SILENCE = (
+    *("curlCode", "NETWORK_CONNECTION", "connect to", "Connect timeout", "Connection was closed"),
+    *("Read timeout", "Connection reset", "timed out", "REQUEST_TIMEOUT", "RequestTimeout"),
+)
+_BUSY = (
+    *(
+        "SLOW_DOWN",
+        "SlowDown",
+        "SERVICE_UNAVAILABLE",
+        "ServiceUnavailable",
+        "INTERNAL_FAILURE",
+        "InternalError",
+    ),
+    *("THROTTL", "Throttl", "TooManyRequests", "reached max retries", "IncompleteRead", "IncompleteBody"),
+)
+_BUSY_STATUS = re.compile(r"(HTTP status|HTTP response code:|\() ?(429|50[0234])\b")
+
+
+class StorageError(UserError):
+    """A place that cannot be used, in one line.
+
+    Attributes:
+        transient: whether it may pass if one waits.
+    """
+
+    def __init__(self, message: str, transient: bool = False) -> None:
+        super().__init__(message)
+        self.transient = transient
+
+    def __reduce__(self) -> tuple:
+        return type(self), (str(self), self.transient)
+
+
+def patiently(uri: str | os.PathLike[str], doing: str, action: Callable[[], Result]) -> Result:
+    """What `action` returns; it is tried again after errors that may pass, with growing pauses.
+
+    Args:
+        doing: the verb of the attempt, as in "cannot {doing} {uri}".
+    Raises:
+        StorageError: nothing is gained by waiting, or the settings' patience is at its end.
+    """
+    began, pause = time.monotonic(), FIRST_PAUSE_S
+    while True:
+        try:
+            with translate_errors(uri, doing):
+                return action()
+        except StorageError as error:
+            waited = time.monotonic() - began
+            patience = get_settings().patience_s
+            if not error.transient or waited >= patience:
+                raise
+            log.warning("%s; trying again for %.0f s", error, patience - waited)
+        # Many workers meet the same fault at the same moment; they should not all come back at once.
+        time.sleep(min(pause * random.uniform(0.75, 1.25), max(patience - waited, 0.0)))
+        pause = min(2 * pause, LONGEST_PAUSE_S)
+
+
+def patient(doing: str) -> Callable[[Callable[..., Result]], Callable[..., Result]]:
+    """Makes a function, whose first argument is a URI, try again as `patiently` does."""
+
+    def decorate(function: Callable[..., Result]) -> Callable[..., Result]:
+        @functools.wraps(function)
+        def wrapped(uri: str | os.PathLike[str], *arguments: Any, **options: Any) -> Result:
+            return patiently(uri, doing, lambda: function(uri, *arguments, **options))
+
+        return wrapped
+
+    return decorate
+
+
+@contextlib.contextmanager
+def translate_errors(uri: str | os.PathLike[str], doing: str) -> Iterator[None]:
+    """Turns what the libraries raise about `uri` into a `StorageError` of one line.
+
+    Args:
+        doing: the verb of the attempt, as in "cannot {doing} {uri}".
+    """
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:
+        # botocore's errors are not OSErrors; it is asked about only where something has loaded it.
+        botocore = sys.modules.get("botocore.exceptions")
+        of_boto = botocore and isinstance(error, botocore.BotoCoreError | botocore.ClientError)
+        if not isinstance(error, OSError) and not of_boto:
+            raise
+        cause, transient = _cause(error, uri)
+        raise StorageError(f"cannot {doing} {uri}: {cause}", transient) from error
+
+
+def _cause(error: Exception, uri: str | os.PathLike[str]) -> tuple[str, bool]:
+    """What went wrong and what to do, in one line, from an error of pyarrow, botocore or the system.
+
+    Returns:
+        The line, and whether it may pass if one waits.
+    """
+    text = str(error)
+
+    def says(*words: str) -> bool:
+        return any(word.lower() in text.lower() for word in words)
+
+    if os.fspath(uri).startswith("s3://"):
+        where = get_settings().s3_endpoint or "Amazon S3"
+        if says("ExpiredToken", "EXPIRED_TOKEN", "token has expired", "RequestExpired"):
+            return f"{where} says that the credentials have expired; renew {_KEYS} (and the token)", False
+        if says("INVALID_ACCESS_KEY_ID", "InvalidAccessKeyId", "SIGNATURE_DOES", "SignatureDoes"):
+            return f"{where} does not know these credentials; correct {_KEYS}", False
+        if says("ACCESS_DENIED", "AccessDenied", "HTTP status 403", "Forbidden"):
+            return f"{where} refuses access; check {_KEYS} and the rights on the bucket", False
+        if says("NO_SUCH_BUCKET", "NoSuchBucket"):
+            bucket = os.fspath(uri).removeprefix("s3://").partition("/")[0]
+            return f"there is no bucket {bucket!r} at {where}; check the URI or create the bucket", False
+        if says("Unable to locate credentials"):
+            return NO_CREDENTIALS, False
+        if says(*_BUSY) or _BUSY_STATUS.search(text):
+            return f"{where} is too busy or out of order; try again later, or see its log", True
+        if says(*_SILENCE) or isinstance(error, ConnectionError | TimeoutError):
+            return f"nothing answers at {where}; start it (`mimic3d up`) or correct AWS_ENDPOINT_URL", True
+        if isinstance(error, FileNotFoundError) or says("NoSuchKey", "NO_SUCH_KEY", "Path does not exist"):
+            return "there is nothing there; check the URI", False
+    elif isinstance(error, FileNotFoundError):
+        return "there is no such file or folder; check the path", False
+    elif isinstance(error, PermissionError):
+        return "no permission; choose another folder or change its rights", False
+    elif says("No space left", "quota"):
+        return "no space is left on the device; free some or choose another folder", False
+    system = os.strerror(error.errno) if isinstance(error, OSError) and error.errno else None
+    return system or " ".join(text.split()), False
