@@ -144,6 +144,12 @@ class OutputConfig:
     log_steps: int = 50
     metric_images: int = 50000
     metric_identities: int = 50
+    keep_checkpoints: int = 2
+    """How many of the newest stay; the one that ends stage 1 always does."""
+    keep_every_kimg: float | None = None
+    """One of every so many stays as well."""
+    keep_best: str = ""
+    """The name of a metric by which the best one stays as well, such as fid_inception2015/3d."""
 
 
 @dataclass(frozen=True)

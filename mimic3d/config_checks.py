@@ -41,6 +41,7 @@ AT_LEAST = {
     "output.log_steps": 1,
     "output.metric_images": 2,
     "output.metric_identities": 1,
+    "output.keep_checkpoints": 1,
 }
 POSITIVE = (
     "rendering.box_warp",
@@ -105,6 +106,14 @@ def check(config: Config) -> None:
         require(width >= 1, "model.superresolution_channels", width, "at least 1")
     ramp_up = schedule.ema_ramp_up
     require(ramp_up is None or ramp_up > 0, "schedule.ema_ramp_up", ramp_up, "more than 0, or none")
+    every = config.output.keep_every_kimg
+    apart = round((every or 0) * 1000) % max(round(config.output.checkpoint_kimg * 1000), 1)
+    require(
+        every is None or (every > 0 and apart == 0),
+        "output.keep_every_kimg",
+        every,
+        f"a multiple of output.checkpoint_kimg ({config.output.checkpoint_kimg}), or none",
+    )
     for section, key in (
         ("schedule", "stage1_kimg"),
         ("schedule", "stage2_kimg"),

@@ -70,14 +70,14 @@ class Console:
             speed = f", {report.images_per_second:.0f} images/s" if report.images_per_second else ""
             wait = f", {report.data_wait:.1%} waiting for data" if report.images_per_second else ""
             what = f"{report.doing}: {report.nimg} of {report.total_nimg} images{speed}{wait}"
-            move(what, report.nimg, report.total_nimg, report.seconds_left)
+            move(what, report.nimg, report.total_nimg, report.seconds_left, report.at_least)
 
         with self._bar() as move:
             move("checking the data and the services", 0, 1, None)
             yield show
 
     @contextlib.contextmanager
-    def _bar(self) -> Iterator[Callable[[str, int, int, float | None], None]]:
+    def _bar(self) -> Iterator[Callable[..., None]]:
         if not self._out.is_terminal:
             yield self._lines()
             return
@@ -90,29 +90,31 @@ class Console:
         with rich.progress.Progress(*columns, console=self._out) as bars:
             task = bars.add_task("", left="")
 
-            def move(what: str, done: int, total: int, left: float | None) -> None:
-                bars.update(task, description=what, completed=done, total=total, left=_left(left))
+            def move(what: str, done: int, total: int, left: float | None, at_least: bool = False) -> None:
+                bars.update(task, description=what, completed=done, total=total, left=_left(left, at_least))
 
             yield move
 
-    def _lines(self) -> Callable[[str, int, int, float | None], None]:
+    def _lines(self) -> Callable[..., None]:
         last, started = -LINE_EVERY_S, time.monotonic()
         shown = ""
 
-        def move(what: str, done: int, total: int, left: float | None) -> None:
+        def move(what: str, done: int, total: int, left: float | None, at_least: bool = False) -> None:
             nonlocal last, shown
             now = time.monotonic()
             if what != shown and (now - last >= LINE_EVERY_S or done == total):
                 self.say(
-                    f"[{now - started:5.0f} s] {what}" + (f", {_left(left)}" if left is not None else "")
+                    f"[{now - started:5.0f} s] {what}"
+                    + (f", {_left(left, at_least)}" if left is not None else "")
                 )
                 last, shown = now, what
 
         return move
 
 
-def _left(seconds: float | None) -> str:
+def _left(seconds: float | None, at_least: bool = False) -> str:
     if seconds is None:
         return ""
     minutes, rest = divmod(round(seconds), 60)
-    return f"{minutes} min {rest:02d} s left" if minutes else f"{rest} s left"
+    least = "at least " if at_least else ""
+    return f"{least}{minutes} min {rest:02d} s left" if minutes else f"{least}{rest} s left"

@@ -25,14 +25,19 @@ def train_and_register(
     console: Console,
     *,
     runs_uri: str | None = None,
-    workers: int | None = None,
+    workers: int | tuple[int, int] | None = None,
     model: str | None = None,
     alias: str | None = None,
 ) -> FinishedTraining:
     """Trains a run to its end, and registers its generator as `model`."""
     with console.training() as follow:
         result = train(
-            config, name, runs_uri=runs_uri or runs.DEFAULT_RUNS_URI, workers=workers, on_progress=follow
+            config,
+            name,
+            runs_uri=runs_uri or runs.DEFAULT_RUNS_URI,
+            workers=workers,
+            on_progress=follow,
+            on_note=console.say,
         )
     version = None
     if model:

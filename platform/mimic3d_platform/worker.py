@@ -3,22 +3,23 @@
 from __future__ import annotations
 
 import os
-import shutil
-import tempfile
 import time
-from pathlib import Path
 from typing import Any
 
 from mimic3d.config import Config, from_dict
-from mimic3d_platform import storage
 from mimic3d_platform.errors import UserError
 
 GRID_ROWS = 6
 GRID_VIEWS = 4
+FAILURE_FLUSH_S = 20.0
 
 
 class FinalError(UserError):
     """What another attempt of the same workers would meet again, until the user has mended it."""
+
+
+class WorkerTerminated(RuntimeError):
+    """A worker was told to end; the run is stored, and goes on in new workers."""
 
 
 def train_worker(job: dict[str, Any]) -> None:
@@ -28,25 +29,35 @@ def train_worker(job: dict[str, Any]) -> None:
     Train then starts finds it on the board and ends at once.
 
     Args:
-        job: "config" as plain values, "runs_uri", "run_ids" of MLflow, "networks" by purpose,
-            "threads" for PyTorch, "environment" (a reference in a list, so that Ray leaves it to us to
-            fetch), "board".
+        job: "config" as plain values, "name", "runs_uri", "run_ids" of MLflow, "networks" by purpose,
+            "data" and "start" (fingerprints), "threads" for PyTorch, "environment" (a reference in a list,
+            so that Ray leaves it to us to fetch), "board".
     """
     import ray
     import torch
     from ray.train.torch import get_device
 
-    if ray.get(job["board"].failure.remote()) is not None:
+    board = job["board"]
+    if ray.get(board.failure.remote()) is not None:
         return
     os.environ.update(ray.get(job["environment"][0]))
     os.environ["MIMIC3D_PATIENCE_S"] = str(job["config"]["data"]["patience_s"])
     torch.set_num_threads(job["threads"])
     context = ray.train.get_context()
     ranks = context.get_world_rank(), context.get_world_size()
+    worker = _Worker(from_dict(job["config"]), job, get_device(), *ranks)
     try:
-        _Worker(from_dict(job["config"]), job, get_device(), *ranks).run()
-    except FinalError as error:
-        ray.get(job["board"].fail.remote(str(error)))
+        worker.prepare()
+        worker.run()
+    except BaseException as error:
+        final = _final(error, ranks[1])
+        if final is not None:
+            ray.get(board.fail.remote(str(final)))
+        else:
+            ray.get(board.cause.remote(_cause(error)))
+        worker.give_up()
+        if final is not None and final is not error:
+            raise final from error
         raise
 
 
@@ -54,32 +65,46 @@ class _Worker:
     """The loop's parts; rank 0 also logs, draws and writes checkpoints."""
 
     def __init__(self, config: Config, job: dict[str, Any], device: Any, rank: int, world_size: int) -> None:
-        import ray.train
+        self.config, self.job, self.device = config, job, device
+        self.rank, self.world_size = rank, world_size
+        self.board, self.runs_uri = job["board"], job["runs_uri"]
+        self.speed: dict[str, float] = {}
+        self.speed_stage = 0
+        self.log: Any = None
+        self.watch: Any = None
 
-        from mimic3d.checkpoints.training import Progress, load_checkpoint
+    def prepare(self) -> None:
+        """Networks, the place in the run, data and logs."""
+        import ray
+
+        from mimic3d.checkpoints.training import Progress
         from mimic3d.losses.perceptual import PerceptualDistance
         from mimic3d.training.trainer import Trainer
         from mimic3d_platform import weights
+        from mimic3d_platform.checkpoint_writer import CheckpointWriter
+        from mimic3d_platform.checkpoints import CheckpointStore, KeepPolicy
         from mimic3d_platform.data.stream import TrainingStream, label_pool
         from mimic3d_platform.evaluation import Evaluator
-        from mimic3d_platform.tracking import RunLogger
+        from mimic3d_platform.notice import NoticeWatch
+        from mimic3d_platform.resumption import Resumption
+        from mimic3d_platform.run_log import RunLog
 
-        self.config, self.rank = config, rank
-        self.board, self.runs_uri = job["board"], job["runs_uri"]
+        config, rank, world_size = self.config, self.rank, self.world_size
         self.progress = Progress()
-        self.speed: dict[str, float] = {}
         self.tell("loading networks and data", 0)
-        name = job["networks"]["perceptual"]
+        self.watch = NoticeWatch(self.board, rank, world_size)
+        name = self.job["networks"]["perceptual"]
         perceptual = PerceptualDistance.from_file(weights.resolve(name), name)
-        self.trainer = Trainer(config, perceptual, device, rank, world_size)
-        if (checkpoint := ray.train.get_checkpoint()) is not None:
-            with checkpoint.as_directory() as folder:
-                try:
-                    self.progress = load_checkpoint(folder, self.trainer)
-                except ValueError as error:
-                    raise FinalError(str(error).replace(str(folder), checkpoint.path)) from error
+        self.trainer = Trainer(config, perceptual, self.device, rank, world_size)
+        self.store = CheckpointStore(self.runs_uri, self.job["name"])
+        resumption = Resumption(self.store, self.trainer, rank, self.watch.group, self.note)
+        try:
+            found = resumption.restore(config, self.job["start"])
+        except ValueError as error:
+            raise FinalError(str(error)) from error
+        self.progress = found.progress
         self.evaluator = Evaluator(
-            config, job["networks"]["frechet"], self.runs_uri, device, rank, world_size
+            config, self.job["networks"]["frechet"], self.runs_uri, self.device, rank, world_size
         )
         self.stream = TrainingStream(
             config.data.uri,
@@ -93,53 +118,69 @@ class _Worker:
             max_bad_images=config.data.max_bad_images,
         )
         self.label_weights = label_pool(config.data.uri)[1] if config.data.camera_balance else None
-        ids = job["run_ids"]
-        self.log = {key: RunLogger(ids[key]) for key in ids} if rank == 0 else {}
-        if rank == 0 and self.trainer.nimg:
-            self.log["run"].log_metrics({"resumed_from": self.trainer.nimg}, self.trainer.nimg)
+        if rank == 0:
+            self.writer = CheckpointWriter(self.store, KeepPolicy.of(config), self.note_storage)
+            self.log = RunLog(self.job["run_ids"], config)
+            self.log.restore(found.pending)
+            self.log.describe(self.device, world_size, self.trainer.nimg, found.checkpoint)
+            failure = ray.get(self.board.begin.remote(self.trainer.nimg))
+            if failure is not None:
+                raise FinalError(failure)
 
     def run(self) -> None:
         """Trains until the end, measuring and saving at the ends of stages, saving and drawing in between."""
+        from mimic3d_platform.notice import Notice
+
         trainer, output = self.trainer, self.config.output
         if trainer.nimg == 0 and 0 not in self.progress.metrics:
             self.measure()
             self.draw()
+            self.report()
         steps_since, started, waited = 0, time.perf_counter(), self.stream.wait_seconds
         while not trainer.finished:
             stage = trainer.stage
             batch = next(self.stream)
             scalars = trainer.step(batch.images, batch.cameras, self.evaluator.cameras, self.label_weights)
             steps_since += 1
+            notice = self.watch.agreed()
             ends_stage = trainer.nimg in (self.config.stage1_nimg, self.config.total_nimg)
-            pauses = ends_stage or self.due(output.checkpoint_kimg) or self.due(output.sample_kimg)
-            if steps_since >= output.log_steps or pauses:
+            saves = ends_stage or self.due(output.checkpoint_kimg) or notice != Notice.NONE
+            if steps_since >= output.log_steps or saves or self.due(output.sample_kimg):
                 seconds = time.perf_counter() - started
                 wait = (self.stream.wait_seconds - waited) / seconds
                 self.progress.seconds += seconds
                 self.record(stage, scalars, steps_since * self.config.schedule.batch / seconds, wait)
-                if self.due(output.sample_kimg) or ends_stage:
+                if ends_stage or self.due(output.sample_kimg):
                     self.draw()
                 if ends_stage:
                     self.measure()
-                if self.due(output.checkpoint_kimg) or ends_stage:
-                    self.save()
+                if saves:
+                    self.save(must=ends_stage or notice != Notice.NONE)
+                if ends_stage or self.due(output.checkpoint_kimg):
+                    self.report()
+                if notice in (Notice.STOP, Notice.WORKER_TERMINATES) and not trainer.finished:
+                    self.leave(notice)
+                    return
                 steps_since, started, waited = 0, time.perf_counter(), self.stream.wait_seconds
-        self.stream.close()
-        self.tell("finished", trainer.nimg)
-        for logger in self.log.values():
-            logger.flush()
+        self.close("finished")
 
     def due(self, kimg: float) -> bool:
         """Whether an interval ends here."""
         return self.trainer.nimg % round(kimg * 1000) == 0
 
     def record(self, stage: int, scalars: dict[str, Any], rate: float, wait: float) -> None:
-        """Logs one line of scalars and tells the board."""
+        """Logs one line of scalars, tells the board, and sees whether the training has gone wrong."""
+        self.speed_stage = stage
         self.tell(f"stage {stage}", self.trainer.nimg, images_per_second=rate, data_wait=wait)
-        if self.rank == 0:
-            values = {name: float(value) for name, value in scalars.items()}
-            values |= {"speed/images_per_second": rate, "speed/data_wait_share": wait}
-            self.log[f"stage{stage}"].log_metrics(values, self.trainer.nimg)
+        if self.rank != 0:
+            return
+        values = {name: float(value) for name, value in scalars.items()}
+        speed = {"images_per_second": rate, "data_wait_share": wait}
+        divergence = self.log.line(self.trainer, stage, values, speed)
+        if divergence is not None:
+            self.note(f"the training has gone wrong ({divergence.kind}): {divergence.explanation}")
+            if divergence.hopeless:
+                raise FinalError(f"the training diverged ({divergence.kind}): {divergence.explanation}")
 
     def measure(self) -> None:
         """Measures both branches; all ranks take part."""
@@ -147,7 +188,7 @@ class _Worker:
         self.tell("measuring", nimg)
         self.progress.metrics[nimg] = self.evaluator.measure(self.trainer.ema)
         if self.rank == 0:
-            self.log["run"].log_metrics(self.progress.metrics[nimg], nimg)
+            self.log.metrics(self.progress.metrics[nimg], nimg)
         self.tell("measured", nimg)
 
     def draw(self) -> None:
@@ -172,54 +213,109 @@ class _Worker:
         with torch.no_grad():
             w = generator.mapping(z, front(self.config.camera).to(device).expand(GRID_ROWS, -1))
             grid = sample_grid(generator, w, views, reals=torch.from_numpy(reals))
-        self.log["run"].log_image(grid, f"samples/{self.trainer.nimg:09d}.png")
+        self.log.picture(grid, self.trainer.nimg)
 
-    def save(self) -> None:
-        """Reports a checkpoint to Ray Train, which puts it into the run's folder; all ranks take part."""
+    def save(self, must: bool) -> None:
+        """Hands a copy of the run to the writer; only the copying, and a `must`, is waited for."""
+        if self.rank != 0:
+            return
+        from mimic3d.checkpoints.training import take_snapshot
+        from mimic3d_platform.run_log import PENDING
+
+        started, nimg = time.perf_counter(), self.trainer.nimg
+        snapshot = take_snapshot(self.trainer, self.progress)
+        odd = snapshot.not_finite()
+        if odd is not None:
+            raise FinalError(
+                f"the training diverged: the weight {odd} is not finite at {nimg} images, and no checkpoint "
+                "is made of that: lower optimizer.generator_lr or optimizer.discriminator_lr"
+            )
+        facts = {
+            "config": self.job["config_fingerprint"],
+            "data": self.job["data"],
+            "workers": self.world_size,
+            "metrics": self.progress.metrics.get(nimg, {}),
+        }
+        try:
+            self.writer.save(snapshot, facts, {PENDING: self.log.pending()}, self.stored, must)
+        except UserError as error:
+            raise FinalError(str(error)) from error
+        self.log.metrics({"checkpoint/stall_seconds": time.perf_counter() - started}, nimg)
+
+    def stored(self, checkpoint: Any) -> None:
+        """Says where a checkpoint lies; called in the writer's thread."""
+        self.log.stored(checkpoint, self.writer.stored_seconds)
+
+    def report(self) -> None:
+        """Tells Ray Train, and Ray Tune above it, how far the run is; all ranks take part."""
         import ray.train
 
-        self.tell("saving a checkpoint", self.trainer.nimg)
-        if self.rank != 0:
-            ray.train.report({"nimg": self.trainer.nimg})
+        nimg = self.trainer.nimg
+        measured = self.progress.metrics.get(max(self.progress.metrics, default=0), {})
+        ray.train.report({"nimg": nimg, "kimg": nimg / 1000, **measured})
+
+    def leave(self, notice: Any) -> None:
+        """Ends this attempt before the run's end, with all of it stored."""
+        import ray
+
+        from mimic3d_platform.notice import Notice
+
+        nimg = self.trainer.nimg
+        self.close("stopped")
+        if notice == Notice.STOP:
+            if self.rank == 0:
+                ray.get(self.board.stopped.remote(nimg))
             return
-        folder = self.write_checkpoint()
-        try:
-            checkpoint = ray.train.Checkpoint.from_directory(folder)
-            with storage.translate_errors(self.runs_uri, "store a checkpoint in"):
-                ray.train.report({"nimg": self.trainer.nimg}, checkpoint=checkpoint)
-        finally:
-            shutil.rmtree(folder, ignore_errors=True)
+        raise WorkerTerminated(f"a worker was told to end; the run is stored at {nimg} images")
 
-    def write_checkpoint(self) -> Path:
-        """A new folder, below TMPDIR, that holds the run as it is now."""
-        from safetensors import SafetensorError
+    def close(self, doing: str) -> None:
+        """Waits until the last checkpoint is stored and MLflow has all."""
+        from mimic3d_platform.run_log import END_PATIENCE_S
 
-        from mimic3d.checkpoints.training import save_checkpoint
-
-        place = Path(tempfile.gettempdir())
-        try:
-            folder = Path(tempfile.mkdtemp(prefix="mimic3d-checkpoint-", dir=place))
-            try:
-                return save_checkpoint(folder, self.trainer, self.progress)
-            except BaseException:
-                shutil.rmtree(folder, ignore_errors=True)
-                raise
-        except (OSError, SafetensorError) as error:
-            reason = getattr(error, "strerror", None) or "the write was cut short, the disk may be full"
-            raise FinalError(
-                f"cannot write a checkpoint below {place}: {reason}; free some space there or set TMPDIR to "
-                "another folder, then run the same command again"
-            ) from error
-
-    def tell(self, doing: str, nimg: int, **speed: Any) -> None:
-        """Puts a report on the board; nobody waits for it. The last speed stands until there is another."""
+        self.stream.close()
+        self.watch.close()
         if self.rank != 0:
             return
-        from mimic3d_platform.progress import Report
+        self.tell("storing the last checkpoint", self.trainer.nimg)
+        try:
+            self.writer.drain()
+            if doing == "finished":
+                self.tell("waiting for MLflow", self.trainer.nimg)
+                self.log.flush(END_PATIENCE_S)
+            else:
+                self.log.try_to_flush(FAILURE_FLUSH_S)
+        except UserError as error:
+            raise FinalError(str(error)) from error
+        self.tell(doing, self.trainer.nimg, wait=True)
+
+    def give_up(self) -> None:
+        """Sends what the log holds, as far as that goes quickly."""
+        if self.watch is not None:
+            self.watch.close()
+        if self.log is not None:
+            self.log.try_to_flush(FAILURE_FLUSH_S)
+
+    def note(self, line: str) -> None:
+        """Tells the user, once."""
+        self.board.note.remote(line)
+
+    def note_storage(self, line: str) -> None:
+        """Tells the user that a checkpoint waits for storage."""
+        self.note(f"a checkpoint waits to be stored, the training goes on meanwhile: {line}")
+
+    def tell(self, doing: str, nimg: int, wait: bool = False, **speed: Any) -> None:
+        """Puts a report on the board; nobody waits for it unless told to. The last speed stands until there
+        is another."""
+        if self.rank != 0:
+            return
+        import ray
+
+        from mimic3d_platform.progress import Report, time_left
 
         self.speed |= speed
-        rate = self.speed.get("images_per_second")
-        left = (self.config.total_nimg - nimg) / rate if rate else None
+        left, at_least = time_left(
+            self.config, nimg, self.speed_stage, self.speed.get("images_per_second", 0.0)
+        )
         report = Report(
             doing,
             nimg,
@@ -227,6 +323,34 @@ class _Worker:
             metrics=dict(self.progress.metrics),
             train_seconds=self.progress.seconds,
             seconds_left=left,
+            at_least=at_least,
             **self.speed,
         )
-        self.board.put.remote(report)
+        told = self.board.put.remote(report)
+        if wait:
+            ray.get(told)
+
+
+def _final(error: BaseException, world_size: int) -> FinalError | None:
+    """The error as one that no further attempt would mend, if it is of that kind."""
+    import torch
+
+    if isinstance(error, FinalError):
+        return error
+    memory = isinstance(error, torch.OutOfMemoryError | MemoryError) or "can't allocate memory" in str(error)
+    if memory:
+        return FinalError(
+            f"a worker ran out of memory ({(str(error).splitlines() or ['of the CPU'])[0][:120]}): raise "
+            f"schedule.accumulate, use more workers than {world_size}, or a smaller schedule.batch"
+        )
+    return None
+
+
+def _cause(error: BaseException) -> str:
+    """One line on an error that another attempt may not meet."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    line = lines[0][:300] if lines else type(error).__name__
+    lost = ("connection closed by peer", "connection reset", "gloo", "nccl", "socket")
+    if not isinstance(error, UserError) and any(word in line.lower() for word in lost):
+        return "another worker died, as it does when memory runs out"
+    return line

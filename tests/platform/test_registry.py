@@ -10,7 +10,8 @@ from safetensors.torch import load_file, save_file
 from mimic3d_platform import registry
 from mimic3d_platform.errors import UserError
 from mimic3d_platform.mlflow_server import client
-from mimic3d_platform.tracking import RunLogger, start_or_resume_run
+from mimic3d_platform.run_logger import RunLogger
+from mimic3d_platform.tracking import start_or_resume_run
 
 
 @pytest.fixture

@@ -17,8 +17,8 @@ from pydantic import SecretStr
 
 from mimic3d_platform.errors import UserError
 from mimic3d_platform.mlflow_server import client, shown
+from mimic3d_platform.run_logger import RunLogger
 from mimic3d_platform.tracking import (
-    RunLogger,
     check_tracking,
     finish_run,
     flat_params,
@@ -63,21 +63,17 @@ def test_stages_are_children_of_a_run(experiment):
 
 def test_metrics_images_and_files_arrive(experiment, tmp_path):
     run_id = start_or_resume_run(experiment, "logging")
-    (tmp_path / "folder").mkdir()
-    (tmp_path / "folder" / "a.txt").write_text("a")
     with RunLogger(run_id) as logger:
         logger.log_metrics({"loss/g": 1.5, "fd_mobilenetv2/3d": 40}, step=0)
         logger.log_metrics({"loss/g": 1.25}, step=320)
         logger.log_image(Image.new("RGB", (4, 4), (255, 0, 0)), "samples/000320.png")
         logger.log_text("hello", "note.txt")
         logger.log_dict({"a": 1}, "facts/summary.json")
-        logger.log_artifact(tmp_path / "folder", "files")
     assert _points(run_id, "loss/g") == [(0, 1.5), (320, 1.25)]
     assert _points(run_id, "fd_mobilenetv2/3d") == [(0, 40)]
     where = client().download_artifacts(run_id, "", str(tmp_path))
     assert Image.open(f"{where}/samples/000320.png").getpixel((0, 0)) == (255, 0, 0)
     assert json.loads(Path(where, "facts/summary.json").read_text()) == {"a": 1}
-    assert Path(where, "files/a.txt").read_text() == "a"
     assert Path(where, "note.txt").read_text() == "hello"
     assert client().get_run(run_id).info.status == "FINISHED"
 
@@ -108,12 +104,13 @@ def test_an_error_in_training_marks_the_run_failed(experiment):
 def test_what_mlflow_refuses_is_told_at_the_end_and_stops_nothing_else(experiment):
     run_id = start_or_resume_run(experiment, "refused")
     logger = RunLogger(run_id)
-    logger.log_artifact("/nowhere/at/all.txt")
     logger.log_metrics({"loss": 1}, 0)
-    with pytest.raises(UserError, match=r"1 were lost: .*nowhere"):
+    logger.log_metrics({"no such * name": 1}, 0)
+    logger.log_metrics({"loss": 2}, 1)
+    with pytest.raises(UserError, match=r"1 were lost: .*no such"):
         logger.flush()
     logger.close()
-    assert _points(run_id, "loss") == [(0, 1)]
+    assert _points(run_id, "loss") == [(0, 1), (1, 2)]
 
 
 def test_params_are_flat_text_within_limits_and_without_secrets():

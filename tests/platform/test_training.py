@@ -26,12 +26,13 @@ from mimic3d.checkpoints.folder import load_generator
 from mimic3d.config import Config, fingerprint, flatten, to_dict
 from mimic3d_command import error_of, mimic3d, start_mimic3d
 from mimic3d_platform import local, runs, storage, tracking
+from mimic3d_platform.checkpoints import CheckpointStore
 from mimic3d_platform.data.stream import open_dataset
 from mimic3d_platform.launch import resolve_config
 from mimic3d_platform.local.state import Stack
 from mimic3d_platform.mlflow_server import client
+from mimic3d_platform.run_records import EXPERIMENT
 from mimic3d_platform.settings import get_settings
-from mimic3d_platform.training import EXPERIMENT
 
 # The shared runs are the set-up of the first test.
 pytestmark = pytest.mark.timeout(1500)
@@ -117,12 +118,12 @@ def tiny_disk(folder: Path) -> Iterator[Path | None]:
 
 
 def kill_after_a_checkpoint(arguments: list[str], log: Path) -> None:
-    """Starts a training and kills its driver, and nothing else, once Ray Train has noted a checkpoint."""
+    """Starts a training and kills its driver, and nothing else, once a checkpoint is stored."""
     process = start_mimic3d(*arguments, log=log)
     place = f"{runs.DEFAULT_RUNS_URI}/stopped"
-    noted = f"{place}/checkpoint_manager_snapshot.json"
+    store = CheckpointStore(runs.DEFAULT_RUNS_URI, "stopped")
     deadline = time.monotonic() + 180
-    while not (storage.exists(noted) and b'"nimg"' in storage.read_bytes(noted)):
+    while not store.whole():
         assert process.poll() is None and time.monotonic() < deadline, log.read_text()
         time.sleep(0.1)
     process.kill()
@@ -153,14 +154,16 @@ def test_a_killed_run_goes_on_and_ends_as_one_that_was_never_stopped(story: Stor
     assert story.results["stopped"]["metrics"] == story.results["steady"]["metrics"]
 
 
-def test_checkpoints_are_data_and_only_the_newest_stay(story: Story) -> None:
+def test_checkpoints_are_data_and_only_the_newest_and_stage_1s_end_stay(story: Story) -> None:
     place = f"{runs.DEFAULT_RUNS_URI}/steady"
     states = [uri for uri in storage.list_files(place) if uri.endswith("/state.pt")]
-    assert len(states) == 2
+    kept = CheckpointStore(runs.DEFAULT_RUNS_URI, "steady").whole()
+    assert [checkpoint.nimg for checkpoint in kept] == [STAGE1, TOTAL - 32, TOTAL]
+    assert [uri.rsplit("/", 1)[0] for uri in states] == [checkpoint.uri for checkpoint in kept]
     for uri in states:
         state = torch.load(io.BytesIO(storage.read_bytes(uri)), weights_only=True)
         assert {"nimg", "generator", "ema", "generator_optimizer"} <= state.keys()
-    assert max(uri for uri in states).startswith(story.results["steady"]["checkpoint_uri"])
+    assert kept[-1].uri == story.results["steady"]["checkpoint_uri"]
 
 
 def test_the_terminal_shows_progress_and_nothing_of_the_libraries(story: Story) -> None:

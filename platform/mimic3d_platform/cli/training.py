@@ -18,7 +18,8 @@ def train(
     name: Annotated[str | None, typer.Option(help="The run's name; the recipe's when not given.")] = None,
     overrides: Overrides = None,
     workers: Annotated[
-        int | None, typer.Option(help="Ray Train workers; all GPUs or CPUs by default.")
+        str | None,
+        typer.Option(help="Ray Train workers: a number, or LEAST:MOST; all GPUs or CPUs by default."),
     ] = None,
     runs: Annotated[str | None, typer.Option(help="The folder of all runs: s3://… or a path.")] = None,
     register: Annotated[str | None, typer.Option(help="Register the generator under this name.")] = None,
@@ -30,10 +31,12 @@ def train(
     # A mistake in it is told at once, before PyTorch is loaded.
     config = resolve_config(recipe, data, overrides or [])
     from mimic3d_platform.jobs import train_and_register
+    from mimic3d_platform.scaling import parse_workers
 
+    count = parse_workers(workers)
     console = Console()
     finished = train_and_register(
-        config, name or config.recipe, console, runs_uri=runs, workers=workers, model=register, alias=alias
+        config, name or config.recipe, console, runs_uri=runs, workers=count, model=register, alias=alias
     )
     console.metrics(finished.result.metrics)
 

@@ -1,0 +1,103 @@
+"""The driver of a run while its workers train: Ctrl-C and SIGTERM, progress and notes."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator
+from typing import Any, TypeVar
+
+from mimic3d_platform.progress import Report
+
+Result = TypeVar("Result")
+
+POLL_S = 1.0
+# After a first signal the workers have so long to store a checkpoint; a second signal ends at once.
+STOP_PATIENCE_S = 30.0
+
+
+def run_interruptible(work: Callable[[], Result], board: Any, say: Callable[[str], None]) -> Result:
+    """The result of `work`; Ctrl-C and SIGTERM ask the workers for a checkpoint and an end.
+
+    A second signal, or `STOP_PATIENCE_S` going by, is a KeyboardInterrupt at once. The work is done in
+    another thread, so that this one hears signals and Ray does not answer them in its own ways: a stack trace
+    on SIGTERM, and on Ctrl-C an end of this program as if all were well. Called elsewhere than in the main
+    thread, where Python knows no signals, it does the work and nothing else.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        return work()
+    asked: list[float] = []
+
+    def stop(*_: Any) -> None:
+        if asked:
+            raise KeyboardInterrupt
+        asked.append(time.monotonic())
+
+    outcome: dict[str, Any] = {}
+    done = threading.Event()
+
+    def do() -> None:
+        try:
+            outcome["result"] = work()
+        except BaseException as error:
+            outcome["error"] = error
+        finally:
+            done.set()
+
+    logging.getLogger("ray.train").setLevel(logging.WARNING)
+    before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        threading.Thread(target=do, name="fit", daemon=True).start()
+        told = False
+        while not done.wait(0.2):
+            if asked and not told:
+                say("stopping once a checkpoint is stored; a second Ctrl-C stops at once")
+                board.ask_to_stop.remote()
+                told = True
+            if asked and time.monotonic() - asked[0] > STOP_PATIENCE_S:
+                raise KeyboardInterrupt
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+    if "error" in outcome:
+        raise outcome["error"]
+    return outcome["result"]
+
+
+@contextlib.contextmanager
+def followed(
+    board: Any,
+    on_progress: Callable[[Report], None] | None,
+    on_note: Callable[[str], None] | None,
+) -> Iterator[None]:
+    """Tells of the board's reports and notes while the block runs, in a thread of its own."""
+    import ray
+
+    stop = threading.Event()
+    told: set[str] = set()
+
+    def look() -> None:
+        with contextlib.suppress(ray.exceptions.RayError):
+            report, notes = ray.get([board.get.remote(), board.notes.remote()], timeout=10)
+            for note in notes:
+                if on_note is not None and note not in told:
+                    on_note(note)
+                told.add(note)
+            if report is not None and on_progress is not None:
+                on_progress(report)
+
+    def follow() -> None:
+        while not stop.wait(POLL_S):
+            look()
+
+    thread = threading.Thread(target=follow, name="progress", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        stop.set()
+        thread.join(timeout=15)
+        look()

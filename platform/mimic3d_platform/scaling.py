@@ -1,0 +1,120 @@
+"""How many workers of what kind train a run; with a range, as many as the cluster has room for."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from mimic3d.config import Config
+from mimic3d_platform.errors import UserError
+
+# A cluster that grew is noticed so often; growing costs a restart from the last checkpoint.
+RESIZE_S = 300.0
+
+
+@dataclass(frozen=True)
+class Scale:
+    """The workers of a run: between `least` and `most`, one GPU each or one CPU each."""
+
+    least: int
+    most: int
+    gpu: bool
+    threads: int
+    batch: int
+
+    @property
+    def elastic(self) -> bool:
+        return self.least < self.most
+
+
+def parse_workers(text: str | None) -> int | tuple[int, int] | None:
+    """`4`, or `2:8` for as many as there is room for.
+
+    Raises:
+        UserError: it is neither.
+    """
+    if text is None:
+        return None
+    parts = text.split(":")
+    if len(parts) > 2 or not all(part.strip().isdigit() for part in parts):
+        raise UserError(f"--workers {text}: write a number, or LEAST:MOST such as 2:8")
+    numbers = [int(part) for part in parts]
+    return numbers[0] if len(numbers) == 1 else (numbers[0], numbers[1])
+
+
+def divisors(batch: int, most: int) -> list[int]:
+    """Into how many equal parts, up to `most`, a batch can be split."""
+    return [count for count in range(1, most + 1) if batch % count == 0]
+
+
+def plan(config: Config, workers: int | tuple[int, int] | None) -> Scale:
+    """How many workers of what kind; refused before anything starts if the cluster is too small.
+
+    Args:
+        workers: a number, a (least, most) range, or None for as many as there are.
+    Raises:
+        UserError: more than there are, or a number that cannot share the batch.
+    """
+    import ray
+
+    have = ray.cluster_resources()
+    gpus, cpus = int(have.get("GPU", 0)), int(have.get("CPU", 0))
+    kind, there = ("GPU", gpus) if gpus else ("CPU", cpus)
+    accumulate = config.schedule.accumulate
+    batch = config.schedule.batch // accumulate
+    if workers is None:
+        least = most = divisors(batch, max(there, 1))[-1]
+    elif isinstance(workers, int):
+        least = most = workers
+    else:
+        least, most = workers
+    if least < 1 or least > there or most < least:
+        asked = f"{least}" if least == most else f"{least}:{most}"
+        raise UserError(f"{asked} workers need as many {kind}s, the cluster has {there}: change --workers")
+    fitting = [count for count in divisors(batch, most) if count >= least]
+    if not fitting:
+        asked = f"{least}" if least == most else f"from {least} to {most}"
+        micro = f" in {accumulate} parts" if accumulate > 1 else ""
+        raise UserError(
+            f"schedule.batch {config.schedule.batch}{micro} cannot be split among {asked} workers: "
+            "change either"
+        )
+    threads = 1 if not gpus else max(1, cpus // max(most, 1))
+    return Scale(fitting[0], fitting[-1], bool(gpus), threads, batch)
+
+
+def scaling_config(scale: Scale) -> Any:
+    """Ray Train's form of it."""
+    from ray.train import ScalingConfig
+
+    return ScalingConfig(
+        num_workers=(scale.least, scale.most) if scale.elastic else scale.least,
+        use_gpu=scale.gpu,
+        resources_per_worker={"GPU": 1} if scale.gpu else {"CPU": 1},
+        elastic_resize_monitor_interval_s=RESIZE_S,
+    )
+
+
+def trainer_class() -> type:
+    """`TorchTrainer` whose elastic runs have only such numbers of workers as can share the batch."""
+    from ray.train.torch import TorchTrainer
+    from ray.train.v2._internal.execution.scaling_policy import ElasticScalingPolicy
+
+    class DivisorPolicy(ElasticScalingPolicy):
+        def __init__(self, scaling: Any, batch: int) -> None:
+            super().__init__(scaling)
+            self._batch = batch
+
+        def _count_possible_workers(self, reserved_resources: Any) -> int:
+            room = super()._count_possible_workers(reserved_resources)
+            fitting = [count for count in range(1, room + 1) if self._batch % count == 0]
+            return fitting[-1] if fitting else 0
+
+    class SharedBatchTrainer(TorchTrainer):
+        def _initialize_and_run_controller(self, **arguments: Any) -> Any:
+            if self.scaling_config.elasticity_enabled:
+                batch = self.train_loop_config["batch"]
+                arguments["scaling_policy"] = DivisorPolicy(self.scaling_config, batch)
+            return super()._initialize_and_run_controller(**arguments)
+
+    return SharedBatchTrainer
