@@ -68,11 +68,12 @@ class Resumption:
             return self._load(chosen)
         from mimic3d.checkpoints.training import Progress
 
-        if getattr(config, "start", ""):
+        if config.start:
             with tempfile.TemporaryDirectory(prefix="mimic3d-start-") as folder:
-                self._trainer.start_from(
-                    start.fetch(getattr(config, "start", ""), Path(folder), start_digest)
-                )
+                try:
+                    self._trainer.start_from(start.fetch(config.start, Path(folder), start_digest))
+                except ValueError as error:
+                    raise ValueError(str(error).replace(folder, config.start)) from error
         return Found(Progress())
 
     def _newest(self) -> Found | None:
