@@ -72,19 +72,17 @@ class Trainer:
         self.phases = Phases(config, self.generator, self.dual, self.patch, self.perceptual)
         self.draws = Draws(config, rank, world_size, self.device)
         self.balance = CameraBalance(config)
-        self._make_optimizers()
-
-    def _place(self, network: nn.Module) -> Any:
-        return network.to(self.device, memory_format=torch.channels_last)
-
-    def _make_optimizers(self) -> None:
-        settings, regular = self.config.optimizer, self.config.regularization
+        # One Adam for both stages: what trains on in stage 2 keeps its moments, what begins there has none yet.
+        settings, regular = config.optimizer, config.regularization
         self.generator_optimizer = lazy_adam(
             [self.generator], settings.generator_lr, settings, regular.density_interval
         )
         self.discriminator_optimizer = lazy_adam(
             [self.dual, self.patch], settings.discriminator_lr, settings, regular.r1_interval
         )
+
+    def _place(self, network: nn.Module) -> Any:
+        return network.to(self.device, memory_format=torch.channels_last)
 
     @property
     def stage(self) -> int:
@@ -109,8 +107,6 @@ class Trainer:
         Returns:
             scalars to log, of this rank.
         """
-        if self.nimg == self.config.stage1_nimg and self.nimg > 0:
-            self._make_optimizers()  # stage 2 starts from stage 1's weights, not from its moments
         regular, phases = self.config.regularization, self.phases
         index, continuing = self.nimg // self.config.schedule.batch, goes_on(self.config, self.nimg)
         now = Moment(self.stage, blur_sigma(self.config.schedule, self.nimg, continuing))

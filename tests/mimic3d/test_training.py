@@ -184,17 +184,19 @@ def test_noise_is_drawn_anew_in_every_step() -> None:
     assert len(set(seeds)) == 3
 
 
-def test_stage_2_starts_with_fresh_moments() -> None:
+def test_moments_go_on_into_stage_2_where_new_parts_begin_theirs() -> None:
     trainer = Trainer(CONFIG, MeanAbsolute())
+    old = trainer.generator.decoder.net["0"].weight
+    [new] = [p for name, p in trainer.generator.named_parameters() if name.endswith("block3.conv0.weight")]
 
-    def steps() -> float:
-        parameter = trainer.generator.decoder.net["0"].weight
+    def steps(parameter: nn.Parameter) -> float:
         return trainer.generator_optimizer.state[parameter]["step"].item()
 
     advance(trainer, 2)
-    assert steps() == 3, "two of the GAN loss, one of density smoothness"
+    assert steps(old) == 3, "two of the GAN loss, one of density smoothness"
+    assert not trainer.generator_optimizer.state[new]
     advance(trainer, 1)
-    assert steps() == 2
+    assert steps(old) == 5 and steps(new) == 2
 
 
 def test_lazy_regularisation_slows_adam_down() -> None:
