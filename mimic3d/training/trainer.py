@@ -72,7 +72,7 @@ class Trainer:
         self.phases = Phases(config, self.generator, self.dual, self.patch, self.perceptual)
         self.draws = Draws(config, rank, world_size, self.device)
         self.balance = CameraBalance(config)
-        # One Adam for both stages: what trains on in stage 2 keeps its moments, what begins there has none yet.
+        # One Adam for both stages: what trains on in stage 2 keeps its moments, what begins there has none.
         settings, regular = config.optimizer, config.regularization
         self.generator_optimizer = lazy_adam(
             [self.generator], settings.generator_lr, settings, regular.density_interval
