@@ -142,7 +142,9 @@ def _cause(error: Exception, uri: str | os.PathLike[str]) -> tuple[str, bool]:
         if says("INVALID_ACCESS_KEY_ID", "InvalidAccessKeyId", "SIGNATURE_DOES", "SignatureDoes"):
             return f"{where} does not know these credentials; correct {_KEYS}", False
         if says("ACCESS_DENIED", "AccessDenied", "HTTP status 403", "Forbidden"):
-            return f"{where} refuses access; check {_KEYS} and the rights on the bucket", False
+            # A refused HEAD has no body that says why.
+            advice = f"check that {_KEYS} are right and not expired, and the rights on the bucket"
+            return f"{where} refuses access; {advice}", False
         if says("NO_SUCH_BUCKET", "NoSuchBucket"):
             bucket = os.fspath(uri).removeprefix("s3://").partition("/")[0]
             return f"there is no bucket {bucket!r} at {where}; check the URI or create the bucket", False
