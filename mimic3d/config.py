@@ -37,6 +37,8 @@ class ModelConfig:
     superresolution_input: int = 128
     superresolution_channels: tuple[int, int] = (256, 128)
     architecture: Literal["mimic3d", "eg3d"] = "mimic3d"
+    branch_2d: bool = True
+    """False leaves the 3D branch alone, without anything to imitate."""
     precision: Literal["fp32", "mixed", "bf16"] = "fp32"
     """Of the discriminators' four finest resolutions and of S2D: mixed is float16 there, as in the paper."""
 
@@ -73,6 +75,10 @@ class ImitationConfig:
     """Rays along a patch's side; none takes every pixel of the window, fewer than that stride through it."""
     patch_scale: float = 0.125
     """The side of a patch's window as a share of the image's."""
+    patch_anneal_kimg: float = 0.0
+    """Above 0, windows are drawn from the whole image down to `patch_scale`, larger ones first (EpiGRAF)."""
+    patch_label: Literal["none", "window"] = "none"
+    """What the patch discriminator is told: nothing, or its window's scale and place."""
     lpips_weight: float = 1.0
     patch_gan_weight: float = 0.1
 
@@ -89,6 +95,20 @@ class RegularizationConfig:
     density_distance_stage2: float = 0.002
     density_points: int = 1000
     density_interval: int = 4
+
+
+@dataclass(frozen=True)
+class AugmentationConfig:
+    """Adaptive augmentation of what the dual discriminator sees, for small data sets (StyleGAN2-ADA)."""
+
+    mode: Literal["none", "ada"] = "none"
+    target: float = 0.6
+    """The mean sign of the discriminator's logits on reals that its strength is moved to."""
+    interval: int = 4
+    """Steps between two moves."""
+    kimg: float = 500.0
+    """Images in which the probability could go from 0 to 1; fewer where trained weights go on."""
+    kimg_resumed: float = 100.0
 
 
 @dataclass(frozen=True)
@@ -165,6 +185,7 @@ class Config:
     camera: CameraConfig = field(default_factory=CameraConfig)
     imitation: ImitationConfig = field(default_factory=ImitationConfig)
     regularization: RegularizationConfig = field(default_factory=RegularizationConfig)
+    augmentation: AugmentationConfig = field(default_factory=AugmentationConfig)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
     data: DataConfig = field(default_factory=DataConfig)

@@ -19,6 +19,7 @@ AT_LEAST = {
     "model.mapping_layers": 1,
     "rendering.coarse_samples": 4,
     "rendering.importance_samples": 4,
+    "imitation.patch_anneal_kimg": 0,
     "imitation.lpips_weight": 0,
     "imitation.patch_gan_weight": 0,
     "regularization.r1_gamma": 0,
@@ -29,6 +30,7 @@ AT_LEAST = {
     "regularization.density_distance_stage2": 0,
     "regularization.density_points": 1,
     "regularization.density_interval": 1,
+    "augmentation.interval": 1,
     "schedule.batch": 1,
     "schedule.accumulate": 1,
     "schedule.blur_sigma": 0,
@@ -47,6 +49,8 @@ POSITIVE = (
     "rendering.box_warp",
     "camera.radius",
     "camera.focal",
+    "augmentation.kimg",
+    "augmentation.kimg_resumed",
     "optimizer.generator_lr",
     "optimizer.discriminator_lr",
     "schedule.ema_half_life_kimg",
@@ -85,6 +89,7 @@ def check(config: Config) -> None:
         )
     require(0 <= rendering.near < rendering.far, "rendering.near", rendering.near, "from 0 to rendering.far")
     _check_patches(config)
+    _check_branches(config)
     values = flatten(dataclasses.asdict(config))
     for key, least in AT_LEAST.items():
         require(values[key] >= least, key, values[key], f"at least {least}")
@@ -98,6 +103,8 @@ def check(config: Config) -> None:
     )
     balance = config.data.camera_balance
     require(0 <= balance <= 1, "data.camera_balance", balance, "from 0 to 1")
+    target = config.augmentation.target
+    require(-1 < target < 1, "augmentation.target", target, "more than -1 and less than 1")
     final = schedule.pose_swap_final
     require(0 <= final <= 1, "schedule.pose_swap_final", final, "from 0 to 1")
     for key in ("optimizer.beta1", "optimizer.beta2"):
@@ -125,6 +132,25 @@ def check(config: Config) -> None:
         require(
             whole, f"{section}.{key}", images / 1000, f"a multiple of the batch ({schedule.batch} images)"
         )
+
+
+def _check_branches(config: Config) -> None:
+    model, schedule = config.model, config.schedule
+    if model.architecture == "eg3d":
+        require(
+            schedule.stage2_kimg == 0,
+            "schedule.stage2_kimg",
+            schedule.stage2_kimg,
+            "0: EG3D has no 3D branch",
+        )
+        require(model.branch_2d, "model.branch_2d", False, "true: EG3D has no other branch")
+    if not model.branch_2d:
+        mode = config.augmentation.mode
+        require(mode == "none", "augmentation.mode", mode, "none: it is of what the 2D branch's judge sees")
+        why = "0: without the 2D branch there is"
+        require(schedule.stage1_kimg == 0, "schedule.stage1_kimg", schedule.stage1_kimg, f"{why} no stage 1")
+        weight = config.imitation.lpips_weight
+        require(weight == 0, "imitation.lpips_weight", weight, f"{why} nothing to imitate")
 
 
 SMALLEST_PATCH = 8

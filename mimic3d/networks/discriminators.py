@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from mimic3d.cameras import LABEL_SIZE
 from mimic3d.networks.layers import Conv, FullyConnected, rms_normalize
 from mimic3d.networks.mapping import LR_MULTIPLIER
+from mimic3d.networks.precision import working_dtype
 
 STD_GROUP = 4
 LABEL_LAYERS = 8
@@ -67,29 +68,36 @@ def minibatch_std(x: Tensor) -> Tensor:
 
 
 class LabelMapping(nn.Module):
-    """The camera label to the direction that the discriminator's features are projected on."""
+    """A label to the direction that the discriminator's features are projected on."""
 
-    def __init__(self, features: int) -> None:
+    def __init__(self, features: int, label_size: int = LABEL_SIZE) -> None:
         super().__init__()
-        self.embed = FullyConnected(LABEL_SIZE, features)
+        self.embed = FullyConnected(label_size, features)
         for index in range(LABEL_LAYERS):
             layer = FullyConnected(features, features, activation=True, lr_multiplier=LR_MULTIPLIER)
             setattr(self, f"fc{index}", layer)
 
-    def forward(self, camera: Tensor) -> Tensor:
-        x = rms_normalize(self.embed(camera))
+    def forward(self, label: Tensor) -> Tensor:
+        x = rms_normalize(self.embed(label))
         for index in range(LABEL_LAYERS):
             x = getattr(self, f"fc{index}")(x)
         return x
 
 
 class _Residual(nn.Module):
-    """The residual tower from the image's size down to 4x4."""
+    """The residual tower from the image's size down to 4x4, its finest blocks in half precision."""
 
     def __init__(
-        self, resolution: int, image_channels: int, channel_base: int, channel_max: int, out_features: int
+        self,
+        resolution: int,
+        image_channels: int,
+        channel_base: int,
+        channel_max: int,
+        out_features: int,
+        precision: str,
     ) -> None:
         super().__init__()
+        self.precision = precision
         self.resolutions = [2**k for k in range(int(math.log2(resolution)), 2, -1)]
         for index, r in enumerate(self.resolutions):
             block = ResidualBlock(
@@ -102,9 +110,15 @@ class _Residual(nn.Module):
         self.b4 = Epilogue(channels_at(4, channel_base, channel_max), out_features)
 
     def score(self, x: Tensor) -> Tensor:
-        for r in self.resolutions:
-            x = getattr(self, f"b{r}")(x)
-        return self.b4(x)
+        full = x.dtype
+        fine = working_dtype(self.precision, x)
+        for index, r in enumerate(self.resolutions):
+            x = getattr(self, f"b{r}")(x.to(fine if index < CLAMPED_RESOLUTIONS else full))
+        return self.b4(x.to(full))
+
+    def project(self, x: Tensor, direction: Tensor) -> Tensor:
+        """(N, 1) logits of images (N, C, R, R), given the direction (N, F) of their labels."""
+        return (self.score(x) * direction).sum(dim=1, keepdim=True) / math.sqrt(direction.shape[1])
 
 
 def channels_at(resolution: int, channel_base: int, channel_max: int) -> int:
@@ -115,9 +129,9 @@ def channels_at(resolution: int, channel_base: int, channel_max: int) -> int:
 class DualDiscriminator(_Residual):
     """Judges an image with its raw render beside it, given the camera (EG3D, sec. 4.3)."""
 
-    def __init__(self, resolution: int, channel_base: int, channel_max: int) -> None:
+    def __init__(self, resolution: int, channel_base: int, channel_max: int, precision: str = "fp32") -> None:
         features = channels_at(4, channel_base, channel_max)
-        super().__init__(resolution, 6, channel_base, channel_max, features)
+        super().__init__(resolution, 6, channel_base, channel_max, features, precision)
         self.resolution = resolution
         self.mapping = LabelMapping(features)
 
@@ -131,16 +145,24 @@ class DualDiscriminator(_Residual):
             (N, 1) logits.
         """
         x = torch.cat([image, resize_antialiased(raw, self.resolution)], dim=1)
-        direction = self.mapping(camera)
-        return (self.score(x) * direction).sum(dim=1, keepdim=True) / math.sqrt(direction.shape[1])
+        return self.project(x, self.mapping(camera))
 
 
 class PatchDiscriminator(_Residual):
-    """Judges full-resolution crops, unconditionally."""
+    """Judges patches: unconditionally, or told where in the image they lie and how large they are there."""
 
-    def __init__(self, resolution: int, channel_base: int, channel_max: int) -> None:
-        super().__init__(resolution, 3, channel_base, channel_max, out_features=1)
+    def __init__(
+        self,
+        resolution: int,
+        channel_base: int,
+        channel_max: int,
+        precision: str = "fp32",
+        label_size: int = 0,
+    ) -> None:
+        features = channels_at(4, channel_base, channel_max) if label_size else 1
+        super().__init__(resolution, 3, channel_base, channel_max, features, precision)
+        self.mapping = LabelMapping(features, label_size) if label_size else None
 
-    def forward(self, patch: Tensor) -> Tensor:
-        """(N, 3, p, p) in [-1, 1] to (N, 1) logits."""
-        return self.score(patch)
+    def forward(self, patch: Tensor, label: Tensor | None = None) -> Tensor:
+        """(N, 3, p, p) in [-1, 1], and (N, label_size) if it was built for labels, to (N, 1) logits."""
+        return self.score(patch) if self.mapping is None else self.project(patch, self.mapping(label))

@@ -58,8 +58,10 @@ class Generator(nn.Module):
 
     @property
     def branches(self) -> tuple[str, ...]:
-        """The branches that it can draw with: EG3D's generator has no 3D branch."""
-        return BRANCHES if self.config.architecture == "mimic3d" else ("2d",)
+        """The branches that it can draw with: EG3D's generator has no 3D branch, a baseline no 2D branch."""
+        if self.config.architecture == "eg3d":
+            return ("2d",)
+        return BRANCHES if self.config.branch_2d else ("3d",)
 
     def require_branch(self, branch: str) -> None:
         """Raises ValueError unless `branch` is one of `self.branches`."""

@@ -23,6 +23,11 @@ class Windows(NamedTuple):
     sides: Tensor
     """(N,), in pixels."""
 
+    def label(self, resolution: int) -> Tensor:
+        """(N, 3): the scale, and row and column of the centre, in [-1, 1] of an image of `resolution`."""
+        centres = self.corners + self.sides[:, None] / 2
+        return torch.cat([self.sides[:, None], centres], dim=1) / resolution * 2 - 1
+
     def part(self, rows: slice) -> Windows:
         """Those of some samples."""
         return Windows(self.corners[rows], self.sides[rows])

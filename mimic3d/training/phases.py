@@ -15,7 +15,7 @@ from mimic3d.networks.backbone import TriPlanes
 from mimic3d.networks.discriminators import DualDiscriminator, PatchDiscriminator, resize_antialiased
 from mimic3d.networks.generator import Generator
 from mimic3d.rendering.patches import Windows, look_through, patch_uv
-from mimic3d.training.draws import Views
+from mimic3d.training.draws import Look, Views
 
 Losses = tuple[Tensor, dict[str, Tensor]]
 """What a phase returns: the loss whose gradients are to be taken, and scalars to log."""
@@ -55,35 +55,30 @@ class Phases:
         patch: PatchDiscriminator,
         perceptual: nn.Module,
     ) -> None:
-        self.config = config
+        self.config, self.has_2d = config, config.model.branch_2d
         self.generator, self.dual, self.patch, self.perceptual = generator, dual, patch, perceptual
 
-    def generator_main(self, now: Moment, views: Views, windows: Windows) -> Losses:
+    def generator_main(self, now: Moment, views: Views, look: Look) -> Losses:
         """Both adversarial losses and imitation."""
         imitation = self.config.imitation
         w = self.generator.mapping(views.z, views.conditioning)
         planes = self.generator.planes(w, detail=now.stage == 2, noise="random")
-        view = self.generator.branch_2d(planes, w, views.camera, stochastic=True)
-        logits = self._judge(now, view.image, view.raw, views.camera)
-        loss = adversarial = generator_loss(logits)
-        log = {"loss/generator_2d": adversarial, "logits/fake_2d": logits.mean()}
+        losses, log = [], {}
+        if self.has_2d:
+            view = self.generator.branch_2d(planes, w, views.camera, stochastic=True)
+            logits = self._judge(now, view.image, view.raw, views.camera, look)
+            losses.append(generator_loss(logits))
+            log |= {"loss/generator_2d": losses[0], "logits/fake_2d": logits.mean()}
         if now.stage == 2:
-            patch = self._render_patch(planes, views.camera, windows)
-            target = look_through(view.image.detach(), windows, self.config.patch_resolution)
-            perceptual = self.perceptual(patch, target).mean()
-            patch_logits = self.patch(patch)
-            patch_adversarial = generator_loss(patch_logits)
-            loss = (
-                adversarial
-                + imitation.lpips_weight * perceptual
-                + imitation.patch_gan_weight * patch_adversarial
-            )
-            log |= {
-                "loss/imitation": perceptual,
-                "loss/generator_patch": patch_adversarial,
-                "logits/fake_patch": patch_logits.mean(),
-            }
-        return loss, log
+            patch = self._render_patch(planes, views.camera, look.windows)
+            if self.has_2d:
+                target = look_through(view.image.detach(), look.windows, self.config.patch_resolution)
+                log["loss/imitation"] = self.perceptual(patch, target).mean()
+                losses.append(imitation.lpips_weight * log["loss/imitation"])
+            logits = self._judge_patch(patch, look)
+            log |= {"loss/generator_patch": generator_loss(logits), "logits/fake_patch": logits.mean()}
+            losses.append(imitation.patch_gan_weight * log["loss/generator_patch"])
+        return sum(losses), log
 
     def generator_density(self, now: Moment, views: Views) -> Losses:
         """Smoothness of the density, as strong as its interval is long."""
@@ -96,41 +91,45 @@ class Phases:
         return loss, {"loss/density": roughness}
 
     def discriminator_main(
-        self, now: Moment, reals: Reals, views: Views, fake_windows: Windows, real_windows: Windows
+        self, now: Moment, reals: Reals, views: Views, fake_look: Look, real_look: Look
     ) -> Losses:
         """Both discriminators on generated and real images."""
         with torch.no_grad():
             w = self.generator.mapping(views.z, views.conditioning)
             planes = self.generator.planes(w, detail=now.stage == 2, noise="random")
-            view = self.generator.branch_2d(planes, w, views.camera, stochastic=True)
-        fake_logits = self._judge(now, view.image, view.raw, views.camera)
-        real_logits = self._judge(now, reals.image, self._raw_of(reals.image), reals.camera)
-        loss = discriminator_loss(fake_logits, real_logits, reals.weight)
-        log = {"loss/discriminator_2d": loss, "logits/real_2d": real_logits.mean()}
+            view = self.generator.branch_2d(planes, w, views.camera, stochastic=True) if self.has_2d else None
+        losses, log = [], {}
+        if view is not None:
+            fake_logits = self._judge(now, view.image, view.raw, views.camera, fake_look)
+            real_logits = self._judge(now, reals.image, self._raw_of(reals.image), reals.camera, real_look)
+            losses.append(discriminator_loss(fake_logits, real_logits, reals.weight))
+            log |= {"loss/discriminator_2d": losses[0], "logits/real_2d": real_logits.mean()}
+            log["logits/real_sign"] = real_logits.sign().mean()
         if now.stage == 2:
             with torch.no_grad():
-                patch = self._render_patch(planes, views.camera, fake_windows)
-            fake_logits = self.patch(patch)
-            real_logits = self.patch(look_through(reals.image, real_windows, self.config.patch_resolution))
-            patch_loss = discriminator_loss(fake_logits, real_logits, reals.weight)
-            loss = loss + patch_loss
-            log |= {"loss/discriminator_patch": patch_loss, "logits/real_patch": real_logits.mean()}
-        return loss, log
+                patch = self._render_patch(planes, views.camera, fake_look.windows)
+            fake_logits = self._judge_patch(patch, fake_look)
+            patch = look_through(reals.image, real_look.windows, self.config.patch_resolution)
+            real_logits = self._judge_patch(patch, real_look)
+            losses.append(discriminator_loss(fake_logits, real_logits, reals.weight))
+            log |= {"loss/discriminator_patch": losses[-1], "logits/real_patch": real_logits.mean()}
+        return sum(losses), log
 
-    def discriminator_r1(self, now: Moment, reals: Reals, windows: Windows) -> Losses:
+    def discriminator_r1(self, now: Moment, reals: Reals, look: Look) -> Losses:
         """R1 on all inputs of both discriminators, as strong as its interval is long."""
         regular = self.config.regularization
-        image = reals.image.detach().requires_grad_()
-        raw = self._raw_of(reals.image).requires_grad_()
-        penalty = r1_penalty(self._judge(now, image, raw, reals.camera), [image, raw]).mean()
-        loss = penalty * (regular.r1_gamma / 2)
-        log = {"loss/r1_2d": penalty}
+        losses, log = [], {}
+        if self.has_2d:
+            image = reals.image.detach().requires_grad_()
+            raw = self._raw_of(reals.image).requires_grad_()
+            logits = self._judge(now, image, raw, reals.camera, look)
+            log["loss/r1_2d"] = r1_penalty(logits, [image, raw]).mean()
+            losses.append(log["loss/r1_2d"] * (regular.r1_gamma / 2))
         if now.stage == 2:
-            patch = look_through(reals.image, windows, self.config.patch_resolution).requires_grad_()
-            patch_penalty = r1_penalty(self.patch(patch), [patch]).mean()
-            loss = loss + patch_penalty * (regular.r1_gamma_patch / 2)
-            log["loss/r1_patch"] = patch_penalty
-        return loss * regular.r1_interval, log
+            patch = look_through(reals.image, look.windows, self.config.patch_resolution).requires_grad_()
+            log["loss/r1_patch"] = r1_penalty(self._judge_patch(patch, look), [patch]).mean()
+            losses.append(log["loss/r1_patch"] * (regular.r1_gamma_patch / 2))
+        return sum(losses) * regular.r1_interval, log
 
     def _render_patch(self, planes: TriPlanes, camera: Tensor, windows: Windows) -> Tensor:
         size = self.config.patch_resolution
@@ -138,8 +137,15 @@ class Phases:
         colours = self.generator.branch_3d(planes, camera, uv, stochastic=True).features
         return colours.transpose(1, 2).unflatten(-1, (size, size))
 
-    def _judge(self, now: Moment, image: Tensor, raw: Tensor, camera: Tensor) -> Tensor:
-        return self.dual(gaussian_blur(image, now.blur_sigma), raw, camera)
+    def _judge(self, now: Moment, image: Tensor, raw: Tensor, camera: Tensor, look: Look) -> Tensor:
+        image = gaussian_blur(image, now.blur_sigma)
+        if look.augmentation.warp is not None:
+            pair = torch.cat([image, resize_antialiased(raw, image.shape[-1])], dim=1)
+            image, raw = look.augmentation.apply(pair).split(3, dim=1)
+        return self.dual(image, raw, camera)
+
+    def _judge_patch(self, patch: Tensor, look: Look) -> Tensor:
+        return self.patch(patch, look.windows.label(self.config.model.image_resolution))
 
     def _raw_of(self, real: Tensor) -> Tensor:
         return resize_antialiased(real, self.config.model.neural_rendering_resolution)

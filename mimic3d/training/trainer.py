@@ -14,10 +14,10 @@ from torch import Tensor, nn
 from mimic3d.config import Config, ConfigError
 from mimic3d.networks.discriminators import DualDiscriminator, PatchDiscriminator
 from mimic3d.networks.generator import build_generator
-from mimic3d.rendering.patches import Windows
 from mimic3d.training.accumulation import in_parts, parts_of
+from mimic3d.training.augmentation import AdaptiveProbability
 from mimic3d.training.balance import CameraBalance
-from mimic3d.training.draws import Draws, Views
+from mimic3d.training.draws import Draws, Look, Views
 from mimic3d.training.optimizers import apply_gradients, lazy_adam
 from mimic3d.training.phases import Losses, Moment, Phases, Reals
 from mimic3d.training.randomness import seed_everything
@@ -26,7 +26,7 @@ from mimic3d.training.start import PARTS as START_PARTS
 from mimic3d.training.start import load_start
 
 # What a phase is given of a batch, and parts of it.
-Part = Views | Windows | Reals
+Part = Views | Look | Reals
 
 
 class Trainer:
@@ -65,13 +65,18 @@ class Trainer:
         widths = (model.discriminator_channel_base, model.discriminator_channel_max)
         seed_everything(config.seed, "init")
         self.generator = self._place(build_generator(config))
-        self.dual = self._place(DualDiscriminator(model.image_resolution, *widths))
-        self.patch = self._place(PatchDiscriminator(config.patch_resolution, *widths))
+        require_precision(model.precision, self.device)
+        self.dual = self._place(DualDiscriminator(model.image_resolution, *widths, model.precision))
+        label_size = 3 if config.imitation.patch_label == "window" else 0
+        self.patch = self._place(
+            PatchDiscriminator(config.patch_resolution, *widths, model.precision, label_size)
+        )
         self.perceptual = perceptual.to(self.device)
         self.ema = copy.deepcopy(self.generator).eval().requires_grad_(False)
         self.phases = Phases(config, self.generator, self.dual, self.patch, self.perceptual)
         self.draws = Draws(config, rank, world_size, self.device)
         self.balance = CameraBalance(config)
+        self.augmentation = AdaptiveProbability(config)
         # One Adam for both stages: what trains on in stage 2 keeps its moments, what begins there has none.
         settings, regular = config.optimizer, config.regularization
         self.generator_optimizer = lazy_adam(
@@ -117,24 +122,27 @@ class Trainer:
         def draw(phase: str) -> Views:
             return self.draws.views(phase, self.nimg, label_pool, label_weights)
 
-        def place(phase: str) -> Windows:
-            return self.draws.windows(phase, self.nimg)
+        def look(phase: str) -> Look:
+            return self.draws.look(phase, self.nimg, self.augmentation.p)
 
         # Each phase draws latents and cameras of its own, and takes an optimiser step of its own.
-        drawn = draw("generator"), place("generator")
+        drawn = draw("generator"), look("generator")
         self._follow_w(drawn[0])
         log, gradient = self._descend(self.generator_optimizer, phases.generator_main, now, *drawn)
         log["gradient/generator"] = gradient
         if index % regular.density_interval == 0:
             drawn = (draw("density"),)
             log |= self._descend(self.generator_optimizer, phases.generator_density, now, *drawn)[0]
-        drawn = reals, draw("discriminator"), place("discriminator/fake"), place("discriminator/real")
+        drawn = reals, draw("discriminator"), look("discriminator/fake"), look("discriminator/real")
         found, gradient = self._descend(self.discriminator_optimizer, phases.discriminator_main, now, *drawn)
         log |= found | {"gradient/discriminator": gradient}
         if index % regular.r1_interval == 0:
-            drawn = reals, place("r1")
+            drawn = reals, look("r1")
             log |= self._descend(self.discriminator_optimizer, phases.discriminator_r1, now, *drawn)[0]
 
+        if self.config.augmentation.mode == "ada":
+            self.augmentation.observe(log["logits/real_sign"], index + 1, continuing, self.world_size)
+            log["augmentation/probability"] = torch.tensor(self.augmentation.p)
         self.nimg += self.config.schedule.batch
         self._update_ema(continuing)
         return log
@@ -202,4 +210,15 @@ class Trainer:
 
     def _parts(self) -> dict[str, Any]:
         names = ("generator", "ema", "dual", "patch", "generator_optimizer", "discriminator_optimizer")
+        if self.config.augmentation.mode == "ada":
+            names += ("augmentation",)
         return {name: getattr(self, name) for name in names}
+
+
+def require_precision(precision: str, device: torch.device) -> None:
+    """Raises `ConfigError` where a device cannot train in a precision."""
+    if precision == "mixed" and device.type != "cuda":
+        raise ConfigError(
+            f"model.precision is 'mixed', but must be 'fp32' or 'bf16' on a {device.type.upper()}: float16 "
+            "needs a CUDA device"
+        )
