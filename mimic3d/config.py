@@ -41,6 +41,8 @@ class ModelConfig:
     """False leaves the 3D branch alone, without anything to imitate."""
     precision: Literal["fp32", "mixed", "bf16"] = "fp32"
     """Of the discriminators' four finest resolutions and of S2D: mixed is float16 there, as in the paper."""
+    aware_s3d: bool = False
+    """Makes S3D, too, of 3D-aware blocks: its convolutions read all three planes."""
 
 
 @dataclass(frozen=True)
@@ -53,6 +55,8 @@ class RenderingConfig:
     coarse_samples: int = 48
     importance_samples: int = 48
     white_background: bool = False
+    guided_samples: int = 0
+    """Samples of the 3D branch's rays around the coarse planes' depth; 0 takes those of both passes above."""
 
 
 @dataclass(frozen=True)

@@ -88,6 +88,8 @@ def check(config: Config) -> None:
             getattr(model, f"{key}_max") >= 1, f"model.{key}_max", getattr(model, f"{key}_max"), "at least 1"
         )
     require(0 <= rendering.near < rendering.far, "rendering.near", rendering.near, "from 0 to rendering.far")
+    guided = rendering.guided_samples
+    require(guided == 0 or guided >= 4, "rendering.guided_samples", guided, "0, or at least 4")
     _check_patches(config)
     _check_branches(config)
     values = flatten(dataclasses.asdict(config))

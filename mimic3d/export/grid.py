@@ -8,22 +8,21 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from mimic3d.export.drawing import captions_of, cells_of, to_uint8
 from mimic3d.networks.generator import DEFAULT_MAX_POINTS, Generator
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-BRANCH_CAPTIONS = {"2d": "2D branch", "3d": "3D branch"}
 # Images smaller than this are enlarged by a whole factor, pixels kept as they are, so that a screen shows
 # them.
 MIN_CELL = 96
 
+# Planes that are in memory at a time, in numbers: those of one identity at the paper's size, of all at small
+# ones.
+_MAX_PLANES = 2**25
+
 _GAP, _CAPTION_SIZE, _INK, _PAPER = 2, 12, (60, 60, 60), (255, 255, 255)
-
-
-def to_uint8(images: Tensor) -> Tensor:
-    """Images in [-1, 1] to the 256 levels that files hold and metrics see: rounded, clamped, same shape."""
-    return (images * 127.5 + 127.5).round().clamp(0, 255).to(torch.uint8)
 
 
 def image_grid(
@@ -81,7 +80,9 @@ def sample_grid(
     cameras: Tensor,
     *,
     branches: Sequence[str] | None = None,
+    depth: bool = False,
     reals: Tensor | None = None,
+    noise: str = "const",
     max_points: int = DEFAULT_MAX_POINTS,
 ) -> Image:
     """A row for each latent: every branch from every camera, then a real image.
@@ -90,16 +91,22 @@ def sample_grid(
         w: (N, num_ws, w_dim).
         cameras: (C, 25), the same for all latents.
         branches: any of "2d" and "3d"; all that the generator has by default.
+        depth: each branch's images are followed by their depth.
         reals: (at least N, 3, R, R) in [-1, 1] or uint8, for comparison.
+        noise: of the planes: random, const or none.
+        max_points: evaluated at a time; see `Generator.view`.
     """
-    branches = branches or G.branches
-    planes = G.planes(w, detail="3d" in branches, noise="const")
-    drawn = []
-    for branch in branches:
-        views = [G.view(planes, w, camera.expand(len(w), -1), branch, max_points).image for camera in cameras]
-        drawn += [to_uint8(view).cpu() for view in views]
-    columns = [(BRANCH_CAPTIONS[branch], len(cameras)) for branch in branches]
+    branches, cameras = branches or G.branches, cameras.to(w.device)
+    rows: list[list[Tensor]] = []
+    for part in w.split(max(1, _MAX_PLANES // (96 * 5 * G.config.triplane_resolution**2))):
+        planes = G.planes(part, detail="3d" in branches, noise=noise)
+        by_camera = [cells_of(G, planes, part, camera, branches, depth, max_points) for camera in cameras]
+        # What is seen from all cameras stands side by side: the branch's images, then their depths.
+        kinds = [list(views) for views in zip(*by_camera, strict=True)]
+        rows += [[view[n] for views in kinds for view in views] for n in range(len(part))]
+    columns = [(caption, len(cameras)) for caption in captions_of(branches, depth)]
     if reals is not None:
-        drawn.append((reals if reals.dtype == torch.uint8 else to_uint8(reals)).cpu()[: len(w)])
+        reals = (reals if reals.dtype == torch.uint8 else to_uint8(reals)).cpu()[: len(w)]
+        rows = [[*row, real] for row, real in zip(rows, reals, strict=True)]
         columns.append(("real", 1))
-    return image_grid([list(row) for row in zip(*drawn, strict=True)], columns=columns)
+    return image_grid(rows, columns=columns)

@@ -1,4 +1,4 @@
-"""Orbit videos: identities side by side, branches one above another, as H.264 that every player knows."""
+"""Videos along camera paths and from latent to latent, as H.264 that every player knows."""
 
 from __future__ import annotations
 
@@ -12,7 +12,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mimic3d.export.grid import BRANCH_CAPTIONS, MIN_CELL, image_grid, to_uint8
+from mimic3d.export.drawing import captions_of, cells_of
+from mimic3d.export.grid import MIN_CELL, image_grid
 from mimic3d.networks.generator import DEFAULT_MAX_POINTS, Generator
 
 
@@ -75,38 +76,42 @@ def _frames_in(path: Path) -> int:
 
 
 @torch.no_grad()
-def orbit_video(
+def film(
     path: str | Path,
     G: Generator,
     w: Tensor,
     cameras: Tensor,
     *,
     branches: Sequence[str] | None = None,
+    depth: bool = False,
+    noise: str = "const",
     fps: int = 24,
     min_cell: int = 2 * MIN_CELL,
     max_points: int = DEFAULT_MAX_POINTS,
     progress: Callable[[int, int], None] | None = None,
 ) -> Path:
-    """Film identities along a path of cameras.
+    """Film identities along a path of cameras, and identities that change on the way.
 
     Args:
         path: ends in `.mp4`.
-        w: (N, num_ws, w_dim), the identities, from left to right.
+        w: (N, num_ws, w_dim), the identities, from left to right; or (T, N, num_ws, w_dim), those of each
+            frame.
         cameras: (T, 25), one for each frame, such as `export.cameras.orbit`.
         branches: from top to bottom; all that the generator has by default.
+        depth: each branch's row is followed by its depth.
+        noise: of the planes: random, const or none.
         progress: called with the number of frames drawn and of all frames.
     """
-    branches = branches or G.branches
-    planes = G.planes(w, detail="3d" in branches, noise="const")
+    branches, cameras = branches or G.branches, cameras.to(w.device)
+    captions = captions_of(branches, depth)
+    still = G.planes(w, detail="3d" in branches, noise=noise) if w.dim() == 3 else None
 
     def frames() -> Iterable[np.ndarray]:
         for i, camera in enumerate(cameras):
-            rows = [
-                list(to_uint8(G.view(planes, w, camera.expand(len(w), -1), branch, max_points).image))
-                for branch in branches
-            ]
-            captions = [BRANCH_CAPTIONS[branch] for branch in branches]
-            yield np.asarray(image_grid(rows, captions=captions, min_cell=min_cell))
+            shown = w if still is not None else w[i]
+            planes = still or G.planes(shown, detail="3d" in branches, noise=noise)
+            rows = cells_of(G, planes, shown, camera, branches, depth, max_points)
+            yield np.asarray(image_grid([list(row) for row in rows], captions=captions, min_cell=min_cell))
             if progress:
                 progress(i + 1, len(cameras))
 

@@ -150,13 +150,16 @@ class PlaneBlock(nn.Module):
 class Aware3D(nn.Module):
     """The 3D-aware block of one resolution; the last one carries S3D as its `block2` and `block3`."""
 
-    def __init__(self, channels: int, w_dim: int, resolution: int, *, last: bool) -> None:
+    def __init__(
+        self, channels: int, w_dim: int, resolution: int, *, last: bool, aware_s3d: bool = False
+    ) -> None:
+        """`aware_s3d` pools in S3D's convolutions too (supplement: S3D made of 3D-aware blocks)."""
         super().__init__()
         output = resolution if last else 2 * resolution
         self.block = PlaneBlock(channels, w_dim, output, up=not last, pooled=True)
         if last:
-            self.block2 = PlaneBlock(channels, w_dim, 2 * resolution, up=True, pooled=False)
-            self.block3 = PlaneBlock(channels, w_dim, 2 * resolution, up=False, pooled=False)
+            self.block2 = PlaneBlock(channels, w_dim, 2 * resolution, up=True, pooled=aware_s3d)
+            self.block3 = PlaneBlock(channels, w_dim, 2 * resolution, up=False, pooled=aware_s3d)
 
     def forward(self, x: Tensor, w: Tensor, noise: str) -> Tensor:
         return self.block(x, w, noise)

@@ -53,7 +53,14 @@ class Synthesis(nn.Module):
     """w to tri-planes. Without 3D-aware blocks the accumulated planes are the output: EG3D's generator."""
 
     def __init__(
-        self, resolution: int, w_dim: int, channel_base: int, channel_max: int, *, aware3d: bool
+        self,
+        resolution: int,
+        w_dim: int,
+        channel_base: int,
+        channel_max: int,
+        *,
+        aware3d: bool,
+        aware_s3d: bool = False,
     ) -> None:
         super().__init__()
         self.resolutions = [2**k for k in range(2, int(math.log2(resolution)) + 1)]
@@ -63,7 +70,8 @@ class Synthesis(nn.Module):
             out_channels = channels_at(r, channel_base, channel_max)
             setattr(self, f"b{r}", SynthesisBlock(channels, out_channels, w_dim, r))
             if aware3d:
-                setattr(self, f"b3d{r}", Aware3D(PLANE_CHANNELS, w_dim, r, last=r == resolution))
+                block = Aware3D(PLANE_CHANNELS, w_dim, r, last=r == resolution, aware_s3d=aware_s3d)
+                setattr(self, f"b3d{r}", block)
             channels = out_channels
         self.num_ws = 2 * len(self.resolutions)
 
@@ -104,7 +112,10 @@ class Backbone(nn.Module):
         channel_max: int,
         *,
         aware3d: bool,
+        aware_s3d: bool = False,
     ) -> None:
         super().__init__()
-        self.synthesis = Synthesis(resolution, w_dim, channel_base, channel_max, aware3d=aware3d)
+        self.synthesis = Synthesis(
+            resolution, w_dim, channel_base, channel_max, aware3d=aware3d, aware_s3d=aware_s3d
+        )
         self.mapping = Mapping(z_dim, w_dim, self.synthesis.num_ws, mapping_layers)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -14,11 +14,20 @@ from mimic3d.networks.backbone import PLANE_CHANNELS, Backbone, TriPlanes
 from mimic3d.networks.decoder import Decoder
 from mimic3d.networks.layers import NOISE_MODES
 from mimic3d.networks.superres import Superresolution
+from mimic3d.rendering.guided import light_window, window_at, window_depths
 from mimic3d.rendering.triplane import sample_triplane
 from mimic3d.rendering.volume import Composite, composite, importance_depths, stratified_depths
 
 BRANCHES = ("2d", "3d")
 DEFAULT_MAX_POINTS = 2**20
+# What a sample point takes while it is evaluated without gradients, in float32: its features of each plane,
+# the decoder's hidden layer several times over, its place in the planes.
+POINT_BYTES = 2048
+
+
+def points_within(memory: int) -> int:
+    """How many sample points are evaluated at once in `memory` bytes: a bound for `max_points`."""
+    return max(1, memory // POINT_BYTES)
 
 
 class View(NamedTuple):
@@ -46,6 +55,7 @@ class Generator(nn.Module):
             model.channel_base,
             model.channel_max,
             aware3d=model.architecture == "mimic3d",
+            aware_s3d=model.aware_s3d,
         )
         self.superresolution = Superresolution(
             PLANE_CHANNELS,
@@ -53,6 +63,7 @@ class Generator(nn.Module):
             model.w_dim,
             model.superresolution_input,
             model.image_resolution,
+            model.precision,
         )
         self.decoder = Decoder(PLANE_CHANNELS)
 
@@ -138,24 +149,62 @@ class Generator(nn.Module):
         densities, features = self.field(planes, points.flatten(1, 2), outputs)
         return densities.view(*depths.shape), features.view(*depths.shape[:3], -1)
 
-    def branch_2d(self, planes: TriPlanes, w: Tensor, camera: Tensor, *, stochastic: bool = False) -> View:
+    def branch_2d(
+        self,
+        planes: TriPlanes,
+        w: Tensor,
+        camera: Tensor,
+        *,
+        stochastic: bool = False,
+        max_points: int | None = None,
+    ) -> View:
         """The 2D branch: a small feature image from the coarse planes, sharpened by S2D."""
         resolution = self.config.neural_rendering_resolution
-        origins, directions = rays(camera, pixel_grid(resolution, device=camera.device))
         coarse = TriPlanes(planes.coarse, None)
-        seen = self.render_rays(coarse, origins, directions, stochastic=stochastic)
-        features = _as_image(seen.features, resolution)
-        image = self.superresolution(features, w[:, -1])
-        return View(image, features[:, :3], _as_image(seen.depth, resolution))
+
+        def render(uv: Tensor) -> Composite:
+            return self.render_rays(coarse, *rays(camera, uv), stochastic=stochastic)
+
+        seen, depth = self._render_image(render, resolution, camera, max_points)
+        return View(self.superresolution(seen, w[:, -1]), seen[:, :3], depth)
 
     def branch_3d(
-        self, planes: TriPlanes, camera: Tensor, uv: Tensor, *, stochastic: bool = False
+        self,
+        planes: TriPlanes,
+        camera: Tensor,
+        uv: Tensor,
+        *,
+        stochastic: bool = False,
+        windows: Tensor | None = None,
     ) -> Composite:
-        """The 3D branch: RGB of coarse + detail at image points (M, 2) or (N, M, 2); features (N, M, 3)."""
+        """The 3D branch: RGB of coarse + detail at image points (M, 2) or (N, M, 2); features (N, M, 3).
+
+        `windows` are `light_windows` of the same planes and cameras, which are found here when None and
+        `rendering.guided_samples` asks for them.
+        """
         if planes.detail is None:
             raise ValueError("the 3D branch needs detail planes: call planes(w, detail=True)")
         origins, directions = rays(camera, uv)
-        return self.render_rays(planes, origins, directions, outputs=3, stochastic=stochastic)
+        count = self.rendering.guided_samples
+        if not count:
+            return self.render_rays(planes, origins, directions, outputs=3, stochastic=stochastic)
+        windows = self.light_windows(planes, camera) if windows is None else windows
+        shape = (*origins.shape[:2], count, 1)
+        jitter = torch.rand(shape, device=origins.device) if stochastic else origins.new_full(shape, 0.5)
+        depths = window_depths(window_at(windows, uv, self.rendering.far), jitter)
+        densities, features = self._sample(planes, origins, directions, depths, outputs=3)
+        return composite(densities, features, depths, self.rendering.white_background)
+
+    @torch.no_grad()
+    def light_windows(self, planes: TriPlanes, camera: Tensor, max_points: int | None = None) -> Tensor:
+        """(N, 2, r, r): the depths between which the coarse planes' light comes from, by small pixel."""
+        coarse, resolution = TriPlanes(planes.coarse, None), self.config.neural_rendering_resolution
+        uv = pixel_grid(resolution, device=camera.device)
+        found = [
+            light_window(self.render_rays(coarse, *rays(camera, part), outputs=0))
+            for part in self._chunks(uv, len(camera), max_points)
+        ]
+        return _as_image(torch.cat(found, dim=1), resolution)
 
     def view(
         self,
@@ -172,22 +221,38 @@ class Generator(nn.Module):
             w: (N, num_ws, w_dim).
             camera: (N, 25).
             branch: one of `self.branches`.
+            max_points: see `points_within` for a bound in bytes.
         """
         self.require_branch(branch)
         if branch == "2d":
-            return self.branch_2d(planes, w, camera)
-        resolution = self.config.image_resolution
-        pieces = [
-            self.branch_3d(planes, camera, uv)
-            for uv in self._chunks(pixel_grid(resolution, device=camera.device), len(camera), max_points)
-        ]
-        image = _as_image(torch.cat([piece.features for piece in pieces], dim=1), resolution)
-        depth = _as_image(torch.cat([piece.depth for piece in pieces], dim=1), resolution)
+            return self.branch_2d(planes, w, camera, max_points=max_points)
+        windows = self.light_windows(planes, camera, max_points) if self.rendering.guided_samples else None
+
+        def render(uv: Tensor) -> Composite:
+            return self.branch_3d(planes, camera, uv, windows=windows)
+
+        image, depth = self._render_image(render, self.config.image_resolution, camera, max_points)
         return View(image, image, depth)
 
-    def _chunks(self, uv: Tensor, batch: int, max_points: int) -> Iterator[Tensor]:
-        samples = max(self.rendering.coarse_samples, self.rendering.importance_samples)
-        yield from uv.split(max(1, max_points // (samples * batch)))
+    def _render_image(
+        self, render: Callable[[Tensor], Composite], resolution: int, camera: Tensor, max_points: int | None
+    ) -> tuple[Tensor, Tensor]:
+        """Features (N, C, resolution, resolution) and depth of what `render` sees at each pixel's centre."""
+        uv = pixel_grid(resolution, device=camera.device)
+        features, depths = [], []
+        for part in self._chunks(uv, len(camera), max_points):
+            seen = render(part)
+            features.append(seen.features)
+            depths.append(seen.depth)
+        return _as_image(torch.cat(features, dim=1), resolution), _as_image(
+            torch.cat(depths, dim=1), resolution
+        )
+
+    def _chunks(self, uv: Tensor, batch: int, max_points: int | None) -> tuple[Tensor, ...]:
+        """`uv` in parts of which one pass of all cameras' rays takes at most `max_points` points."""
+        settings = self.rendering
+        samples = max(settings.coarse_samples, settings.importance_samples, settings.guided_samples)
+        return (uv,) if max_points is None else uv.split(max(1, max_points // (samples * batch)))
 
 
 def _as_image(values: Tensor, resolution: int) -> Tensor:

@@ -12,6 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from mimic3d.networks.precision import scaled_for_half
+
 NOISE_MODES = ("random", "const", "none")
 LEAKY_SLOPE = 0.2
 LEAKY_GAIN = math.sqrt(2)
@@ -196,9 +198,11 @@ class SynthesisLayer(NoiseBiasActivation):
 
     def forward(self, x: Tensor, w: Tensor, noise: str = "random") -> Tensor:
         """(N, in, h, w) and (N, w_dim) to (N, out, resolution, resolution)."""
-        style = self.affine(w)
-        x = convolve(x * style[:, :, None, None].to(x.dtype), self.weight, up=self.up)
-        return self.finish(x, demodulation(self.weight, style), noise, self.clamp)
+        weight, style = self.weight, self.affine(w)
+        if x.dtype == torch.float16:
+            weight, style = scaled_for_half(weight, style)
+        x = convolve(x * style[:, :, None, None].to(x.dtype), weight, up=self.up)
+        return self.finish(x, demodulation(weight, style), noise, self.clamp)
 
 
 class ToRGB(nn.Module):

@@ -48,7 +48,19 @@ class Mapping(nn.Module):
         if update_w_avg:
             self.w_avg.copy_(x.detach().mean(dim=0).lerp(self.w_avg, self.w_avg_beta))
         w = x[:, None].repeat(1, self.num_ws, 1)
-        if truncation != 1:
-            cutoff = self.num_ws if truncation_cutoff is None else truncation_cutoff
-            w[:, :cutoff] = self.w_avg.lerp(w[:, :cutoff], truncation)
-        return w
+        return self.truncate(w, truncation, truncation_cutoff)
+
+    def truncate(self, w: Tensor, truncation: float, cutoff: int | None = None) -> Tensor:
+        """(N, num_ws, w_dim), drawn towards the average in the first `cutoff` layers, all when None.
+
+        Raises:
+            ValueError: there are not that many layers.
+        """
+        if cutoff is not None and not 0 <= cutoff <= self.num_ws:
+            raise ValueError(
+                f"the truncation's cut-off is {cutoff}, but must be from 0 to {self.num_ws}, the layers"
+            )
+        if truncation == 1:
+            return w
+        cutoff = self.num_ws if cutoff is None else cutoff
+        return torch.cat([self.w_avg.lerp(w[:, :cutoff], truncation), w[:, cutoff:]], dim=1)

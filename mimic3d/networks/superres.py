@@ -1,4 +1,17 @@
-"""S2D, the image super-resolution of the 2D branch (EG3D, sec. 4.2)."""
+"""S2D, the image super-resolution of the 2D branch (EG3D, sec. 4.2).
+
+Its sizes, for images of R pixels:
+
+| R    | input | up-sampled in  | channels at R / 2, at R |
+|------|-------|----------------|-------------------------|
+| 128  | 64    | second block   | 128, 64                 |
+| 256  | 128   | second block   | 128, 64                 |
+| 512  | 128   | both           | 256, 128                |
+| 1024 | 256   | both           | 128, 64                 |
+
+The first three are the released networks'. 1024 goes on as 512 does: two doublings, and at each resolution r
+the 512 network's 65536 / r channels; its render, of twice the size, is `neural_rendering_resolution: 128`.
+"""
 
 from __future__ import annotations
 
@@ -6,6 +19,7 @@ from torch import Tensor, nn
 
 from mimic3d.networks.discriminators import CLAMP, resize_antialiased
 from mimic3d.networks.layers import SynthesisLayer, ToRGB, upsample
+from mimic3d.networks.precision import working_dtype
 
 
 class SuperresolutionBlock(nn.Module):
@@ -20,18 +34,25 @@ class SuperresolutionBlock(nn.Module):
         self.torgb = ToRGB(out_channels, 3, w_dim, clamp=CLAMP)
 
     def forward(self, x: Tensor, rgb: Tensor, w: Tensor) -> tuple[Tensor, Tensor]:
+        """Features of any precision and RGB (N, 3, r, r), whose sum is kept in its own, at the next size."""
         x = self.conv1(self.conv0(x, w), w)
-        return x, self.torgb(x, w) + (upsample(rgb) if self.up else rgb)
+        return x, self.torgb(x, w).to(rgb.dtype) + (upsample(rgb) if self.up else rgb)
 
 
 class Superresolution(nn.Module):
     """A small feature image to an RGB image at full resolution."""
 
     def __init__(
-        self, in_channels: int, channels: tuple[int, int], w_dim: int, input_resolution: int, resolution: int
+        self,
+        in_channels: int,
+        channels: tuple[int, int],
+        w_dim: int,
+        input_resolution: int,
+        resolution: int,
+        precision: str = "fp32",
     ) -> None:
         super().__init__()
-        self.input_resolution = input_resolution
+        self.input_resolution, self.precision = input_resolution, precision
         middle = resolution // 2
         self.block0 = SuperresolutionBlock(
             in_channels, channels[0], w_dim, middle, up=middle > input_resolution
@@ -41,5 +62,6 @@ class Superresolution(nn.Module):
     def forward(self, features: Tensor, w: Tensor) -> Tensor:
         """(N, C, r, r), RGB first, and the last w (N, w_dim), to (N, 3, R, R)."""
         x = resize_antialiased(features, self.input_resolution)
-        x, rgb = self.block0(x, x[:, :3], w)
-        return self.block1(x, rgb, w)[1]
+        half = x.to(working_dtype(self.precision, x))
+        half, rgb = self.block0(half, x[:, :3], w)
+        return self.block1(half, rgb, w)[1]

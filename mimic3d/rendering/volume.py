@@ -18,6 +18,8 @@ class Composite(NamedTuple):
     """(N, M, 1), distance along the ray in world units."""
     weights: Tensor
     """(N, M, S - 1, 1), the contribution of each segment between samples."""
+    depths: Tensor
+    """(N, M, S, 1), where the samples stand, increasing, world units."""
 
 
 def stratified_depths(near: float, far: float, count: int, jitter: Tensor) -> Tensor:
@@ -57,7 +59,7 @@ def composite(densities: Tensor, features: Tensor, depths: Tensor, white_backgro
     # A ray that hits nothing is given the far end of its depths.
     depth = torch.nan_to_num((weights * middle).sum(dim=-2) / total, nan=float("inf"))
     depth = torch.minimum(torch.maximum(depth, depths[..., 0, :]), depths[..., -1, :])
-    return Composite(colour * 2 - 1, depth, weights)
+    return Composite(colour * 2 - 1, depth, weights, depths)
 
 
 def importance_depths(depths: Tensor, weights: Tensor, u: Tensor) -> Tensor:

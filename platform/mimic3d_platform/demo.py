@@ -16,7 +16,7 @@ from mimic3d.config import fingerprint
 from mimic3d_platform import local, storage, tracking
 from mimic3d_platform.console import Console
 from mimic3d_platform.data.render import render_dataset
-from mimic3d_platform.drawing import draw_grid, draw_mesh, draw_orbit, open_generator
+from mimic3d_platform.drawing import Subject, draw_grid, draw_mesh, draw_video, open_generator
 from mimic3d_platform.jobs import train_and_register
 from mimic3d_platform.launch import resolve_config
 from mimic3d_platform.registry import pull
@@ -123,12 +123,16 @@ def run_demo(folder: Path, console: Console, overrides: Sequence[str] = ()) -> d
 def _draw(model: Path, folder: Path, console: Console) -> dict[str, Path]:
     """The grid, the video and the mesh of the pulled model; those that are there stay."""
     paths = {"grid": folder / "grid.png", "orbit": folder / "orbit.mp4", "mesh": folder / "car.glb"}
+    from mimic3d.export.cameras import orbit, turntable
+
+    cars = Subject(seeds=tuple(range(IDENTITIES)))
     with open_generator(str(model)) as (generator, config):
         if not paths["grid"].is_file():
-            draw_grid(generator, config, paths["grid"], IDENTITIES, 0, 4)
+            draw_grid(generator, config, paths["grid"], cars, turntable(config.camera, 4))
         if not paths["orbit"].is_file():
             with console.progress("filming", "frames") as advance:
-                draw_orbit(generator, config, paths["orbit"], IDENTITIES, 0, FRAMES, progress=advance)
+                cameras = orbit(config.camera, FRAMES)
+                draw_video(generator, config, paths["orbit"], cars, cameras, progress=advance)
         if not paths["mesh"].is_file():
-            draw_mesh(generator, config, paths["mesh"], MESH_SEED, MESH_RESOLUTION)
+            draw_mesh(generator, config, paths["mesh"], Subject((MESH_SEED,)), MESH_RESOLUTION)
     return paths

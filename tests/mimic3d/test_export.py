@@ -9,9 +9,11 @@ from PIL import Image
 
 from mimic3d.config import CameraConfig, ModelConfig, RenderingConfig
 from mimic3d.export.cameras import orbit
+from mimic3d.export.drawing import depth_image
 from mimic3d.export.grid import image_grid, sample_grid, to_uint8
+from mimic3d.export.latents import interpolate
 from mimic3d.export.mesh import extract_mesh, save_mesh
-from mimic3d.export.video import orbit_video, write_video
+from mimic3d.export.video import film, write_video
 from mimic3d.networks.generator import Generator
 
 MODEL = ModelConfig(
@@ -96,7 +98,7 @@ def test_an_orbit_video_plays(G, w, tmp_path):
     import imageio.v3 as iio
 
     seen = []
-    path = orbit_video(
+    path = film(
         tmp_path / "sub" / "orbit.mp4", G, w, CAMERAS, progress=lambda done, of: seen.append((done, of))
     )
     assert seen[-1] == (6, 6)
@@ -107,6 +109,37 @@ def test_an_orbit_video_plays(G, w, tmp_path):
     meta = iio.immeta(path)
     assert meta["codec"] == "h264" and "yuv420p" in meta["pix_fmt"]
     assert list(path.parent.iterdir()) == [path]
+
+
+def test_depth_is_white_before_the_centre_and_black_behind_it():
+    depth = torch.tensor([0.9, 1.7, 2.5, 9.0]).view(1, 1, 2, 2)
+    distance = CAMERAS[0, [3, 7, 11]].norm()
+    shown = depth_image(depth + distance - 1.7, CAMERAS[:1], 1.6, 4)
+    assert shown.shape == (1, 3, 4, 4)
+    assert shown[0, 0, ::2, ::2].tolist() == [pytest.approx([1, 0], abs=1e-5), pytest.approx([-1, -1])]
+
+
+def test_depths_stand_beside_the_images_they_are_of(G, w):
+    sheet = np.asarray(sample_grid(G, w, CAMERAS[:2], branches=["3d"], depth=True))
+    assert sheet.shape[1] == 4 * 98 - 2
+    view = G.view(G.planes(w), w, CAMERAS[1:2].expand(2, -1), "3d")
+    expected = to_uint8(depth_image(view.depth.detach(), CAMERAS[1:2].expand(2, -1), 1.6, 32))
+    shown = sheet[-96::3, 3 * 98 : 3 * 98 + 96 : 3].astype(int)
+    assert np.abs(shown - expected[1].permute(1, 2, 0).numpy().astype(int)).max() <= 1
+
+
+def test_a_video_goes_from_latent_to_latent(G, w, tmp_path):
+    import imageio.v3 as iio
+
+    way = interpolate(w, 4)[:, None]
+    still = CAMERAS[:1].expand(4, -1)
+    film(tmp_path / "way.mp4", G, way, still, branches=["3d"], depth=True)
+    frames = iio.imread(tmp_path / "way.mp4")
+    assert frames.shape[:2] == (4, 2 * 194 - 2)
+    expected = to_uint8(G.view(G.planes(w), w, still[:2], "3d").image.detach()).permute(0, 2, 3, 1)
+    shown = frames[:, 3:192:6, -189::6].astype(int)
+    for frame, identity in ((0, 0), (2, 1)):
+        assert np.abs(shown[frame] - expected[identity].numpy()).mean() < 6
 
 
 def test_a_video_keeps_its_colours(tmp_path):

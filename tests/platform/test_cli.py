@@ -106,7 +106,10 @@ REFUSED = {
     "model unknown": ("pull models:/none@champion {root}/new", "no model 'none'", "it has"),
     "model URI": ("pull models:cars {root}/new", "'models:cars'", "models:/NAME@ALIAS"),
     "neither grid nor video": ("render {root}/generator {root}/new.jpg", ".png", ".mp4"),
-    "no identity": ("render {root}/generator {root}/new.png --identities 0", "--identities"),
+    "no identity": (
+        "render {root}/generator {root}/new.png --seeds 5-3",
+        "seeds are '5-3': give numbers and ranges",
+    ),
     "truncation of no number": ("render {root}/generator {root}/new.png --truncation nan", "truncation"),
     "no generator": ("render {root}/empty {root}/new.png", "{root}/empty", "not a generator"),
     "damaged generator": ("render {root}/damaged {root}/new.png", "damaged", "again"),

@@ -37,29 +37,70 @@ def import_checkpoint(
     Console().say(f"{destination}: a generator of {model.architecture} for {model.image_resolution}² images")
 
 
+# What `render` and `mesh` share.
+Latents = Annotated[
+    Path | None, typer.Option(help="Latents of a .npy or .safetensors file, in place of seeds.")
+]
+Truncation = Annotated[float, typer.Option(help="1 is none, 0 the average object.")]
+Cutoff = Annotated[
+    int | None, typer.Option("--truncation-cutoff", help="Truncate only that many first layers.", min=0)
+]
+Noise = Annotated[str, typer.Option(help="Of the planes: const, random or none.")]
+Branch = Annotated[str | None, typer.Option(help="2d or 3d alone.")]
+Memory = Annotated[int, typer.Option(help="MiB that the samples along rays may take at a time.", min=1)]
+
+
 @app.command()
 def render(
     model: Model,
-    destination: Annotated[Path, typer.Argument(help="A .png for a grid, an .mp4 for an orbit.")],
-    identities: Annotated[int, typer.Option(help="How many latents.", min=1)] = 6,
-    seed: Annotated[int, typer.Option(help="Of the latents.")] = 0,
+    destination: Annotated[Path, typer.Argument(help="A .png for a grid, an .mp4 for a video.")],
+    seeds: Annotated[str, typer.Option(help="Of the latents, such as 0-5,9.")] = "0-5",
+    latents: Latents = None,
     views: Annotated[
         int | None, typer.Option(help="Cameras of a grid (4), or frames of a video (48).", min=1)
     ] = None,
-    truncation: Annotated[float, typer.Option(help="1 is none, 0 the average object.")] = 1.0,
+    cameras: Annotated[
+        Path | None, typer.Option(help="A camera path, .json or .csv, in place of the orbit.")
+    ] = None,
+    interpolate: Annotated[
+        bool, typer.Option("--interpolate", help="A video that goes from latent to latent.")
+    ] = False,
+    depth: Annotated[
+        bool, typer.Option("--depth", help="Beside each image its depth, near is white.")
+    ] = False,
+    branch: Branch = None,
+    truncation: Truncation = 1.0,
+    cutoff: Cutoff = None,
+    noise: Noise = "const",
+    memory: Memory = 2048,
 ) -> None:
-    """Draw a grid or an orbit video of both branches from a generator."""
-    from mimic3d_platform.drawing import draw_grid, draw_orbit, open_generator
+    """Draw a grid or a video of a generator's branches, from seeds or latents, along an orbit or a path."""
+    from mimic3d_platform.drawing import (
+        Subject,
+        camera_path,
+        chosen_seeds,
+        draw_grid,
+        draw_video,
+        open_generator,
+    )
 
     console = Console()
     if destination.suffix not in (".png", ".mp4"):
         raise UserError(f"{destination} is neither a .png nor an .mp4: name one")
+    is_video = destination.suffix == ".mp4"
+    if interpolate and not is_video:
+        raise UserError(f"{destination} is a picture: --interpolate makes a video, an .mp4")
+    branches = (branch,) if branch else None
+    subject = Subject(
+        chosen_seeds(seeds), latents, truncation, cutoff, branches, depth, noise, memory * 2**20
+    )
     with open_generator(model) as (generator, config):
-        if destination.suffix == ".png":
-            draw_grid(generator, config, destination, identities, seed, views or 4, truncation)
-        else:
+        path = camera_path(config.camera, cameras, views or (48 if is_video else 4), closed=is_video)
+        if is_video:
             with console.progress("filming", "frames") as advance:
-                draw_orbit(generator, config, destination, identities, seed, views or 48, truncation, advance)
+                draw_video(generator, config, destination, subject, path, interpolate, advance)
+        else:
+            draw_grid(generator, config, destination, subject, path)
     console.say(f"wrote {destination}")
 
 
@@ -67,13 +108,28 @@ def render(
 def mesh(
     model: Model,
     destination: Annotated[Path, typer.Argument(help="A .ply or .glb file.")],
-    seed: Annotated[int, typer.Option(help="Of the latent.")] = 0,
-    resolution: Annotated[int, typer.Option(help="Samples along each side of the box.", min=2)] = 128,
-    truncation: Annotated[float, typer.Option(help="1 is none, 0 the average object.")] = 1.0,
+    seed: Annotated[int, typer.Option(help="Of the latent, as in the rows of a grid.", min=0)] = 0,
+    latents: Latents = None,
+    resolution: Annotated[
+        int, typer.Option(help="Samples along each side of the box.", min=2, max=2048)
+    ] = 128,
+    level: Annotated[float | None, typer.Option(help="Raw density of the surface (10).")] = None,
+    largest: Annotated[bool, typer.Option("--largest", help="Keep the largest piece alone.")] = False,
+    watertight: Annotated[
+        bool, typer.Option("--watertight/--open", help="Whether it is closed at the box's sides.")
+    ] = True,
+    branch: Branch = None,
+    truncation: Truncation = 1.0,
+    cutoff: Cutoff = None,
+    noise: Noise = "const",
+    memory: Memory = 2048,
 ) -> None:
     """Write the coloured surface of one object."""
-    from mimic3d_platform.drawing import draw_mesh, open_generator
+    from mimic3d_platform.drawing import Subject, draw_mesh, open_generator
 
+    branches = (branch,) if branch else None
+    subject = Subject((seed,), latents, truncation, cutoff, branches, noise=noise, memory=memory * 2**20)
+    shape = {"level": level, "watertight": watertight, "largest_only": largest}
     with open_generator(model) as (generator, config):
-        faces = draw_mesh(generator, config, destination, seed, resolution, truncation)
+        faces = draw_mesh(generator, config, destination, subject, resolution, **shape)
     Console().say(f"wrote {destination}: {faces} faces")
