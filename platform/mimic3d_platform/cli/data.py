@@ -143,10 +143,39 @@ def data_export(
 def data_inspect(
     uri: Annotated[str, typer.Argument(help="The data set's folder.")],
     sheet: Annotated[str | None, typer.Option(help="Write a contact sheet there (PNG).")] = None,
+    cameras: Annotated[
+        str | None, typer.Option(help="Write a plot of where the cameras stand there (PNG).")
+    ] = None,
+    duplicates: Annotated[
+        bool, typer.Option(help="Read every image and report those that come twice, or nearly.")
+    ] = False,
+    local: Annotated[bool, typer.Option(help="Work in this process, without Ray.")] = False,
 ) -> None:
-    """Show a data set's numbers, and a contact sheet on request."""
+    """Show a data set's numbers; on request a contact sheet, a plot of its cameras, its duplicates."""
     import json
 
     from mimic3d_platform.data.inspect import inspect_dataset
+    from mimic3d_platform.settings import use_services
 
-    typer.echo(json.dumps(inspect_dataset(uri, sheet), indent=2))
+    here = local or not use_services().ray_address
+    found = inspect_dataset(uri, sheet, cameras_png=cameras, duplicates=duplicates, here=here)
+    typer.echo(json.dumps(found, indent=2))
+
+
+@data.command("verify")
+def data_verify(
+    uri: Annotated[str, typer.Argument(help="The data set's folder.")],
+    local: Annotated[bool, typer.Option(help="Work in this process, without Ray.")] = False,
+) -> None:
+    """Check every byte and row of a data set: checksums, images, cameras; exits with 2 if any is wrong."""
+    from mimic3d_platform.data.verify import verify_dataset
+    from mimic3d_platform.settings import use_services
+
+    console = Console()
+    with console.progress("checking", "images") as advance:
+        report = verify_dataset(uri, here=local or not use_services().ray_address, on_progress=advance)
+    for problem in report.problems:
+        console.say(str(problem))
+    if count := len(report.problems) + report.more:
+        raise UserError(f"{uri} has {count} faults: mend the source and write the set again, or copy it anew")
+    console.say(f"{uri}: {report.rows} images and their cameras are as they should be")

@@ -26,6 +26,13 @@ def model_records(meshes: Iterable[Mesh]) -> list[dict[str, str]]:
 def card(manifest: Manifest) -> str:
     """Markdown: what the set holds, how it was made, and whose models are in it."""
     lines = [
+        # What Hugging Face reads before a folder of Parquet.
+        "---",
+        "configs:",
+        "- config_name: default",
+        '  data_files: "part-*.parquet"',
+        "---",
+        "",
         f"# A mimic3d data set: {manifest.count} images of {manifest.identities} identities",
         "",
         f"- Images: {manifest.resolution}×{manifest.resolution}, {len(manifest.shards)} Parquet shards,",

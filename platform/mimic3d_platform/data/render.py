@@ -42,6 +42,19 @@ from mimic3d_platform.data.writer import (
 from mimic3d_platform.errors import UserError
 from mimic3d_platform.settings import get_settings
 
+# Numbers beyond these are slips of the keyboard, or would need more memory than a worker has.
+_MOST = {
+    "resolution": 2048,
+    "models": 1_000_000,
+    "colourings": 1_000_000,
+    "views": 1_000_000,
+    "supersample": 16,
+}
+_MOST_SIDE = 4096
+_MOST_IMAGES = 100_000_000
+_FOCALS = (0.1, 50.0)
+_RAYS_AT_ONCE = 4_000_000
+
 # Raise it when the renderer draws other pixels: shards of an older renderer are then not taken for ours.
 RENDERER = 1
 
@@ -79,15 +92,17 @@ class Plan:
     def images(self) -> int:
         return self.models * self.colourings * self.views
 
-    def shards(self) -> list[list[tuple[int, int]]]:
-        """The (model, colouring) pairs of each shard, dealt at random."""
+    def shards(self) -> list[list[tuple[int, int, range]]]:
+        """The model, colouring and views of each shard, dealt at random; many views are cut into several."""
         order = counter.permutation(self.seed, "identities", size=self.models * self.colourings)
         pairs = [divmod(int(item), self.colourings) for item in order]
         # PNG colour and mask are below the raw size, and depth is 4 bytes a pixel.
         most = max(SHARD_BYTES // (8 * self.resolution**2), 1)
         rows = min(max(_MIN_SHARD_ROWS, self.images // _MANY_SHARDS), most)
         step = max(rows // self.views, 1)
-        return [pairs[start : start + step] for start in range(0, len(pairs), step)]
+        cuts = [range(start, min(start + rows, self.views)) for start in range(0, self.views, rows)]
+        parts = [(model, colouring, views) for model, colouring in pairs for views in cuts]
+        return [parts[start : start + step] for start in range(0, len(parts), step)]
 
 
 def sample_cameras(seed: int, identity: str, views: int, focal: float = FOCAL) -> torch.Tensor:
@@ -108,32 +123,35 @@ def render_shard(index: int, layout: Layout, plan: Plan, meshes: list[Mesh]) -> 
         return record
     casters: dict[int, RayCaster] = {}
     rows = []
-    for model, colouring in plan.shards()[index]:
+    for model, colouring, views in plan.shards()[index]:
         caster = (
             casters.setdefault(model, RayCaster(meshes[model])) if model not in casters else casters[model]
         )
-        rows += _render_identity(caster, colouring, plan)
+        rows += _render_identity(caster, colouring, views, plan)
     order = counter.permutation(plan.seed, "rows", index, size=len(rows))
     record = write_shard(layout, index, [rows[position] for position in order])
     write_record(layout, record, plan.digest)
     return record
 
 
-def _render_identity(caster: RayCaster, colouring: int, plan: Plan) -> list[dict[str, Any]]:
+def _render_identity(caster: RayCaster, colouring: int, chosen: range, plan: Plan) -> list[dict[str, Any]]:
     identity = f"{caster.mesh.identifier}/{colouring}"
-    cameras = sample_cameras(plan.seed, identity, plan.views, plan.focal)
+    cameras = sample_cameras(plan.seed, identity, chosen.stop, plan.focal)[chosen.start :]
     colours = recolour(caster.mesh, plan.seed, colouring)
-    views = caster.render(colours, cameras, plan.resolution, plan.supersample)
-    return [
-        {
-            "image": _png(views.images[view]),
-            "camera": cameras[view].numpy(),
-            "identity": identity,
-            "depth": views.depth[view].astype("<f4").tobytes(),
-            "mask": _png(views.mask[view]),
-        }
-        for view in range(plan.views)
-    ]
+    rows = []
+    for part in cameras.split(max(_RAYS_AT_ONCE // (plan.resolution * plan.supersample) ** 2, 1)):
+        views = caster.render(colours, part, plan.resolution, plan.supersample)
+        rows += [
+            {
+                "image": _png(views.images[view]),
+                "camera": part[view].numpy(),
+                "identity": identity,
+                "depth": views.depth[view].astype("<f4").tobytes(),
+                "mask": _png(views.mask[view]),
+            }
+            for view in range(len(part))
+        ]
+    return rows
 
 
 def _png(pixels: np.ndarray) -> bytes:
@@ -181,10 +199,14 @@ def render_dataset(
         "supersample": supersample,
     }
     for name, value in numbers.items():
-        if value is not None and value < 1:
-            raise UserError(f"{name} is {value}: give 1 or more")
-    if not 0 < focal < math.inf:
-        raise UserError(f"focal is {focal}: give a length above 0, in image widths")
+        if value is not None and not 1 <= value <= _MOST[name]:
+            raise UserError(f"{name} is {value}: give 1 to {_MOST[name]}")
+    if resolution * supersample > _MOST_SIDE:
+        raise UserError(
+            f"resolution {resolution} times supersample {supersample} is more than {_MOST_SIDE}: lower either"
+        )
+    if not _FOCALS[0] <= focal <= _FOCALS[1]:
+        raise UserError(f"focal is {focal}: give {_FOCALS[0]:g} to {_FOCALS[1]:g}, in image widths")
     loaded = (load_folder(meshes) if meshes else load_cars(get_settings().home / "cache"))[:models]
     plan = Plan(
         resolution=resolution,
@@ -196,6 +218,11 @@ def render_dataset(
         focal=focal,
         meshes=hashlib.sha256("".join(mesh.digest() for mesh in loaded).encode()).hexdigest(),
     )
+    if plan.images > _MOST_IMAGES:
+        raise UserError(
+            f"{plan.models} models × {colourings} colourings × {views} views are {plan.images} images: "
+            f"ask for {_MOST_IMAGES} at most"
+        )
     progress = on_progress or (lambda done, total: None)
     seal = storage.join(dest_uri, MANIFEST)
     if storage.exists(seal) and not overwrite:

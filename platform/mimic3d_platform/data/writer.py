@@ -155,6 +155,16 @@ def camera_ranges(cameras: np.ndarray) -> dict[str, list[float]]:
     return {name: [float(value.min()), float(value.max())] for name, value in values.items()}
 
 
+def merge_ranges(parts: Iterable[dict[str, list[float]]]) -> dict[str, list[float]]:
+    """The ranges of all parts together."""
+    spans: dict[str, list[float]] = {}
+    for part in parts:
+        for name, (low, high) in part.items():
+            before = spans.get(name, [low, high])
+            spans[name] = [min(low, before[0]), max(high, before[1])]
+    return spans
+
+
 def write_manifest(
     layout: Layout,
     records: list[ShardRecord],
@@ -163,11 +173,6 @@ def write_manifest(
 ) -> Manifest:
     """Seals the set: writes the card, then the manifest, then removes what is not of this set."""
     shards = [record.shard for record in records]
-    spans: dict[str, list[float]] = {}
-    for record in records:
-        for name, (low, high) in record.cameras.items():
-            before = spans.get(name, [low, high])
-            spans[name] = [min(low, before[0]), max(high, before[1])]
     manifest = Manifest(
         resolution=layout.resolution,
         count=sum(shard.rows for shard in shards),
@@ -175,7 +180,7 @@ def write_manifest(
         columns=list(layout.columns),
         shards=shards,
         fingerprint=fingerprint(shards),
-        cameras=spans,
+        cameras=merge_ranges(record.cameras for record in records),
         provenance=provenance,
         licences=sorted(set(licences)),
         row_group_rows=row_group_rows(layout.resolution),
@@ -188,10 +193,14 @@ def write_manifest(
 
 def sweep(uri: str, manifest: Manifest) -> None:
     """Removes shards that are not of the sealed set, and the notes of parallel writers; nothing else."""
+    for name in stray_shards(uri, manifest):
+        storage.delete_tree(storage.join(uri, name))
+
+
+def stray_shards(uri: str, manifest: Manifest) -> list[str]:
+    """Names of shards and notes in the folder of a sealed set that are not of it."""
     names = {shard.path for shard in manifest.shards}
-    for name in _names(uri):
-        if _OURS.fullmatch(name) and name not in names:
-            storage.delete_tree(storage.join(uri, name))
+    return [name for name in _names(uri) if _OURS.fullmatch(name) and name not in names]
 
 
 def _names(uri: str) -> list[str]:
