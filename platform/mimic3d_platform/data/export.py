@@ -12,11 +12,11 @@ import numpy as np
 
 from mimic3d_platform import storage
 from mimic3d_platform.data.cameras import shortest_decimals
+from mimic3d_platform.data.dataset import open_dataset, require
 from mimic3d_platform.data.pictures import suffix_of
 from mimic3d_platform.data.shards import row_batches
 from mimic3d_platform.data.sink import whole_file
 from mimic3d_platform.data.sources.archive import check_name
-from mimic3d_platform.data.stream import open_dataset, require
 from mimic3d_platform.errors import UserError
 
 if TYPE_CHECKING:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import io
 import math
 from pathlib import Path
@@ -13,13 +14,14 @@ from mimic3d_platform import storage
 from mimic3d_platform.data import counter
 from mimic3d_platform.data.camera_plot import camera_plot
 from mimic3d_platform.data.cameras import yaw_pitch_radius
+from mimic3d_platform.data.dataset import cameras_of, open_dataset, require
 from mimic3d_platform.data.duplicates import find_duplicates
-from mimic3d_platform.data.order import row_groups
 from mimic3d_platform.data.pictures import open_picture
 from mimic3d_platform.data.schema import Manifest
-from mimic3d_platform.data.stream import cameras_of, open_dataset, require
+from mimic3d_platform.storage_errors import patiently
 
 if TYPE_CHECKING:
+    import pyarrow
     from PIL.ImageDraw import ImageDraw
 
 _TILES = 40
@@ -117,20 +119,22 @@ def _read_rows(uri: str, manifest: Manifest, rows: np.ndarray) -> list[tuple[byt
     """The images and cameras of a few rows anywhere; only their row groups are read."""
     import pyarrow.parquet as pq
 
-    groups = row_groups(manifest)
-    starts = [group.start for group in groups]
-    wanted: dict[int, list[int]] = {}
+    starts = np.cumsum([0, *(shard.rows for shard in manifest.shards)])
+    wanted: dict[tuple[int, int], list[int]] = {}
     for row in rows.tolist():
-        wanted.setdefault(int(np.searchsorted(starts, row, side="right")) - 1, []).append(row)
+        shard = int(np.searchsorted(starts, row, side="right")) - 1
+        wanted.setdefault((shard, int(row - starts[shard]) // manifest.row_group_rows), []).append(row)
+
+    def read(place: str, group: int) -> pyarrow.Table:
+        files, path = storage.filesystem(place)
+        with files.open_input_file(path) as stream:
+            return pq.ParquetFile(stream).read_row_group(group, ["image", "camera"])
+
     found = {}
-    for number, members in sorted(wanted.items()):
-        group = groups[number]
-        place = storage.join(uri, manifest.shards[group.shard].path)
-        with storage.translate_errors(place, "read"):
-            files, path = storage.filesystem(place)
-            with files.open_input_file(path) as stream:
-                table = pq.ParquetFile(stream).read_row_group(group.index, ["image", "camera"])
+    for (shard, group), members in sorted(wanted.items()):
+        place = storage.join(uri, manifest.shards[shard].path)
+        table = patiently(place, "read", functools.partial(read, place, group))
         for row in members:
-            offset = row - group.start
+            offset = row - int(starts[shard]) - group * manifest.row_group_rows
             found[row] = (table["image"][offset].as_py(), np.array(table["camera"][offset].as_py()))
     return [found[row] for row in rows.tolist()]

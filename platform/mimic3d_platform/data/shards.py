@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from mimic3d_platform import storage
+from mimic3d_platform.data.cache import verified_bytes
 from mimic3d_platform.data.schema import Shard
 from mimic3d_platform.errors import UserError
 
@@ -27,11 +27,7 @@ def open_shard(uri: str, shard: Shard) -> pyarrow.parquet.ParquetFile:
     import pyarrow.parquet as pq
 
     place = storage.join(uri, shard.path)
-    data = storage.read_bytes(place)
-    if len(data) != shard.bytes:
-        raise UserError(f"{place} has {len(data)} bytes and the manifest says {shard.bytes}: {AGAIN}")
-    if hashlib.sha256(data).hexdigest() != shard.sha256:
-        raise UserError(f"{place} is not the file that the manifest describes (SHA-256 differs): {AGAIN}")
+    data = verified_bytes(place, shard)
     try:
         file = pq.ParquetFile(pa.BufferReader(data))
     except (pa.ArrowException, OSError) as error:

@@ -10,11 +10,11 @@ import numpy as np
 
 from mimic3d_platform import storage
 from mimic3d_platform.data.cameras import label_faults
+from mimic3d_platform.data.dataset import open_dataset
 from mimic3d_platform.data.parallel import run_pieces
 from mimic3d_platform.data.pictures import open_picture
 from mimic3d_platform.data.schema import CAMERA_SIZE, Manifest, arrow_schema
 from mimic3d_platform.data.shards import open_shard
-from mimic3d_platform.data.stream import open_dataset
 from mimic3d_platform.data.writer import camera_ranges, merge_ranges, stray_shards
 from mimic3d_platform.errors import UserError
 

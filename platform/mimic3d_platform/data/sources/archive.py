@@ -6,6 +6,7 @@ neighbours together. Nothing is ever unpacked to disk.
 
 from __future__ import annotations
 
+import functools
 import posixpath
 import struct
 import zipfile
@@ -16,6 +17,7 @@ from typing import Any, NamedTuple
 
 from mimic3d_platform import storage
 from mimic3d_platform.errors import UserError
+from mimic3d_platform.storage_errors import patient, patiently
 
 PICTURES = (".png", ".jpg", ".jpeg", ".webp")
 
@@ -57,9 +59,8 @@ class Source:
         import pyarrow.fs
 
         self.uri = uri
-        with storage.translate_errors(uri, "read"):
-            files, path = storage.filesystem(uri)
-            kind = files.get_file_info(path).type
+        files, path = storage.filesystem(uri)
+        kind = patiently(uri, "read", lambda: files.get_file_info(path)).type
         if kind == pyarrow.fs.FileType.NotFound:
             raise UserError(f"there is nothing at {uri}: check the path")
         self.zipped = kind == pyarrow.fs.FileType.File
@@ -101,9 +102,9 @@ def check_name(name: str, where: str) -> None:
 def _folder_entries(uri: str) -> dict[str, Entry]:
     import pyarrow.fs
 
-    with storage.translate_errors(uri, "list"):
-        files, root = storage.filesystem(uri)
-        found = files.get_file_info(pyarrow.fs.FileSelector(root, recursive=True))
+    files, root = storage.filesystem(uri)
+    below = pyarrow.fs.FileSelector(root, recursive=True)
+    found = patiently(uri, "list", lambda: files.get_file_info(below))
     entries = {}
     for info in found:
         if info.type == pyarrow.fs.FileType.File:
@@ -112,13 +113,17 @@ def _folder_entries(uri: str) -> dict[str, Entry]:
     return dict(sorted(entries.items()))
 
 
+@patient("read")
+def _list_zip(uri: str) -> list[zipfile.ZipInfo]:
+    files, path = storage.filesystem(uri)
+    with files.open_input_file(path) as stream, zipfile.ZipFile(stream) as archive:
+        return archive.infolist()
+
+
 def _zip_entries(uri: str) -> dict[str, Entry]:
     entries: dict[str, Entry] = {}
     try:
-        with storage.translate_errors(uri, "read"):
-            files, path = storage.filesystem(uri)
-            with files.open_input_file(path) as stream, zipfile.ZipFile(stream) as archive:
-                listed = archive.infolist()
+        listed = _list_zip(uri)
     except (zipfile.BadZipFile, struct.error, NotImplementedError, EOFError) as error:
         raise UserError(
             f"{uri} is no zip, or one that was cut short ({error}): copy it again, or give a folder"
@@ -149,9 +154,7 @@ def read_entries(uri: str, entries: list[Entry]) -> Iterator[bytes]:
     if entries and entries[0].offset < 0:
         yield from _read_files(files, path, uri, entries)
         return
-    with storage.translate_errors(uri, "read"):
-        stream = files.open_input_file(path)
-    with stream:
+    with patiently(uri, "read", lambda: files.open_input_file(path)) as stream:
         contents: dict[int, bytes] = {}
         order = sorted(range(len(entries)), key=lambda index: entries[index].offset)
         for run in _runs(entries, order):
@@ -163,8 +166,12 @@ def read_entries(uri: str, entries: list[Entry]) -> Iterator[bytes]:
 def _read_files(files: Any, root: str, uri: str, entries: list[Entry]) -> Iterator[bytes]:
     def read(entry: Entry) -> bytes:
         place = storage.join(uri, entry.name)
-        with storage.translate_errors(place, "read"), files.open_input_file(f"{root}/{entry.name}") as stream:
-            data = stream.read()
+
+        def whole() -> bytes:
+            with files.open_input_file(f"{root}/{entry.name}") as stream:
+                return stream.read()
+
+        data = patiently(place, "read", whole)
         if len(data) != entry.size:
             raise UserError(f"{place} has changed while it was read: run the same command again")
         return data
@@ -194,8 +201,8 @@ def _read_run(stream: Any, uri: str, entries: list[Entry], run: list[int]) -> di
     first, last = entries[run[0]], entries[run[-1]]
     # A local header has an extra field of its own, most often short; what is cut off is read after it.
     tail = _LOCAL_HEADER.size + len(last.name.encode()) + 64
-    with storage.translate_errors(uri, "read"):
-        block = stream.read_at(last.offset + last.packed + tail - first.offset, first.offset)
+    length = last.offset + last.packed + tail - first.offset
+    block = patiently(uri, "read", lambda: stream.read_at(length, first.offset))
     contents = {}
     for index in run:
         entry = entries[index]
@@ -207,8 +214,8 @@ def _read_run(stream: Any, uri: str, entries: list[Entry], run: list[int]) -> di
         begin = start + _LOCAL_HEADER.size + name_length + extra_length
         packed = block[begin : begin + entry.packed]
         if len(packed) < entry.packed:
-            with storage.translate_errors(uri, "read"):
-                packed = stream.read_at(entry.packed, first.offset + begin)
+            missing = functools.partial(stream.read_at, entry.packed, first.offset + begin)
+            packed = patiently(uri, "read", missing)
         contents[index] = _unpack(packed, entry, uri)
     return contents
 
