@@ -216,8 +216,9 @@ class Config:
 
     @property
     def total_nimg(self) -> int:
-        """Images at which the run ends."""
-        return self.stage1_nimg + round(self.schedule.stage2_kimg * 1000)
+        """Images at which the run ends; EG3D has no stage 2."""
+        stage2 = 0 if self.model.architecture == "eg3d" else round(self.schedule.stage2_kimg * 1000)
+        return self.stage1_nimg + stage2
 
 
 def to_dict(config: Any) -> dict[str, Any]:

@@ -139,12 +139,7 @@ def check(config: Config) -> None:
 def _check_branches(config: Config) -> None:
     model, schedule = config.model, config.schedule
     if model.architecture == "eg3d":
-        require(
-            schedule.stage2_kimg == 0,
-            "schedule.stage2_kimg",
-            schedule.stage2_kimg,
-            "0: EG3D has no 3D branch",
-        )
+        require(schedule.stage1_kimg > 0, "schedule.stage1_kimg", 0, "more than 0: EG3D has no stage 2")
         require(model.branch_2d, "model.branch_2d", False, "true: EG3D has no other branch")
     if not model.branch_2d:
         mode = config.augmentation.mode

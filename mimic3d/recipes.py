@@ -7,7 +7,9 @@ import math
 from collections.abc import Callable
 from dataclasses import replace
 
+from mimic3d.baselines import eg3d, joint, patch_gan
 from mimic3d.config import (
+    AugmentationConfig,
     CameraConfig,
     Config,
     ConfigError,
@@ -20,9 +22,63 @@ from mimic3d.config import (
     ScheduleConfig,
 )
 
+# How long: EG3D takes 24 s for 1000 images on eight V100 and stage 2 half as long again, so at 512² the two
+# stages are about 7 and 6 days of eight such GPUs.
+
+
+def ffhq512() -> Config:
+    """Faces at 512², as published: FID 5.37 of the 3D branch, 50 000 images against all reals.
+
+    mimic3d train ffhq512 --data s3://…, FFHQ as EG3D aligns it, with its mirror images and camera labels. The
+    paper trained on 25 + 15 million images, 32 at a time on eight GPUs; about 13 days on V100s.
+    """
+    return Config(recipe="ffhq512", model=ModelConfig(precision="mixed"))
+
+
+def ffhq256() -> Config:
+    """Faces at 256², as published: FID 5.14 of the 3D branch.
+
+    mimic3d train ffhq256 --data s3://…; data, GPUs and images as `ffhq512`, 31 GB on each of eight GPUs.
+    """
+    base = ffhq512()
+    return replace(
+        base,
+        recipe="ffhq256",
+        model=replace(base.model, image_resolution=256, superresolution_channels=(128, 64)),
+        imitation=replace(base.imitation, patch_scale=0.25, patch_gan_weight=0.2),
+    )
+
+
+def _of_cats(base: Config, recipe: str) -> Config:
+    """AFHQ's cats: few images, so stronger R1 and adaptive augmentation; a camera that looks elsewhere."""
+    return replace(
+        base,
+        recipe=recipe,
+        camera=replace(base.camera, pivot=(0.0, 0.0, -0.06)),
+        regularization=replace(base.regularization, r1_gamma=5.0, r1_gamma_patch=5.0),
+        augmentation=AugmentationConfig(mode="ada"),
+    )
+
+
+def cats512() -> Config:
+    """AFHQ's cats at 512², as published: FID 4.29 of the 3D branch.
+
+    mimic3d train cats512 --data s3://…, AFHQv2's cats with mirror images and camera labels; hardware and
+    images as `ffhq512`. EG3D's authors begin cats with faces: --set start=… takes a trained run's weights.
+    """
+    return _of_cats(ffhq512(), "cats512")
+
+
+def cats256() -> Config:
+    """AFHQ's cats at 256², as published: FID 4.14 of the 3D branch.
+
+    mimic3d train cats256 --data s3://…; as `cats512`, sizes and weights as `ffhq256`.
+    """
+    return _of_cats(ffhq256(), "cats256")
+
 
 def cars128() -> Config:
-    """Cars at 128², with the paper's settings for ShapeNet-Cars.
+    """Cars at 128², with the paper's settings for ShapeNet-Cars; the paper publishes no FID of them.
 
     mimic3d train cars128 --data s3://…; the paper trained on 40 million images, 32 at a time on eight GPUs.
     """
@@ -34,6 +90,7 @@ def cars128() -> Config:
             triplane_resolution=256,
             superresolution_input=64,
             superresolution_channels=(128, 64),
+            precision="mixed",
         ),
         rendering=RenderingConfig(
             near=0.1,
@@ -67,6 +124,7 @@ def cars64() -> Config:
             discriminator_channel_base=16384,
             discriminator_channel_max=256,
             superresolution_input=32,
+            precision="fp32",
         ),
         rendering=replace(base.rendering, near=0.9, far=2.5, coarse_samples=32, importance_samples=32),
         camera=replace(base.camera, focal=1.4),
@@ -118,10 +176,72 @@ def cars_demo() -> Config:
     )
 
 
+def ffhq256_joint() -> Config:
+    """Faces at 256², both branches from scratch: FID 5.03 in the supplement (II.1).
+
+    mimic3d train ffhq256-joint --data s3://…; data, hardware and images as `ffhq256`.
+    """
+    return joint(ffhq256(), "ffhq256-joint")
+
+
+def cars_demo_joint() -> Config:
+    """cars-demo with both branches from scratch, on two CPU cores: mimic3d train cars-demo-joint --data s3://…"""
+    return joint(cars_demo(), "cars-demo-joint")
+
+
+def ffhq512_eg3d() -> Config:
+    """EG3D on faces at 512²: FID 4.70 published, about 7 days of eight V100.
+
+    mimic3d train ffhq512-eg3d --data s3://…; what stage 1 is compared with.
+    """
+    return eg3d(ffhq512(), "ffhq512-eg3d")
+
+
+def cars128_eg3d() -> Config:
+    """EG3D on cars at 128², with its own R1 weight of 0.3.
+
+    mimic3d train cars128-eg3d --data s3://…; 25 million images, 32 at a time on eight GPUs.
+    """
+    return eg3d(cars128(), "cars128-eg3d", r1_gamma=0.3)
+
+
+def cars_demo_eg3d() -> Config:
+    """cars-demo by EG3D alone, on two CPU cores: mimic3d train cars-demo-eg3d --data s3://…"""
+    return eg3d(cars_demo(), "cars-demo-eg3d")
+
+
+def ffhq512_patch_gan() -> Config:
+    """EpiGRAF's way of training on faces at 512²: EpiGRAF itself publishes FID 9.92.
+
+    mimic3d train ffhq512-patch-gan --data s3://…; 64² rays of windows from the whole image down to an eighth,
+    on eight GPUs.
+    """
+    return patch_gan(ffhq512(), "ffhq512-patch-gan")
+
+
+def cars_demo_patch_gan() -> Config:
+    """cars-demo by a patch discriminator alone, on two CPU cores.
+
+    mimic3d train cars-demo-patch-gan --data s3://…
+    """
+    return patch_gan(cars_demo(), "cars-demo-patch-gan")
+
+
 RECIPES: dict[str, Callable[[], Config]] = {
     "cars-demo": cars_demo,
+    "cars-demo-joint": cars_demo_joint,
+    "cars-demo-eg3d": cars_demo_eg3d,
+    "cars-demo-patch-gan": cars_demo_patch_gan,
     "cars64": cars64,
     "cars128": cars128,
+    "cars128-eg3d": cars128_eg3d,
+    "ffhq256": ffhq256,
+    "ffhq256-joint": ffhq256_joint,
+    "ffhq512": ffhq512,
+    "ffhq512-eg3d": ffhq512_eg3d,
+    "ffhq512-patch-gan": ffhq512_patch_gan,
+    "cats256": cats256,
+    "cats512": cats512,
 }
 
 

@@ -1,0 +1,52 @@
+"""What any recipe becomes when something of the method is left out or done otherwise, for comparison."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from mimic3d.config import Config
+
+EPIGRAF_ANNEAL_KIMG = 10_000.0
+
+
+def joint(config: Config, recipe: str) -> Config:
+    """Both branches from scratch, for as many images as both stages take (the supplement, II.1)."""
+    schedule = config.schedule
+    both = schedule.stage1_kimg + schedule.stage2_kimg
+    return replace(config, recipe=recipe, schedule=replace(schedule, stage1_kimg=0.0, stage2_kimg=both))
+
+
+def eg3d(config: Config, recipe: str, r1_gamma: float | None = None) -> Config:
+    """EG3D alone: no 3D-aware blocks, no 3D branch, no stage 2 (Chan et al., 2022)."""
+    regular = config.regularization
+    return replace(
+        config,
+        recipe=recipe,
+        model=replace(config.model, architecture="eg3d"),  # which has no stage 2
+        regularization=replace(regular, r1_gamma=regular.r1_gamma if r1_gamma is None else r1_gamma),
+    )
+
+
+def patch_gan(config: Config, recipe: str) -> Config:
+    """The 3D branch alone, taught by a patch discriminator as in EpiGRAF (Skorokhodov et al., 2022).
+
+    Nothing is imitated. Windows shrink from the whole image to the recipe's patch scale, and the
+    discriminator is told which it sees; the generator is not told the camera: its conditioning is always
+    another sample's.
+    """
+    schedule = config.schedule
+    both = schedule.stage1_kimg + schedule.stage2_kimg
+    return replace(
+        config,
+        recipe=recipe,
+        model=replace(config.model, branch_2d=False),
+        imitation=replace(
+            config.imitation,
+            lpips_weight=0.0,
+            patch_gan_weight=1.0,
+            # The paper's, as a share of its 25 Mimg: shorter runs anneal as early.
+            patch_anneal_kimg=EPIGRAF_ANNEAL_KIMG * both / 25_000,
+            patch_label="window",
+        ),
+        schedule=replace(schedule, stage1_kimg=0.0, stage2_kimg=both, pose_swap_final=1.0),
+    )
