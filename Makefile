@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 # A folder of reference numbers (JSON); without one, the figures in the repository.
 REFERENCE ?= $(wildcard ../shared/reference)
 
-.PHONY: setup demo test lint up down parity clean
+.PHONY: setup demo test lint up down parity bench-data clean
 
 setup: $(VENV)/.installed ## make the virtual environment and install the pinned packages
 
@@ -33,6 +33,12 @@ down: setup ## stop them; their data is kept
 
 parity: setup ## compare the networks with reference numbers of the released ones
 	$(BIN)/python tests/mimic3d/parity.py $(REFERENCE)
+
+# Beside the virtual environment, not in it: mosaicml-streaming asks for an older NumPy, though it works with ours.
+bench-data: setup ## compare the training stream with other loaders; writes docs/streaming.md and its plot
+	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --upgrade --target .bench -r benchmarks/requirements.txt
+	@$(BIN)/mimic3d up
+	PYTHONPATH=.bench $(BIN)/python -m benchmarks.data --docs docs
 
 clean: ## remove the virtual environment and the demo's pictures
 	rm -rf $(VENV) demo *.egg-info

@@ -139,7 +139,7 @@ class _Worker:
         steps_since, started, waited = 0, time.perf_counter(), self.stream.wait_seconds
         while not trainer.finished:
             stage = trainer.stage
-            batch = next(self.stream)
+            batch = self.next_batch()
             scalars = trainer.step(batch.images, batch.cameras, self.evaluator.cameras, self.label_weights)
             steps_since += 1
             notice = self.watch.agreed()
@@ -164,6 +164,13 @@ class _Worker:
                 steps_since, started, waited = 0, time.perf_counter(), self.stream.wait_seconds
         self.close("finished")
 
+    def next_batch(self) -> Any:
+        """The stream has been patient with what may pass: what it raises, another attempt would meet too."""
+        try:
+            return next(self.stream)
+        except UserError as error:
+            raise FinalError(str(error)) from error
+
     def due(self, kimg: float) -> bool:
         """Whether an interval ends here."""
         return self.trainer.nimg % round(kimg * 1000) == 0
@@ -172,15 +179,27 @@ class _Worker:
         """Logs one line of scalars, tells the board, and sees whether the training has gone wrong."""
         self.speed_stage = stage
         self.tell(f"stage {stage}", self.trainer.nimg, images_per_second=rate, data_wait=wait)
+        bad_images = self.bad_images()
         if self.rank != 0:
             return
-        values = {name: float(value) for name, value in scalars.items()}
+        values = {name: float(value) for name, value in scalars.items()} | bad_images
         speed = {"images_per_second": rate, "data_wait_share": wait}
         divergence = self.log.line(self.trainer, stage, values, speed)
         if divergence is not None:
             self.note(f"the training has gone wrong ({divergence.kind}): {divergence.explanation}")
             if divergence.hopeless:
                 raise FinalError(f"the training diverged ({divergence.kind}): {divergence.explanation}")
+
+    def bad_images(self) -> dict[str, float]:
+        """How many images all ranks have had to replace, where that is allowed; all ranks take part."""
+        if self.config.data.max_bad_images == 0:
+            return {}
+        import torch
+
+        total = torch.tensor(float(self.stream.bad_images), device=self.trainer.device)
+        if self.trainer.world_size > 1:
+            torch.distributed.all_reduce(total)
+        return {"data/bad_images": float(total)}
 
     def measure(self) -> None:
         """Measures both branches; all ranks take part."""

@@ -158,6 +158,17 @@ def test_a_stream_counts_images_and_waiting(uri: str) -> None:
     assert list(stream) == []
 
 
+def test_the_example_in_the_docs_runs(tmp_path: Path, write_set, capsys) -> None:
+    write_set(tmp_path / "set", 64)
+    page = (Path(__file__).parents[3] / "docs" / "streaming.md").read_text()
+    example = page.split("```python\n")[1].split("```")[0]
+    assert "s3://bucket/set" in example
+    seen: list[torch.Size] = []
+    code = example.replace("s3://bucket/set", str(tmp_path / "set"))
+    exec(code.replace("...", "seen.append(images.shape); break"), {"seen": seen})
+    assert seen == [(32, 3, 2, 2)]
+
+
 def test_cameras_of_all_rows(uri: str) -> None:
     assert torch.equal(cameras_of(uri), torch.stack([camera_of(row) for row in range(COUNT)]))
 
