@@ -9,11 +9,11 @@ import traceback
 import typer
 
 from mimic3d.config import ConfigError
-from mimic3d_platform.cli import cluster, data, models, services, training
+from mimic3d_platform.cli import cluster, data, models, services, sweeps, training
 from mimic3d_platform.cli.app import app
 from mimic3d_platform.errors import UserError
 
-__all__ = ["app", "cluster", "data", "main", "models", "services", "training"]
+__all__ = ["app", "cluster", "data", "main", "models", "services", "sweeps", "training"]
 
 # Typer exports only children of the error that it raises for a command line it cannot read.
 _UsageError = typer.BadParameter.__base__

@@ -1,0 +1,78 @@
+"""A sweep as MLflow and the terminal see it: its run, its trials' runs under it, their stages under those."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from pathlib import Path
+from typing import Any
+
+from mimic3d_platform import tracking
+from mimic3d_platform.console import Console
+from mimic3d_platform.errors import UserError
+from mimic3d_platform.mlflow_server import client, tracking_errors
+from mimic3d_platform.training import EXPERIMENT
+from mimic3d_platform.tuning.plots import label, short
+from mimic3d_platform.tuning.records import Trial
+from mimic3d_platform.tuning.sweep import Sweep
+
+REPORT = "report"
+
+
+def params(sweep: Sweep) -> dict[str, Any]:
+    """The sweep's own settings below `sweep`, then its base's as any run has them."""
+    values = sweep.model_dump(mode="json")
+    values["space"] = {path: json.dumps(kind) for path, kind in values["space"].items()}
+    return {"sweep": {key: value for key, value in values.items() if key != "config"}, **values["config"]}
+
+
+class Follower:
+    """Tells the terminal and MLflow of trials that start and end."""
+
+    def __init__(self, sweep: Sweep, run_id: str, console: Console) -> None:
+        self._sweep, self._run_id, self._console = sweep, run_id, console
+        self._started: set[int] = set()
+
+    def __call__(self, trial: Trial) -> None:
+        values = ", ".join(f"{short(path)} {label(value)}" for path, value in trial.point.items())
+        if trial.over:
+            found = [
+                f"{objective.metric} {trial.metrics[objective.metric]:.4g}"
+                for objective in self._sweep.objectives
+                if objective.metric in trial.metrics
+            ]
+            result = trial.error or ", ".join(found) or "nothing measured"
+            self._console.say(f"trial {trial.index} {trial.status} at {trial.kimg:g} kimg: {result}")
+            with contextlib.suppress(UserError):
+                close_trial(trial, self._run_id)
+        elif trial.index not in self._started:
+            self._started.add(trial.index)
+            self._console.say(f"trial {trial.index} starts: {values}")
+
+
+def close_trial(trial: Trial, parent_run_id: str) -> None:
+    """Marks a trial's run in MLflow, and closes it and its stages: a trial that Ray ended could not."""
+    tags = {"mimic3d.trial": str(trial.index), "mimic3d.trial_ended": trial.status}
+    run_id = tracking.start_or_resume_run(EXPERIMENT, trial.name, {}, tags, parent_run_id=parent_run_id)
+    status = "FAILED" if trial.status == "failed" else "FINISHED"
+    for child in _children(run_id):
+        tracking.finish_run(child, status)
+    tracking.finish_run(run_id, status)
+
+
+def log_report(run_id: str, folder: Path, best: list[Trial], count: int) -> None:
+    """The report and the best trial's numbers, in the sweep's run."""
+    logger = tracking.RunLogger(run_id)
+    if best:
+        logger.log_metrics({f"best/{key}": value for key, value in best[0].metrics.items()}, count)
+        logger.log_metrics({"best/trial": best[0].index}, count)
+    logger.log_artifact(folder, REPORT)
+    logger.flush()
+
+
+def _children(run_id: str) -> list[str]:
+    mlflow_client = client()
+    with tracking_errors("look up a trial's stages in"):
+        experiment = mlflow_client.get_run(run_id).info.experiment_id
+        clause = f"tags.`{tracking.PARENT_TAG}` = '{run_id}'"
+        return [str(run.info.run_id) for run in mlflow_client.search_runs([experiment], clause)]
