@@ -166,6 +166,8 @@ class OutputConfig:
     checkpoint_kimg: float = 200.0
     sample_kimg: float = 200.0
     log_steps: int = 50
+    metric_kimg: float | None = None
+    """How often metrics are measured on the way; none only at the ends of stages."""
     metric_images: int = 50000
     metric_identities: int = 50
     keep_checkpoints: int = 2

@@ -123,13 +123,16 @@ def check(config: Config) -> None:
         every,
         f"a multiple of output.checkpoint_kimg ({config.output.checkpoint_kimg}), or none",
     )
+    often = config.output.metric_kimg
+    require(often is None or often > 0, "output.metric_kimg", often, "more than 0, or none")
     for section, key in (
         ("schedule", "stage1_kimg"),
         ("schedule", "stage2_kimg"),
         ("output", "checkpoint_kimg"),
         ("output", "sample_kimg"),
+        ("output", "metric_kimg"),
     ):
-        images = getattr(getattr(config, section), key) * 1000
+        images = (getattr(getattr(config, section), key) or 0) * 1000
         whole = images >= 0 and abs(images - round(images)) < 1e-6 and round(images) % schedule.batch == 0
         require(
             whole, f"{section}.{key}", images / 1000, f"a multiple of the batch ({schedule.batch} images)"

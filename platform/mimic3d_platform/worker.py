@@ -128,7 +128,7 @@ class _Worker:
                 raise FinalError(failure)
 
     def run(self) -> None:
-        """Trains until the end, measuring and saving at the ends of stages, saving and drawing in between."""
+        """Trains until the end, measuring, saving and drawing at the ends of stages and in between."""
         from mimic3d_platform.notice import Notice
 
         trainer, output = self.trainer, self.config.output
@@ -145,18 +145,19 @@ class _Worker:
             notice = self.watch.agreed()
             ends_stage = trainer.nimg in (self.config.stage1_nimg, self.config.total_nimg)
             saves = ends_stage or self.due(output.checkpoint_kimg) or notice != Notice.NONE
-            if steps_since >= output.log_steps or saves or self.due(output.sample_kimg):
+            measures = ends_stage or self.due(output.metric_kimg)
+            if steps_since >= output.log_steps or saves or measures or self.due(output.sample_kimg):
                 seconds = time.perf_counter() - started
                 wait = (self.stream.wait_seconds - waited) / seconds
                 self.progress.seconds += seconds
                 self.record(stage, scalars, steps_since * self.config.schedule.batch / seconds, wait)
                 if ends_stage or self.due(output.sample_kimg):
                     self.draw()
-                if ends_stage:
+                if measures:
                     self.measure()
                 if saves:
                     self.save(must=ends_stage or notice != Notice.NONE)
-                if ends_stage or self.due(output.checkpoint_kimg):
+                if measures or self.due(output.checkpoint_kimg):
                     self.report()
                 if notice in (Notice.STOP, Notice.WORKER_TERMINATES) and not trainer.finished:
                     self.leave(notice)
@@ -171,9 +172,9 @@ class _Worker:
         except UserError as error:
             raise FinalError(str(error)) from error
 
-    def due(self, kimg: float) -> bool:
-        """Whether an interval ends here."""
-        return self.trainer.nimg % round(kimg * 1000) == 0
+    def due(self, kimg: float | None) -> bool:
+        """Whether an interval ends here; never one that there is not."""
+        return kimg is not None and self.trainer.nimg % round(kimg * 1000) == 0
 
     def record(self, stage: int, scalars: dict[str, Any], rate: float, wait: float) -> None:
         """Logs one line of scalars, tells the board, and sees whether the training has gone wrong."""

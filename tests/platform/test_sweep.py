@@ -118,7 +118,11 @@ def test_there_are_the_sweeps_that_the_documentation_names() -> None:
         ({"search": {"algorithm": "grid"}}, ("a grid cannot hold imitation.lpips_weight",)),
         ({"budget": {}}, ("goes on for ever",)),
         ({"recipe": None}, ("name either a recipe or a config file",)),
-        ({"scheduler": {"name": "asha", "grace_kimg": 99}}, ("stops nothing",)),
+        ({"scheduler": {"name": "asha", "grace_kimg": 0.8}}, ("set output.metric_kimg",)),
+        (
+            {"scheduler": {"name": "asha", "grace_kimg": 99}, "overrides": {"output.metric_kimg": 0.8}},
+            ("stops nothing",),
+        ),
         ({"scheduler": {"name": "pbt", "population": 4, "interval_kimg": 0.9}}, ("evenly",)),
         ({"overrides": {"schedule.bath": 8}}, ("did you mean schedule.batch?",)),
     ],

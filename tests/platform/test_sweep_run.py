@@ -1,7 +1,7 @@
 """Sweeps on real Ray Tune, Ray Train, MLflow and object storage, through the command; the networks are tiny.
 
-One small sweep forks four trials from one stage 1, one trial of which cannot train; its driver is killed on the
-way. A population of two goes through two generations. Patches of every scale train.
+One small sweep forks four trials from one stage 1, one trial of which cannot train; its driver is killed on
+the way. A population of two goes through two generations. Patches of every scale train.
 """
 
 from __future__ import annotations
@@ -76,7 +76,13 @@ def cars(stack: local.StackStatus, tmp_path_factory: pytest.TempPathFactory) -> 
 
 def written(folder: Path, name: str, data: str, **keys: Any) -> Path:
     path = folder / f"{name}.yaml"
-    base = {"recipe": "cars-demo", "data": data, "overrides": TINY, "stage1": "shared", "objectives": [OBJECTIVE]}
+    base = {
+        "recipe": "cars-demo",
+        "data": data,
+        "overrides": TINY,
+        "stage1": "shared",
+        "objectives": [OBJECTIVE],
+    }
     path.write_text(yaml.safe_dump(base | keys))
     return path
 
@@ -92,7 +98,12 @@ def swept(cars: str, tmp_path_factory: pytest.TempPathFactory) -> Swept:
         "whole": {"imitation.patch_scale": 1},
     }
     file = written(
-        root, "scales", cars, cases=cases, search={"algorithm": "grid"}, trials={"concurrency": 2, "failures": 1}
+        root,
+        "scales",
+        cars,
+        cases=cases,
+        search={"algorithm": "grid"},
+        trials={"concurrency": 2, "failures": 1},
     )
     command = ["sweep", file, "--report", root / "report"]
     process = start_mimic3d(*command, log=root / "killed.log")
@@ -191,8 +202,11 @@ def test_a_name_stands_for_one_sweep(swept: Swept) -> None:
 
 def test_a_sweep_that_would_starve_itself_says_so_before_it_starts(cars: str, tmp_path: Path) -> None:
     keys = {"space": {"seed": {"grid": [0, 1]}}, "search": {"algorithm": "grid"}}
-    for trials, words in {(3, None): "3 workers needs as many CPUs", (1, 9): "9 trials of 1 workers"}.items():
-        file = written(tmp_path, "greedy", cars, trials=dict(zip(("workers", "concurrency"), trials)), **keys)
+    for words, trials in {
+        "3 workers needs as many CPUs": {"workers": 3},
+        "9 trials of 1 workers": {"concurrency": 9},
+    }.items():
+        file = written(tmp_path, "greedy", cars, trials=trials, **keys)
         assert words in error_of(mimic3d("sweep", file))
     assert not storage.exists(f"{runs.DEFAULT_RUNS_URI}/greedy/sweep.yaml")
 
@@ -213,7 +227,9 @@ def test_a_population_copies_weights_and_perturbs_values(swept: Swept, cars: str
     assert len(second) == 2 and all(trial.status == "finished" for trial in (*first, *second))
     donor = min(first, key=lambda trial: trial.metrics["fd_mobilenetv2/3d"])
     assert [trial.parent for trial in second] == [donor.index, donor.index]
-    rates = [trial.point["optimizer.generator_lr"] / donor.point["optimizer.generator_lr"] for trial in second]
+    rates = [
+        trial.point["optimizer.generator_lr"] / donor.point["optimizer.generator_lr"] for trial in second
+    ]
     assert rates[donor.index] == 1 and rates[1 - donor.index] in (pytest.approx(0.8), pytest.approx(1.25))
     for trial in second:
         tags = run_of(trial.name, run_of("family").info.run_id).data.tags

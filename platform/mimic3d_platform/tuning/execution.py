@@ -190,7 +190,15 @@ def _source(job: Job, records: Records) -> Any:
 
     def assignment(trial: Trial) -> dict[str, Any]:
         config = trial_config(job.sweep, trial, job.stage1_uri, records.all())
-        return {"index": trial.index, "name": trial.name, "config": to_dict(config), "replay": []}
+        tags = {"mimic3d.sweep": job.name, "mimic3d.trial": str(trial.index)}
+        tags |= {f"mimic3d.sweep.{path}": str(value) for path, value in trial.point.items()}
+        return {
+            "index": trial.index,
+            "name": trial.name,
+            "config": to_dict(config),
+            "tags": tags,
+            "replay": [],
+        }
 
     return Source()
 

@@ -11,7 +11,7 @@ from mimic3d_platform import tracking
 from mimic3d_platform.console import Console
 from mimic3d_platform.errors import UserError
 from mimic3d_platform.mlflow_server import client, tracking_errors
-from mimic3d_platform.training import EXPERIMENT
+from mimic3d_platform.run_records import EXPERIMENT
 from mimic3d_platform.tuning.plots import label, short
 from mimic3d_platform.tuning.records import Trial
 from mimic3d_platform.tuning.sweep import Sweep

@@ -36,7 +36,7 @@ def concurrency(sweep: Sweep, cluster: Mapping[str, float]) -> int:
             f"{asked} trials of {workers} workers need {asked * workers} {kind}s, the cluster has {have}: "
             f"some would wait for others for ever; set trials.concurrency to {most} or less"
         )
-    batch, accumulate = sweep.base.schedule.batch, getattr(sweep.base.schedule, "accumulate", 1)
+    batch, accumulate = sweep.base.schedule.batch, sweep.base.schedule.accumulate
     if batch % (workers * accumulate):
         raise UserError(
             f"schedule.batch {batch} cannot be split among {workers} workers: change trials.workers"

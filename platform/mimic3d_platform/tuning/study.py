@@ -15,7 +15,8 @@ from mimic3d_platform.console import Console
 from mimic3d_platform.data.parallel import join_ray
 from mimic3d_platform.data.stream import open_dataset, require
 from mimic3d_platform.errors import UserError
-from mimic3d_platform.training import EXPERIMENT, RESULT, train
+from mimic3d_platform.run_records import EXPERIMENT
+from mimic3d_platform.training import RESULT, train
 from mimic3d_platform.tuning.execution import Job, run_trials
 from mimic3d_platform.tuning.journal import REPORT, Follower, log_report, params
 from mimic3d_platform.tuning.records import Records, Trial

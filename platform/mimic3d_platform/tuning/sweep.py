@@ -279,6 +279,12 @@ def _check_scheduler(sweep: Sweep, base: Config) -> None:
         raise UserError(f"scheduler: {scheduler.name} compares trials by one objective; name one")
     stage2, batch = base.schedule.stage2_kimg, base.schedule.batch
     if isinstance(scheduler, Asha):
+        often = base.output.metric_kimg
+        if often is None or often > scheduler.grace_kimg:
+            raise UserError(
+                f"scheduler: asha compares trials from {scheduler.grace_kimg:g} kimg on; set "
+                "output.metric_kimg to that or less, so that there is something to compare"
+            )
         if scheduler.grace_kimg >= base.total_nimg / 1000:
             raise UserError(
                 f"scheduler: grace_kimg {scheduler.grace_kimg:g} stops nothing; a trial has "

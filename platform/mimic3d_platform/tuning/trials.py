@@ -55,8 +55,8 @@ def run_trial(assignment: dict[str, Any], job: dict[str, Any]) -> None:
     Every measurement of the run reaches Tune as a report, the result as the last one.
 
     Args:
-        assignment: "config", "name", and "replay": reports of a trial that is over, which the scheduler has
-            to see again after the sweep was killed; then nothing is trained.
+        assignment: "config", "name", "tags" for MLflow, and "replay": reports of a trial that is over, which
+            the scheduler has to see again after the sweep was killed; then nothing is trained.
         job: "runs_uri", "workers", "parent_run_id" of the sweep in MLflow, "environment" (a reference in a
             list, so that Ray leaves it to us to fetch).
     """
@@ -77,6 +77,7 @@ def run_trial(assignment: dict[str, Any], job: dict[str, Any]) -> None:
         runs_uri=job["runs_uri"],
         workers=job["workers"],
         parent_run_id=job["parent_run_id"],
+        tags=assignment["tags"],
         callbacks=[TuneReportCallback()],
     )
     last = max(result.metrics, default=0)
