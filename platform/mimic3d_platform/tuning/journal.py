@@ -29,9 +29,13 @@ def params(sweep: Sweep) -> dict[str, Any]:
 class Follower:
     """Tells the terminal and MLflow of trials that start and end."""
 
-    def __init__(self, sweep: Sweep, run_id: str, console: Console) -> None:
+    def __init__(self, sweep: Sweep, run_id: str, console: Console | None) -> None:
         self._sweep, self._run_id, self._console = sweep, run_id, console
         self._started: set[int] = set()
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Ray Tune pickles all it is given, to go on from; sweeps go on from their records."""
+        return Follower, (self._sweep, self._run_id, None)
 
     def __call__(self, trial: Trial) -> None:
         values = ", ".join(f"{short(path)} {label(value)}" for path, value in trial.point.items())
@@ -42,12 +46,16 @@ class Follower:
                 if objective.metric in trial.metrics
             ]
             result = trial.error or ", ".join(found) or "nothing measured"
-            self._console.say(f"trial {trial.index} {trial.status} at {trial.kimg:g} kimg: {result}")
+            self._say(f"trial {trial.index} {trial.status} at {trial.kimg:g} kimg: {result}")
             with contextlib.suppress(UserError):
                 close_trial(trial, self._run_id)
         elif trial.index not in self._started:
             self._started.add(trial.index)
-            self._console.say(f"trial {trial.index} starts: {values}")
+            self._say(f"trial {trial.index} starts: {values}")
+
+    def _say(self, line: str) -> None:
+        if self._console is not None:
+            self._console.say(line)
 
 
 def close_trial(trial: Trial, parent_run_id: str) -> None:
