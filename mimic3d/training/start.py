@@ -17,6 +17,7 @@ from mimic3d.config import Config
 STATE = "state.pt"
 WEIGHTS = "generator.safetensors"
 PARTS = ("generator", "ema", "dual", "patch")
+OPTIMIZERS = ("generator_optimizer", "discriminator_optimizer")
 
 
 def read_start(folder: str | Path) -> dict[str, dict[str, Tensor]]:
@@ -77,6 +78,27 @@ def load_start(folder: str | Path, config: Config, networks: Mapping[str, nn.Mod
         network.load_state_dict(state)
         taken.append(name)
     return taken
+
+
+def load_moments(folder: str | Path, optimizers: Mapping[str, torch.optim.Optimizer]) -> None:
+    """Gives optimisers, by their names among `OPTIMIZERS`, Adam's moments of a training checkpoint.
+
+    Rates and decays stay the config's. Begun anew, the moments' first steps throw a trained network back
+    where the rates are high. Parameters whose shape differs, and a start that is no training checkpoint, have
+    none to give.
+    """
+    if not (Path(folder) / STATE).is_file():
+        return
+    stored = torch.load(Path(folder) / STATE, map_location="cpu", weights_only=True)
+    for name, optimizer in optimizers.items():
+        own = optimizer.state_dict()
+        parameters = [p for group in optimizer.param_groups for p in group["params"]]
+        moments = {
+            index: state
+            for index, state in stored[name]["state"].items()
+            if index < len(parameters) and state["exp_avg"].shape == parameters[index].shape
+        }
+        optimizer.load_state_dict(own | {"state": moments})
 
 
 def _may_lack(key: str, state: Mapping[str, Tensor], config: Config) -> bool:

@@ -22,8 +22,8 @@ from mimic3d.training.optimizers import apply_gradients, lazy_adam
 from mimic3d.training.phases import Losses, Moment, Phases, Reals
 from mimic3d.training.randomness import seed_everything
 from mimic3d.training.schedules import blur_sigma, ema_decay, goes_on, stage_at
+from mimic3d.training.start import OPTIMIZERS, load_moments, load_start
 from mimic3d.training.start import PARTS as START_PARTS
-from mimic3d.training.start import load_start
 
 # What a phase is given of a batch, and parts of it.
 Part = Views | Look | Reals
@@ -186,7 +186,9 @@ class Trainer:
             average.copy_(current)
 
     def start_from(self, folder: str | Path) -> list[str]:
-        """Takes the weights of a training checkpoint or a generator; optimisers and the clock start anew.
+        """Takes the weights of a training checkpoint or a generator; the clock starts anew.
+
+        Adam's moments come with the weights where the start has them.
 
         Args:
             folder: a local one, as `save_checkpoint` or `save_generator` writes it, or an imported one.
@@ -196,7 +198,9 @@ class Trainer:
             ValueError: the folder is no start or does not fit the config.
         """
         networks = {name: getattr(self, name) for name in START_PARTS}
-        return load_start(folder, self.config, networks)
+        taken = load_start(folder, self.config, networks)
+        load_moments(folder, {name: getattr(self, name) for name in OPTIMIZERS})
+        return taken
 
     def state_dict(self) -> dict[str, Any]:
         """Everything that the next step depends on, as tensors and plain values."""
