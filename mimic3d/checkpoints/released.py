@@ -1,48 +1,60 @@
-"""EG3D's and Mimic3D's released checkpoints, brought into this project's own format without running them."""
+"""EG3D's and Mimic3D's released checkpoints, brought into this project's own format without running them.
+
+The averaged generator becomes a generator's folder. What a training goes on with, the generator that was not
+averaged and the discriminators, lies beside it where the pickle has it, and `start` takes it from there.
+"""
 
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from safetensors.torch import save_file
+from torch import Tensor, nn
 
 from mimic3d.checkpoints.folder import save_generator
 from mimic3d.checkpoints.inert_pickle import Module, quoted, read_network_pickle
-from mimic3d.checkpoints.sizes import label_scale, released_config
+from mimic3d.checkpoints.sizes import Shapes, label_scale, released_config
 from mimic3d.config import Config
+from mimic3d.networks.discriminators import DualDiscriminator, PatchDiscriminator
 from mimic3d.networks.generator import Generator
+from mimic3d.training.start import TRAINED
 
 NETWORK = "G_ema"
+# The other networks of a pickle, and their names in a run's start.
+_OTHERS = {"G": "generator", "D": "dual", "D_patch": "patch"}
 # Deeper than the released networks nest their parts.
 _MAX_DEPTH = 16
 _FIR = np.outer([1, 3, 3, 1], [1, 3, 3, 1]) / 64
 
 
-def import_released(file: str | Path, destination: str | Path) -> Config:
-    """Writes the averaged generator of a network pickle as a generator's folder, and returns its config.
+def import_released(file: str | Path, destination: str | Path, *, generator_only: bool = False) -> Config:
+    """Writes the networks of a network pickle as a generator's folder, and returns its config.
 
     Nothing in the file is executed. The folder appears whole or not at all.
 
     Args:
         file: a network pickle of EG3D or Mimic3D.
         destination: a folder that is empty or does not exist yet.
+        generator_only: leaves out, unread, what only a training needs.
     Raises:
-        ValueError: the file is not such a pickle, or is damaged, or holds a generator that is not supported;
+        ValueError: the file is not such a pickle, or is damaged, or holds a network that is not supported;
             the destination is taken or cannot be written.
     """
     destination = Path(destination)
     if destination.exists() and (not destination.is_dir() or any(destination.iterdir())):
         raise ValueError(f"{destination} exists and is not an empty folder: name another")
-    generator, config = read_released(file)
+    generator, config, others = _networks(file, generator_only)
     try:
         destination.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix=".mimic3d-import-", dir=destination.parent) as partial:
             folder = save_generator(Path(partial) / "generator", generator, config)
+            if others:
+                save_file(others, folder / TRAINED)
             folder.rename(destination)
     except OSError as error:
         raise ValueError(f"cannot write {destination} ({error.strerror or error})") from None
@@ -51,17 +63,58 @@ def import_released(file: str | Path, destination: str | Path) -> Config:
 
 def read_released(file: str | Path) -> tuple[Generator, Config]:
     """The averaged generator of a network pickle, ready to draw, and its config; see `import_released`."""
+    return _networks(file, generator_only=True)[:2]
+
+
+def _networks(file: str | Path, generator_only: bool) -> tuple[Generator, Config, dict[str, Tensor]]:
+    """The averaged generator, its config, and the tensors of the other networks by their parts' names."""
     try:
-        data = _read(Path(file))
-        root = read_network_pickle(data)
+        root = read_network_pickle(_read(Path(file)))
         network = root.get(NETWORK) if isinstance(root, dict) else None
         if not isinstance(network, Module):
             raise ValueError(f"it holds no network {NETWORK}: it is not an EG3D or Mimic3D checkpoint")
-        tensors = dict(_tensors(network))
-        config = released_config({name: array.shape for name, array in tensors.items()}, network.state)
-        return _generator(config, tensors, label_scale(network.state)), config
+        found = {NETWORK: dict(_tensors(network))}
+        for name in () if generator_only else _OTHERS:
+            if root.get(name) is not None:
+                if not isinstance(root[name], Module):
+                    raise ValueError(f"its {name} is no network")
+                found[name] = _named(name, lambda part=root[name]: dict(_tensors(part)))
+        shapes = {name: _shapes(tensors) for name, tensors in found.items()}
+        config = released_config(shapes[NETWORK], network.state, shapes.get("D"))
+        scale = label_scale(network.state)
+        generator = _generator(config, found.pop(NETWORK), scale)
+        others = {}
+        for name, tensors in found.items():
+            state = _named(name, lambda: _other(name, config, tensors, scale))  # noqa: B023, called at once
+            others |= {f"{_OTHERS[name]}.{key}": tensor for key, tensor in state.items()}
+        return generator, config, others
     except ValueError as error:
         raise ValueError(f"{file}: {error}") from None
+
+
+def _other(name: str, config: Config, tensors: dict[str, np.ndarray], scale: float) -> dict[str, Tensor]:
+    """The state of a network that only a training needs."""
+    if name == "G":
+        return {
+            key: value.contiguous() for key, value in _generator(config, tensors, scale).state_dict().items()
+        }
+    model = config.model
+    widths = (model.discriminator_channel_base, model.discriminator_channel_max)
+    with torch.device("meta"):
+        network: nn.Module = (
+            DualDiscriminator(model.image_resolution, *widths)
+            if name == "D"
+            else PatchDiscriminator(config.patch_resolution, *widths)
+        )
+    return _state("discriminator", _wanted(network), tensors)
+
+
+def _named(name: str, read: Callable[[], Any]) -> Any:
+    """What `read` gives; its errors say that they are of the network `name`."""
+    try:
+        return read()
+    except ValueError as error:
+        raise ValueError(f"in {name}, {error} (to import the generator alone: --generator-only)") from None
 
 
 def _read(file: Path) -> bytes:
@@ -108,27 +161,43 @@ def _generator(config: Config, tensors: dict[str, np.ndarray], label_scale: floa
     """Our generator with the released tensors, each of which must have its place and its shape."""
     with torch.device("meta"):  # Only shapes: nothing is allocated for a file that does not fit them.
         generator = Generator(config.model, config.rendering)
-    wanted = {name: tuple(tensor.shape) for name, tensor in generator.state_dict().items()}
+    wanted = _wanted(generator)
     tensors = dict(tensors)
-    for name in [name for name in tensors if name.endswith("resample_filter")]:
-        taps = tensors.pop(name)
-        if taps.shape != _FIR.shape or not np.allclose(taps, _FIR, rtol=0, atol=1e-6):
-            raise ValueError(f"{quoted(name)} is not the filter [1, 3, 3, 1], the only one supported")
     for name in wanted.keys() | tensors.keys():
         if _is_idle(name):
             # S2D draws without noise; some releases have the buffers all the same.
             tensors.setdefault(name, np.zeros(wanted.get(name, ()), np.float32))
             wanted.setdefault(name, tensors[name].shape)
-    missing, surplus = sorted(wanted.keys() - tensors.keys()), sorted(tensors.keys() - wanted.keys())
-    for names, verb in ((missing, "lacks"), (surplus, "has the surplus tensor")):
-        if names:
-            others = f" and {len(names) - 1} more" if len(names) > 1 else ""
-            raise ValueError(f"its {config.model.architecture} generator {verb} {quoted(names[0])}{others}")
-    state = {name: _tensor(name, array, wanted[name]) for name, array in tensors.items()}
+    state = _state(f"{config.model.architecture} generator", wanted, tensors)
     state["backbone.mapping.embed.weight"] *= label_scale
     own = generator.state_dict().keys()
     generator.load_state_dict({name: state[name] for name in own}, assign=True)
     return generator.eval().requires_grad_(False)
+
+
+def _wanted(network: nn.Module) -> dict[str, tuple[int, ...]]:
+    return {name: tuple(tensor.shape) for name, tensor in network.state_dict().items()}
+
+
+def _shapes(tensors: dict[str, np.ndarray]) -> Shapes:
+    return {name: array.shape for name, array in tensors.items()}
+
+
+def _state(
+    kind: str, wanted: dict[str, tuple[int, ...]], tensors: dict[str, np.ndarray]
+) -> dict[str, Tensor]:
+    """The released tensors of a network, each of which must have its place and its shape."""
+    tensors = dict(tensors)
+    for name in [name for name in tensors if name.endswith("resample_filter")]:
+        taps = tensors.pop(name)
+        if taps.shape != _FIR.shape or not np.allclose(taps, _FIR, rtol=0, atol=1e-6):
+            raise ValueError(f"{quoted(name)} is not the filter [1, 3, 3, 1], the only one supported")
+    missing, surplus = sorted(wanted.keys() - tensors.keys()), sorted(tensors.keys() - wanted.keys())
+    for names, verb in ((missing, "lacks"), (surplus, "has the surplus tensor")):
+        if names:
+            others = f" and {len(names) - 1} more" if len(names) > 1 else ""
+            raise ValueError(f"its {kind} {verb} {quoted(names[0])}{others}")
+    return {name: _tensor(name, array, wanted[name]) for name, array in tensors.items()}
 
 
 def _is_idle(name: str) -> bool:

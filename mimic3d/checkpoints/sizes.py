@@ -34,12 +34,15 @@ _MAX_SAMPLES = 1024
 _PLAIN = (bool, int, float, str, type(None))
 
 
-def released_config(shapes: Shapes, attributes: Mapping[str, Any]) -> Config:
+def released_config(
+    shapes: Shapes, attributes: Mapping[str, Any], discriminator: Shapes | None = None
+) -> Config:
     """The config under which `Generator` has these tensors.
 
     Args:
         shapes: of all parameters and buffers of the released generator, by their full names.
         attributes: the released generator's own: `rendering_kwargs`, `neural_rendering_resolution`.
+        discriminator: of the released dual discriminator, where there is one.
     Raises:
         ValueError: the tensors are not those of an EG3D or Mimic3D generator of a known size, or it renders
             in a way that is not supported.
@@ -50,7 +53,11 @@ def released_config(shapes: Shapes, attributes: Mapping[str, Any]) -> Config:
         raise ValueError("the generator's rendering_kwargs are not a dictionary")
     _require_supported(settings, _SUPPORTED)
     model = _model(shapes, attributes)
+    if discriminator is not None:
+        model = _with_discriminator(model, discriminator)
     size = model.image_resolution
+    # EG3D's has no 3D branch that a second stage could train.
+    stages = {} if model.architecture == "mimic3d" else {"stage2_kimg": 0.0}
     # The data sets that were released at 128 are of ShapeNet's cars, the others of faces.
     base = cars128() if size == 128 else Config()
     return replace(
@@ -59,6 +66,7 @@ def released_config(shapes: Shapes, attributes: Mapping[str, Any]) -> Config:
         model=model,
         rendering=_rendering(base.rendering, settings),
         camera=_camera(base.camera, settings),
+        schedule=replace(base.schedule, **stages),
         imitation=ImitationConfig(
             patch_scale=_PATCH_RESOLUTION / size,
             patch_gan_weight=0.1 if size == 512 else 0.2,
@@ -79,7 +87,7 @@ def _model(shapes: Shapes, attributes: Mapping[str, Any]) -> ModelConfig:
         raise ValueError(f"it has no {_SYNTHESIS}.b4: it is neither an EG3D nor a Mimic3D generator")
     triplane = resolutions[-1]
     widths = {r: _shape(shapes, f"{_SYNTHESIS}.b{r}.conv1.weight", 4)[0] for r in resolutions}
-    channel_base, channel_max = _channels(widths)
+    channel_base, channel_max = _channels(widths, f"{_SYNTHESIS}.b")
     w_dim, labels = _shape(shapes, f"{_MAPPING}.embed.weight", 2)
     if labels != LABEL_SIZE:
         raise ValueError(f"{_MAPPING}.embed reads labels of {labels} numbers, but cameras have {LABEL_SIZE}")
@@ -111,14 +119,26 @@ def _model(shapes: Shapes, attributes: Mapping[str, Any]) -> ModelConfig:
     )
 
 
-def _channels(widths: Mapping[int, int]) -> tuple[int, int]:
+def _with_discriminator(model: ModelConfig, shapes: Shapes) -> ModelConfig:
+    found = (re.fullmatch(r"b(\d{1,6})\.conv0\.weight", name) for name in shapes)
+    try:
+        widths = {int(match[1]): _shape(shapes, match[0], 4)[0] for match in found if match}
+        widths[4] = _shape(shapes, "b4.fc.weight", 2)[0]
+        base, widest = _channels(widths, "b")
+    except ValueError as error:
+        raise ValueError(f"in D, {error} (to import the generator alone: --generator-only)") from None
+    base = max(base, model.image_resolution)
+    return replace(model, discriminator_channel_base=base, discriminator_channel_max=widest)
+
+
+def _channels(widths: Mapping[int, int], prefix: str) -> tuple[int, int]:
     """The base and the maximum of which each width is min(base / resolution, maximum)."""
     widest = max(widths.values())
     base = max(r * width for r, width in widths.items())
     for r, width in widths.items():
         if width != min(base // r, widest):
             raise ValueError(
-                f"{_SYNTHESIS}.b{r} is {width} channels wide, where the other blocks ask for "
+                f"{prefix}{r} is {width} channels wide, where the other blocks ask for "
                 f"{min(base // r, widest)}"
             )
     return base, widest

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from mimic3d.cameras import split_label
 from mimic3d.networks.backbone import TriPlanes
-from mimic3d.networks.generator import Generator
+from mimic3d.networks.generator import Generator, View
 
 BRANCH_CAPTIONS = {"2d": "2D branch", "3d": "3D branch"}
 
@@ -20,11 +20,13 @@ def to_uint8(images: Tensor) -> Tensor:
     return (images * 127.5 + 127.5).round().clamp(0, 255).to(torch.uint8)
 
 
-def depth_image(depth: Tensor, camera: Tensor, box: float, resolution: int) -> Tensor:
+def depth_image(view: View, camera: Tensor, box: float, resolution: int) -> Tensor:
     """Depth as grey: white half a box before the world's centre, black half a box behind it and beyond.
 
+    It fades to black with the opacity, as there is no depth where there is nothing.
+
     Args:
-        depth: (N, 1, r, r), world units.
+        view: depth and opacity (N, 1, r, r).
         camera: (N, 25).
         box: side of the box that holds the object, world units.
         resolution: of the image; pixels are repeated.
@@ -32,7 +34,8 @@ def depth_image(depth: Tensor, camera: Tensor, box: float, resolution: int) -> T
         (N, 3, resolution, resolution) in [-1, 1].
     """
     centre = split_label(camera)[0][:, :3, 3].norm(dim=1).view(-1, 1, 1, 1)
-    grey = ((centre - depth) * (2 / box)).clamp(-1, 1)
+    grey = ((centre - view.depth) * (2 / box)).clamp(-1, 1)
+    grey = (grey + 1) * view.opacity - 1
     return F.interpolate(grey, size=(resolution, resolution), mode="nearest").expand(-1, 3, -1, -1)
 
 
@@ -65,6 +68,6 @@ def cells_of(
         view = G.view(planes, w, camera, branch, max_points)
         images = [view.image]
         if depth:
-            images.append(depth_image(view.depth, camera, G.rendering.box_warp, G.config.image_resolution))
+            images.append(depth_image(view, camera, G.rendering.box_warp, G.config.image_resolution))
         cells += [to_uint8(image).cpu() for image in images]
     return cells

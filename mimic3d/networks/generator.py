@@ -39,6 +39,8 @@ class View(NamedTuple):
     """(N, 3, r, r): of the 2D branch the small render, of the 3D branch the image itself."""
     depth: Tensor
     """(N, 1, r, r), distance along the ray in world units."""
+    opacity: Tensor
+    """(N, 1, r, r), the share of the ray's light that the object takes, from 0 to 1."""
 
 
 class Generator(nn.Module):
@@ -165,8 +167,8 @@ class Generator(nn.Module):
         def render(uv: Tensor) -> Composite:
             return self.render_rays(coarse, *rays(camera, uv), stochastic=stochastic)
 
-        seen, depth = self._render_image(render, resolution, camera, max_points)
-        return View(self.superresolution(seen, w[:, -1]), seen[:, :3], depth)
+        seen, depth, opacity = self._render_image(render, resolution, camera, max_points)
+        return View(self.superresolution(seen, w[:, -1]), seen[:, :3], depth, opacity)
 
     def branch_3d(
         self,
@@ -231,22 +233,21 @@ class Generator(nn.Module):
         def render(uv: Tensor) -> Composite:
             return self.branch_3d(planes, camera, uv, windows=windows)
 
-        image, depth = self._render_image(render, self.config.image_resolution, camera, max_points)
-        return View(image, image, depth)
+        resolution = self.config.image_resolution
+        image, depth, opacity = self._render_image(render, resolution, camera, max_points)
+        return View(image, image, depth, opacity)
 
     def _render_image(
         self, render: Callable[[Tensor], Composite], resolution: int, camera: Tensor, max_points: int | None
-    ) -> tuple[Tensor, Tensor]:
-        """Features (N, C, resolution, resolution) and depth of what `render` sees at each pixel's centre."""
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Features (N, C, resolution, resolution), depth and opacity of what `render` sees at each pixel."""
         uv = pixel_grid(resolution, device=camera.device)
-        features, depths = [], []
+        parts = []
         for part in self._chunks(uv, len(camera), max_points):
             seen = render(part)
-            features.append(seen.features)
-            depths.append(seen.depth)
-        return _as_image(torch.cat(features, dim=1), resolution), _as_image(
-            torch.cat(depths, dim=1), resolution
-        )
+            parts.append((seen.features, seen.depth, seen.weights.sum(dim=-2)))
+        features, depth, opacity = (torch.cat(kind, dim=1) for kind in zip(*parts, strict=True))
+        return _as_image(features, resolution), _as_image(depth, resolution), _as_image(opacity, resolution)
 
     def _chunks(self, uv: Tensor, batch: int, max_points: int | None) -> tuple[Tensor, ...]:
         """`uv` in parts of which one pass of all cameras' rays takes at most `max_points` points."""

@@ -16,6 +16,8 @@ from mimic3d.config import Config
 
 STATE = "state.pt"
 WEIGHTS = "generator.safetensors"
+# Beside an imported generator: the networks that a training goes on with, their names before their tensors'.
+TRAINED = "training.safetensors"
 PARTS = ("generator", "ema", "dual", "patch")
 OPTIMIZERS = ("generator_optimizer", "discriminator_optimizer")
 
@@ -23,7 +25,8 @@ OPTIMIZERS = ("generator_optimizer", "discriminator_optimizer")
 def read_start(folder: str | Path) -> dict[str, dict[str, Tensor]]:
     """The states of networks that a folder holds, by their names among `PARTS`. Nothing in it is executed.
 
-    A training checkpoint holds all of them; of a generator's folder, the one generator is also the average.
+    A training checkpoint holds all of them; of a generator's folder, the one generator is also the average,
+    unless others lie beside it.
 
     Raises:
         ValueError: the folder is neither, or a file of it is damaged.
@@ -36,15 +39,26 @@ def read_start(folder: str | Path) -> dict[str, dict[str, Tensor]]:
         except (OSError, RuntimeError, EOFError, ValueError, KeyError, TypeError, pickle.UnpicklingError):
             raise ValueError(f"{folder / STATE} is damaged: take an earlier checkpoint") from None
     if (folder / WEIGHTS).is_file():
-        try:
-            weights = load_file(folder / WEIGHTS)
-        except SafetensorError as error:
-            raise ValueError(f"{folder / WEIGHTS} is damaged ({error}): fetch it again") from None
-        return {"generator": weights, "ema": weights}
+        weights = _read(folder / WEIGHTS)
+        states = {"generator": weights, "ema": weights}
+        if (folder / TRAINED).is_file():
+            trained: dict[str, dict[str, Tensor]] = {}
+            for name, tensor in _read(folder / TRAINED).items():
+                part, _, key = name.partition(".")
+                trained.setdefault(part, {})[key] = tensor
+            states |= {part: state for part, state in trained.items() if part in PARTS}
+        return states
     raise ValueError(
         f"{folder} holds neither {STATE} nor {WEIGHTS}: the start must be the folder of a training "
         "checkpoint or of a generator"
     )
+
+
+def _read(file: Path) -> dict[str, Tensor]:
+    try:
+        return load_file(file)
+    except SafetensorError as error:
+        raise ValueError(f"{file} is damaged ({error}): fetch it again") from None
 
 
 def load_start(folder: str | Path, config: Config, networks: Mapping[str, nn.Module]) -> list[str]:

@@ -30,7 +30,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mimic3d.cameras import FFHQ_FOCAL, look_at, on_sphere
-from mimic3d.config import Config, ImitationConfig, ModelConfig, RenderingConfig
+from mimic3d.config import Config, ImitationConfig, ModelConfig, RenderingConfig, ScheduleConfig
 from mimic3d.networks.discriminators import DualDiscriminator, PatchDiscriminator
 from mimic3d.networks.generator import Generator
 from mimic3d.rendering.patches import crop, patch_uv
@@ -139,7 +139,14 @@ def config_of(reference: dict[str, Any]) -> Config:
         c["white_background"],
     )
     patch = round(c["image_resolution"] * c["patch_scale"])
-    return Config(model=model, rendering=rendering, imitation=ImitationConfig(patch, c["patch_scale"]))
+    # EG3D's generator has no 3D branch, which a second stage would train.
+    stages = {} if c["aware3d_resolutions"] else {"stage2_kimg": 0.0}
+    return Config(
+        model=model,
+        rendering=rendering,
+        imitation=ImitationConfig(patch, c["patch_scale"]),
+        schedule=ScheduleConfig(**stages),
+    )
 
 
 @contextlib.contextmanager

@@ -14,7 +14,7 @@ from mimic3d.export.grid import image_grid, sample_grid, to_uint8
 from mimic3d.export.latents import interpolate
 from mimic3d.export.mesh import extract_mesh, save_mesh
 from mimic3d.export.video import film, write_video
-from mimic3d.networks.generator import Generator
+from mimic3d.networks.generator import Generator, View
 
 MODEL = ModelConfig(
     image_resolution=32,
@@ -114,16 +114,20 @@ def test_an_orbit_video_plays(G, w, tmp_path):
 def test_depth_is_white_before_the_centre_and_black_behind_it():
     depth = torch.tensor([0.9, 1.7, 2.5, 9.0]).view(1, 1, 2, 2)
     distance = CAMERAS[0, [3, 7, 11]].norm()
-    shown = depth_image(depth + distance - 1.7, CAMERAS[:1], 1.6, 4)
+    image, opaque = torch.zeros(1, 3, 4, 4), torch.ones(1, 1, 2, 2)
+    view = View(image, image, depth + distance - 1.7, opaque)
+    shown = depth_image(view, CAMERAS[:1], 1.6, 4)
     assert shown.shape == (1, 3, 4, 4)
     assert shown[0, 0, ::2, ::2].tolist() == [pytest.approx([1, 0], abs=1e-5), pytest.approx([-1, -1])]
+    nothing = depth_image(view._replace(opacity=opaque * 0), CAMERAS[:1], 1.6, 4)
+    assert (nothing == -1).all()
 
 
 def test_depths_stand_beside_the_images_they_are_of(G, w):
     sheet = np.asarray(sample_grid(G, w, CAMERAS[:2], branches=["3d"], depth=True))
     assert sheet.shape[1] == 4 * 98 - 2
     view = G.view(G.planes(w), w, CAMERAS[1:2].expand(2, -1), "3d")
-    expected = to_uint8(depth_image(view.depth.detach(), CAMERAS[1:2].expand(2, -1), 1.6, 32))
+    expected = to_uint8(depth_image(view, CAMERAS[1:2].expand(2, -1), 1.6, 32))
     shown = sheet[-96::3, 3 * 98 : 3 * 98 + 96 : 3].astype(int)
     assert np.abs(shown - expected[1].permute(1, 2, 0).numpy().astype(int)).max() <= 1
 

@@ -29,11 +29,17 @@ def pull(
 def import_checkpoint(
     file: Annotated[Path, typer.Argument(help="A network pickle that EG3D or Mimic3D released (.pkl).")],
     destination: Annotated[Path, typer.Argument(help="The generator's folder, which must not exist yet.")],
+    generator_only: Annotated[
+        bool, typer.Option("--generator-only", help="Leave out the discriminators, which only a start needs.")
+    ] = False,
 ) -> None:
     """Bring a released checkpoint into a generator's folder; nothing in it is executed."""
     from mimic3d.checkpoints.released import import_released
 
-    model = import_released(file, destination).model
+    try:
+        model = import_released(file, destination, generator_only=generator_only).model
+    except ValueError as error:
+        raise UserError(str(error)) from error
     Console().say(f"{destination}: a generator of {model.architecture} for {model.image_resolution}² images")
 
 
