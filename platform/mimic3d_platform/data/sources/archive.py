@@ -124,7 +124,9 @@ def _zip_entries(uri: str) -> dict[str, Entry]:
     entries: dict[str, Entry] = {}
     try:
         listed = _list_zip(uri)
-    except (zipfile.BadZipFile, struct.error, NotImplementedError, EOFError) as error:
+    except UserError:
+        raise
+    except (zipfile.BadZipFile, struct.error, NotImplementedError, EOFError, ValueError) as error:
         raise UserError(
             f"{uri} is no zip, or one that was cut short ({error}): copy it again, or give a folder"
         ) from error
