@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import re
+from pathlib import Path
+from typing import Any
+
 import yaml
 
 from mimic3d.config import fingerprint, to_dict
@@ -11,6 +15,8 @@ from mimic3d_platform.launch import resolve_config
 from mimic3d_platform.submission import Work
 
 CONFIG = "config.yaml"
+# A config or a sweep file; what is larger is data, and belongs in object storage.
+LARGEST_FILE = 1_000_000
 
 
 def training_work(
@@ -18,7 +24,7 @@ def training_work(
     data: str | None,
     assignments: list[str],
     name: str | None,
-    workers: int | None,
+    workers: str | None,
     runs: str | None,
     register: str | None,
     alias: str | None,
@@ -31,6 +37,7 @@ def training_work(
         UserError: anything that `mimic3d train` would refuse, or a place that the cluster cannot have.
     """
     config = resolve_config(recipe, data, assignments)
+    fewest_workers(workers)
     name = run_names.check_name(name or config.recipe)
     require_shared("data set", config.data.uri)
     if runs:
@@ -44,6 +51,89 @@ def training_work(
         files={CONFIG: yaml.safe_dump(to_dict(config), sort_keys=False, allow_unicode=True)},
         identity=f"{fingerprint(config)} {runs or run_names.DEFAULT_RUNS_URI}",
     )
+
+
+def fewest_workers(workers: str | None) -> int:
+    """How many workers a run cannot do without: N of `N` and of `N:MOST`; 1 where it takes what there is.
+
+    Raises:
+        UserError: it is neither.
+    """
+    if workers is None:
+        return 1
+    match = re.fullmatch(r"([1-9]\d*)(?::([1-9]\d*))?", workers)
+    if not match or int(match[2] or match[1]) < int(match[1]):
+        raise UserError(f"--workers {workers}: give a number, or LEAST:MOST, such as 4 or 2:8")
+    return int(match[1])
+
+
+def command_work(kind: str, arguments: list[str]) -> Work:
+    """Any other group of commands for a cluster, its command line as it is, with the small files it names.
+
+    Args:
+        kind: the command, such as `data`, with an entry point in `jobs/`.
+        arguments: what follows it, such as `render s3://…`.
+    Raises:
+        UserError: a folder or a large file of this machine is named.
+        click's usage errors: the command would not take these arguments.
+    """
+    parse(kind, arguments)
+    files: dict[str, str] = {}
+    sent: list[str] = []
+    for argument in arguments:
+        option, separator, value = (
+            argument.partition("=") if argument.startswith("--") else ("", "", argument)
+        )
+        path = Path(value)
+        if "://" not in value and not path.is_absolute() and path.exists() and value:
+            value = _file(path, files)
+        sent.append(option + separator + value)
+    readable = next((argument for argument in arguments if not argument.startswith("-")), kind)
+    name = sent[sent.index("--name") + 1] if "--name" in sent[:-1] else Path(readable).stem
+    return Work(kind, name, tuple(sent), files)
+
+
+def parse(kind: str, arguments: list[str]) -> None:
+    """Reads a command line as the command itself would, and runs nothing.
+
+    Raises:
+        UserError: there is no such command.
+        click's usage errors: an option or an argument is wrong or missing.
+    """
+    import typer.main
+
+    from mimic3d_platform.cli.app import app
+
+    command: Any = typer.main.get_command(app)
+    context: Any = None
+    names = [kind, *arguments]
+    name = "mimic3d"
+    while hasattr(command, "get_command"):
+        context = command.context_class(command, parent=context, info_name=name)
+        if not names:
+            raise UserError(f"say what to do: see `{context.command_path} --help`")
+        name, *names = names
+        found = command.get_command(context, name)
+        if found is None:
+            raise UserError(f"no such command {name!r}: see `{context.command_path} --help`")
+        command = found
+    command.make_context(name, names, parent=context)
+
+
+def _file(path: Path, files: dict[str, str]) -> str:
+    """The name under which a small text file travels."""
+    if path.is_dir() or path.stat().st_size > LARGEST_FILE:
+        raise UserError(f"{path} is on this machine only: put it into object storage, and name it s3://…")
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError):
+        raise UserError(
+            f"{path} cannot be read as text: put it into object storage, name it s3://…"
+        ) from None
+    if files.get(path.name, text) != text:
+        raise UserError(f"two files are named {path.name}: rename one")
+    files[path.name] = text
+    return path.name
 
 
 def require_shared(what: str, place: str) -> None:

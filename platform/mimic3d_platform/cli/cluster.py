@@ -30,6 +30,8 @@ WithCode = Annotated[
     bool, typer.Option("--with-code", help="Send this checkout's tracked sources, for trying changes.")
 ]
 Detach = Annotated[bool, typer.Option("--detach", help="Do not follow the job's output.")]
+# What a command does not know itself it hands on.
+_ANY_ARGUMENTS = {"allow_extra_args": True, "ignore_unknown_options": True}
 JobName = Annotated[str, typer.Argument(metavar="JOB", help="A job's id, or the name of its run.")]
 
 
@@ -40,7 +42,8 @@ def submit_train(
     name: Annotated[str | None, typer.Option(help="The run's name; the recipe's when not given.")] = None,
     overrides: Overrides = None,
     workers: Annotated[
-        int | None, typer.Option(help="Ray Train workers; all GPUs or CPUs by default.", min=1)
+        str | None,
+        typer.Option(help="Ray Train workers: a number, or LEAST:MOST; all GPUs or CPUs by default."),
     ] = None,
     runs: Annotated[str | None, typer.Option(help="The folder of all runs: s3://…")] = None,
     register: Annotated[str | None, typer.Option(help="Register the generator under this name.")] = None,
@@ -50,10 +53,18 @@ def submit_train(
     detach: Detach = False,
 ) -> None:
     """Train a recipe on the cluster: `mimic3d train`, there."""
-    from mimic3d_platform.work import training_work
+    from mimic3d_platform.work import fewest_workers, training_work
 
     work = training_work(recipe, data, overrides or [], name, workers, runs, register, alias)
-    _submit(work, address, workers or 1, with_code, detach)
+    _submit(work, address, fewest_workers(workers), with_code, detach)
+
+
+@submit.command("data", context_settings=_ANY_ARGUMENTS)
+def submit_data(
+    context: typer.Context, address: Address = None, with_code: WithCode = False, detach: Detach = False
+) -> None:
+    """Work on data sets there: what follows is as for `mimic3d data`, such as `render s3://…`."""
+    _submit_command("data", context, address, with_code, detach)
 
 
 @jobs.command("list")
@@ -102,6 +113,14 @@ def _connect(address: str | None) -> Cluster:
     cluster = find_cluster(address)
     cluster.check()
     return cluster
+
+
+def _submit_command(
+    kind: str, context: typer.Context, address: str | None, with_code: bool, detach: bool
+) -> None:
+    from mimic3d_platform.work import command_work
+
+    _submit(command_work(kind, context.args), address, 1, with_code, detach)
 
 
 def _submit(work: Work, address: str | None, workers: int, with_code: bool, detach: bool) -> None:

@@ -15,14 +15,21 @@ if TYPE_CHECKING:
 
 @app.command()
 def up(
-    nodes: Annotated[int, typer.Option(help="Ray nodes on this machine.")] = 1,
+    nodes: Annotated[
+        int | None, typer.Option(help="Ray nodes on this machine; as many as there were when not given.")
+    ] = None,
     cpus: Annotated[int | None, typer.Option(help="CPUs that each Ray node hands out.")] = None,
+    mlflow_database: Annotated[
+        str | None,
+        typer.Option(help="PostgreSQL for MLflow, postgresql://USER@HOST/DB; its password in PGPASSWORD."),
+    ] = None,
 ) -> None:
     """Start object storage, MLflow and Ray on this machine, on loopback."""
     from mimic3d_platform import local
 
     console = Console()
-    _print_stack(local.up(nodes=nodes, cpus=cpus, on_progress=console.say), console)
+    found = local.up(nodes=nodes, cpus=cpus, on_progress=console.say, database=mlflow_database)
+    _print_stack(found, console)
 
 
 @app.command()

@@ -14,6 +14,7 @@ from pathlib import Path
 from mimic3d_platform import storage
 from mimic3d_platform.errors import UserError
 from mimic3d_platform.local import processes, services, state
+from mimic3d_platform.local.database import choose_database, remember_database
 from mimic3d_platform.settings import Settings, default_home
 
 START_PATIENCE_S = 120.0
@@ -54,28 +55,37 @@ class StackStatus:
 
 def up(
     home: Path | None = None,
-    nodes: int = 1,
+    nodes: int | None = None,
     cpus: int | None = None,
     on_progress: Progress = lambda line: None,
+    database: str | None = None,
 ) -> StackStatus:
     """Bring the stack up: start what is not running, wait until all answers, make the buckets.
 
     Args:
         home: the folder of its state; `$MIMIC3D_HOME` or its default if not given.
-        nodes: how many Ray nodes; more than one is for trying the loss of one.
+        nodes: how many Ray nodes; more than one is for trying the loss of one. As many as there were, alive
+            or dead, if not given; those beyond it are ended.
         cpus: how many CPUs each node hands out; all of the machine's if not given. A running node keeps its.
         on_progress: is told, line by line, what happens.
+        database: PostgreSQL for MLflow, `postgresql://USER@HOST/DATABASE` without the password; the one of
+            the last time, else SQLite, if not given.
     Raises:
         UserError: a service is missing, dies or does not answer; names it, its log and the way out.
     """
-    for name, value in (("nodes", nodes), ("cpus", 1 if cpus is None else cpus)):
-        if value < 1:
+    for name, value in (("nodes", nodes), ("cpus", cpus)):
+        if value is not None and value < 1:
             raise UserError(f"{name} is {value}; give at least 1")
     home = _home(home)
     with state.locked(home) as stack:
         secrets = state.credentials(stack)
-        kinds = [services.ObjectStorage(), services.Tracking(), services.RayHead(cpus)]
-        kinds += [services.RayNode(index, cpus) for index in range(2, nodes + 1)]
+        database_url, other_database = choose_database(stack, database)
+        further = _further_nodes(stack)
+        wanted = range(2, nodes + 1) if nodes is not None else further
+        superfluous = [f"ray-{index}" for index in further if index not in wanted]
+        _end(stack, superfluous + (["mlflow"] if other_database else []))
+        kinds = [services.ObjectStorage(), services.Tracking(database_url), services.RayHead(cpus)]
+        kinds += [services.RayNode(index, cpus) for index in wanted]
         state.make_runtime(stack)
         # All are laid out before any is started: what is missing is said while nothing runs yet.
         for kind, launch in [(kind, _launch(stack, kind, secrets)) for kind in _to_start(stack, kinds)]:
@@ -83,6 +93,8 @@ def up(
             on_progress(f"{kind.title}: starting")
         state.write_environment(stack, _environment(stack, secrets))
         _wait(stack, kinds, on_progress)
+        if other_database:
+            remember_database(stack, database_url)
         _make_buckets(stack, secrets)
     return status(home)
 
@@ -121,8 +133,21 @@ def _home(home: Path | None) -> Path:
 def _kinds(stack: state.Stack) -> list[services.ServiceKind]:
     """The three services every stack has, and those further Ray nodes that this one has running."""
     kinds = [services.ObjectStorage(), services.Tracking(), services.RayHead()]
-    further = [name for name, known in stack.services.items() if name.startswith("ray-") and known.leader]
-    return [*kinds, *(services.RayNode(int(name.removeprefix("ray-"))) for name in further)]
+    return [*kinds, *map(services.RayNode, _further_nodes(stack))]
+
+
+def _further_nodes(stack: state.Stack) -> list[int]:
+    """The numbers of the Ray nodes beside the head that run, or ran when they were last seen."""
+    names = [name for name, known in stack.services.items() if name.startswith("ray-") and known.leader]
+    return sorted(int(name.removeprefix("ray-")) for name in names)
+
+
+def _end(stack: state.Stack, names: list[str]) -> None:
+    """End services that are not to run, or not as they are."""
+    known = {name: stack.service(name).leader for name in names}
+    processes.end([leader for leader in known.values() if leader])
+    _forget(stack, names)
+    stack.save()
 
 
 def _look(stack: state.Stack, kind: services.ServiceKind) -> ServiceStatus:

@@ -5,12 +5,17 @@
 """
 
 import argparse
+import contextlib
+import copy
 import socket
 import sys
 import time
 
+import psutil
 import ray._private.node
 import ray._private.parameter
+
+ATTEMPTS = 3
 
 
 def main() -> None:
@@ -35,10 +40,25 @@ def main() -> None:
         min_worker_port=0,
         max_worker_port=0,
     )
-    node = ray._private.node.Node(parameters, head=False, shutdown_at_exit=True, spawn_reaper=True)
+    node = _start(parameters)
     while not node.dead_processes():
         time.sleep(1.0)
     sys.exit("a process of this Ray node has died")
+
+
+def _start(parameters: ray._private.parameter.RayParams) -> ray._private.node.Node:
+    """The node; Ray gives its raylet 30 s to come up, which on a busy machine may take several attempts."""
+    for attempt in range(1, ATTEMPTS + 1):
+        try:
+            fresh = copy.copy(parameters)  # Ray fills in what it finds out.
+            return ray._private.node.Node(fresh, head=False, shutdown_at_exit=True, spawn_reaper=True)
+        except Exception:
+            if attempt == ATTEMPTS:
+                raise
+            for process in psutil.Process().children(recursive=True):
+                with contextlib.suppress(psutil.Error):
+                    process.kill()
+    raise AssertionError("the last attempt returns or raises")
 
 
 def _wait_for(host: str, port: int, patience_s: float = 100.0) -> None:

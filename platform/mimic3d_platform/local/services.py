@@ -17,6 +17,8 @@ from pathlib import Path
 from typing import ClassVar, Protocol
 
 from mimic3d_platform.errors import UserError
+from mimic3d_platform.local.database import sqlalchemy_url
+from mimic3d_platform.local.database import variables as password_place
 from mimic3d_platform.local.state import Stack, write_private
 
 HOST = "127.0.0.1"
@@ -24,7 +26,7 @@ DATA_BUCKET = "mimic3d"
 ARTIFACT_BUCKET = "mimic3d-artifacts"
 
 # What a service must not inherit: settings for services of the user's own.
-_NOT_INHERITED = ("AWS_", "MLFLOW_", "RAY_", "WEED_")
+_NOT_INHERITED = ("AWS_", "MLFLOW_", "RAY_", "WEED_", "PGPASS")
 
 
 @dataclass(frozen=True)
@@ -119,11 +121,14 @@ class ObjectStorage:
 
 
 class Tracking:
-    """The MLflow server: SQLite beside it, artifacts served through it out of the object storage."""
+    """The MLflow server: SQLite beside it, or PostgreSQL; artifacts served out of the object storage."""
 
     name = "mlflow"
     title = "MLflow"
     ports = ["mlflow"]  # noqa: RUF012
+
+    def __init__(self, database_url: str | None = None) -> None:
+        self.database_url = database_url
 
     def launch(self, stack: Stack, ports: Mapping[str, int], secrets: Mapping[str, str]) -> Launch:
         """The server's command; runs refer to `mlflow-artifacts:/`, so no port is stored in its database."""
@@ -132,11 +137,16 @@ class Tracking:
         folder.mkdir(exist_ok=True)
         command = [
             *(sys.executable, "-m", "mlflow", "server"),
-            *("--backend-store-uri", f"sqlite:///{folder / 'mlflow.db'}"),
             *("--serve-artifacts", "--artifacts-destination", f"s3://{ARTIFACT_BUCKET}/mlflow"),
             *("--host", HOST, "--port", str(ports["mlflow"]), "--workers", "1"),
         ]
-        variables = {
+        database = {"MLFLOW_BACKEND_STORE_URI": f"sqlite:///{folder / 'mlflow.db'}"}
+        if self.database_url:
+            database = {
+                "MLFLOW_BACKEND_STORE_URI": sqlalchemy_url(self.database_url),
+                **password_place(stack),
+            }
+        variables = database | {
             "AWS_ENDPOINT_URL": ObjectStorage().url(stack.service("s3").ports),
             "AWS_ACCESS_KEY_ID": secrets["AWS_ACCESS_KEY_ID"],
             "AWS_SECRET_ACCESS_KEY": secrets["AWS_SECRET_ACCESS_KEY"],
