@@ -31,7 +31,7 @@ SECRETS = {
     "s3-credentials": {"AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"},
     "s3-identities": {"identities.json"},
     "mlflow-credentials": {"MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_PASSWORD"},
-    "mlflow-server": {"basic_auth.ini", "session_key"},
+    "mlflow-server": {"login", "session_key"},
     "postgresql": {"password"},
 }
 

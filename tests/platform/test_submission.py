@@ -6,6 +6,8 @@ They are sent, followed, left, found again and stopped, or refused in one line, 
 import contextlib
 import json
 import os
+import re
+import shlex
 import shutil
 import signal
 import subprocess
@@ -31,7 +33,11 @@ from stack_processes import alive, stack_processes
 pytestmark = pytest.mark.timeout(1500)
 
 ROOT = Path(__file__).parents[2]
-DATA = "s3://mimic3d/data/boxes"
+# What the README says, as it says it: the cluster, the training, and how to find it again.
+README = (ROOT / "README.md").read_text()
+BLOCK = re.search(r"^## Submit to a cluster\n.*?^```sh\n(.*?)^```", README, re.M | re.S)
+UP, TRAIN, *FIND = [shlex.split(line)[1:] for line in BLOCK[1].splitlines()]
+DATA, NAME = (TRAIN[TRAIN.index(option) + 1] for option in ("--data", "--name"))
 OVERRIDES = {
     "schedule.batch": 4,
     "schedule.stage1_kimg": 0.008,
@@ -42,7 +48,6 @@ OVERRIDES = {
     "output.metric_images": 4,
     "output.metric_identities": 1,
 }
-TRAIN = ["submit", "train", "cars-demo", "--data", DATA, "--workers", "2"]
 SETTINGS = [part for key, value in OVERRIDES.items() for part in ("--set", f"{key}={value}")]
 LONG = ["--set", "schedule.stage1_kimg=80"]
 
@@ -78,7 +83,7 @@ def cluster() -> Iterator[Cluster]:
     environment["MIMIC3D_HOME"] = str(home)
     with postgresql_server() as database:
         try:
-            arguments = ("up", "--nodes", 3, "--cpus", 1, "--mlflow-database", database.url)
+            arguments = (*UP, "--mlflow-database", database.url)
             up = mimic3d(*arguments, timeout=600, **environment, PGPASSWORD=database.password)
             assert up.returncode == 0, up.stderr
             stored = json.loads(stack_file(home).read_text())
@@ -105,7 +110,7 @@ def rendered(cluster: Cluster, tmp_path_factory: pytest.TempPathFactory) -> subp
 
 @pytest.fixture(scope="module")
 def trained(cluster: Cluster, rendered: subprocess.CompletedProcess) -> subprocess.CompletedProcess:
-    return cluster.run(*TRAIN, "--name", "short", *SETTINGS)
+    return cluster.run(*TRAIN, *SETTINGS)
 
 
 def test_status_shows_three_nodes(cluster: Cluster) -> None:
@@ -129,19 +134,18 @@ def test_a_training_is_followed_to_its_end_and_found_again(
     assert trained.returncode == 0, trained.stdout + trained.stderr
     lines = trained.stdout.splitlines()
     job = lines[0].split()[1].rstrip(":")
-    assert job.startswith("train-short-") and f"submitted to {cluster.url}" in lines[0]
+    assert job.startswith(f"train-{NAME}-") and f"submitted to {cluster.url}" in lines[0]
     assert [line for line in lines if line.startswith("MLflow: http://127.0.0.1:") and "/runs/" in line]
     assert lines[-1] == f"job {job}: SUCCEEDED" and "metric" in trained.stdout
-    listed = cluster.run("jobs", "list")
-    assert any("short" in line and "SUCCEEDED" in line for line in listed.stdout.splitlines())
-    logs = cluster.run("jobs", "logs", "short")
+    listed, logs = (cluster.run(*arguments) for arguments in FIND)
+    assert any(NAME in line and "SUCCEEDED" in line for line in listed.stdout.splitlines())
     assert logs.returncode == 0 and logs.stdout.splitlines()[-1] in trained.stdout
 
 
 def test_mlflow_keeps_its_runs_in_postgresql(cluster: Cluster, trained: subprocess.CompletedProcess) -> None:
     connection = psycopg2.connect(cluster.database.url, password=cluster.database.password)
     with contextlib.closing(connection), connection.cursor() as cursor:
-        cursor.execute("SELECT status FROM runs WHERE name = 'short'")
+        cursor.execute("SELECT status FROM runs WHERE name = %s", (NAME,))
         assert cursor.fetchall() == [("FINISHED",)]
         cursor.execute("SELECT count(*) FROM metrics")
         assert cursor.fetchone()[0] > 10
@@ -151,7 +155,7 @@ def test_mlflow_keeps_its_runs_in_postgresql(cluster: Cluster, trained: subproce
 def test_one_run_is_one_job_that_can_be_left_found_and_stopped(
     cluster: Cluster, rendered: subprocess.CompletedProcess, tmp_path: Path
 ) -> None:
-    arguments = [*TRAIN, "--name", "long", *SETTINGS, *LONG]
+    arguments = [*TRAIN, *SETTINGS, "--name", "long", *LONG]
     log = tmp_path / "log"
     first = start_mimic3d(*arguments, log=log, **cluster.environment)
     try:

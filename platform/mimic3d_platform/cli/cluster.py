@@ -19,8 +19,8 @@ submit = typer.Typer(
     help="Send work to a running Ray cluster; the same work sent twice is one job.", no_args_is_help=True
 )
 jobs = typer.Typer(help="Find the jobs of a Ray cluster again.", no_args_is_help=True)
-app.add_typer(submit, name="submit", rich_help_panel="Clusters")
-app.add_typer(jobs, name="jobs", rich_help_panel="Clusters")
+app.add_typer(submit, name="submit")
+app.add_typer(jobs, name="jobs")
 
 Address = Annotated[
     str | None,
