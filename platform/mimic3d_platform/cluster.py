@@ -58,6 +58,8 @@ class Cluster:
                 f"no Ray cluster answers at {self.url} ({reason}): check --address, and that its dashboard "
                 "can be reached from here"
             ) from None
+        if answer.status_code in (401, 403) and "authentication token" not in answer.text:
+            raise UserError(self._stranger())
         if answer.status_code == 401:
             raise UserError(
                 f"Ray at {self.url} wants a token and none was given: set RAY_AUTH_MODE=token and "
