@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +11,7 @@ from mimic3d.config import fingerprint, to_dict
 from mimic3d_platform import runs as run_names
 from mimic3d_platform.errors import UserError
 from mimic3d_platform.launch import resolve_config
+from mimic3d_platform.scaling import parse_workers
 from mimic3d_platform.submission import Work
 
 CONFIG = "config.yaml"
@@ -54,17 +54,16 @@ def training_work(
 
 
 def fewest_workers(workers: str | None) -> int:
-    """How many workers a run cannot do without: N of `N` and of `N:MOST`; 1 where it takes what there is.
+    """How many workers a run cannot do without: the least of a range; 1 where it takes what there is.
 
     Raises:
-        UserError: it is neither.
+        UserError: it is no number and no range, or an empty one.
     """
-    if workers is None:
-        return 1
-    match = re.fullmatch(r"([1-9]\d*)(?::([1-9]\d*))?", workers)
-    if not match or int(match[2] or match[1]) < int(match[1]):
-        raise UserError(f"--workers {workers}: give a number, or LEAST:MOST, such as 4 or 2:8")
-    return int(match[1])
+    count = parse_workers(workers)
+    least, most = count if isinstance(count, tuple) else (count, count)
+    if least is not None and not 1 <= least <= most:
+        raise UserError(f"--workers {workers}: give a number from 1, or LEAST:MOST, such as 4 or 2:8")
+    return least or 1
 
 
 def command_work(kind: str, arguments: list[str]) -> Work:
