@@ -144,7 +144,7 @@ def find_cluster(address: str | None = None) -> Cluster:
 
 
 def _url(address: str) -> str:
-    address = address.strip().rstrip("/")
+    address = address.strip()
     url = address if "://" in address else f"http://{address}"
     parts = urlsplit(url)
     try:
@@ -156,7 +156,7 @@ def _url(address: str) -> str:
             f"--address {parts.scheme}://{parts.netloc.rpartition('@')[2]} is not a dashboard's: give "
             "http://HEAD:8265, and its token in RAY_AUTH_TOKEN"
         )
-    return url
+    return url.rstrip("/")
 
 
 def _token(environment: Mapping[str, str] = os.environ) -> tuple[str | None, str]:
