@@ -300,7 +300,8 @@ def test_secrets_from_files_become_variables_of_the_command_only(tmp_path: Path)
     (tmp_path / "password").write_text("s3cret $x 'y'\n")
     program = INFRA / "images" / "secrets-from-files.sh"
     environment = {"PATH": os.environ["PATH"], "PGPASSWORD_FILE": str(tmp_path / "password")}
-    command = [str(program), "sh", "-c", 'printf %s "$PGPASSWORD"']
+    environment["SSL_CERT_FILE"] = str(tmp_path / "password")  # Another's, and no secret.
+    command = [str(program), "sh", "-c", 'printf %s%s "$PGPASSWORD" "${SSL_CERT:-}"']
     run = subprocess.run(command, env=environment, capture_output=True, text=True)
     assert run.stdout == "s3cret $x 'y'" and not run.stderr
     environment["PGPASSWORD_FILE"] = str(tmp_path / "none")

@@ -67,10 +67,12 @@ def mlflow(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
             _wait(f"http://127.0.0.1:{port}/health", server, folder / "log")
             yield f"http://127.0.0.1:{port}"
         finally:
-            family = [server, *psutil.Process(server.pid).children(recursive=True)]
-            arguments = [" ".join(process.cmdline()) for process in family[1:]]
-            for process in family:
-                process.kill()
+            arguments = []
+            if server.poll() is None:
+                family = [psutil.Process(server.pid), *psutil.Process(server.pid).children(recursive=True)]
+                arguments = [" ".join(process.cmdline()) for process in family]
+                for process in family:
+                    process.kill()
             server.wait()
         said = (folder / "log").read_text() + "".join(arguments)
         assert not [secret for secret in (LOGIN, database.password, "x" * 48) if secret in said]
