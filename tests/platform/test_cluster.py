@@ -1,6 +1,8 @@
 """Which cluster is meant, and whose token goes there."""
 
 import json
+import socket
+import time
 from pathlib import Path
 
 import pytest
@@ -75,10 +77,23 @@ def test_what_is_no_dashboard_s_address_is_one_line_without_a_password(address: 
     assert "hunter2" not in str(caught.value) and "\n" not in str(caught.value)
 
 
-def test_an_empty_token_file_is_one_line(tmp_path: Path) -> None:
+def test_a_token_file_that_is_empty_or_not_there_is_one_line(tmp_path: Path) -> None:
     (tmp_path / "token").write_text("\n")
     with pytest.raises(UserError, match="is empty"):
         find_cluster()
+    (tmp_path / "token").unlink()
+    with pytest.raises(UserError, match="cannot read Ray's token from RAY_AUTH_TOKEN_PATH"):
+        find_cluster()
+
+
+def test_a_head_that_does_not_answer_is_told_in_bounded_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("mimic3d_platform.cluster.ASK_TIMEOUT_S", 0.5)
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        place = f"127.0.0.1:{silent.getsockname()[1]}"
+        started = time.monotonic()
+        with pytest.raises(UserError, match=f"no Ray cluster answers at http://{place} .nothing within"):
+            find_cluster(place).check()
+        assert time.monotonic() - started < 10
 
 
 # Work.
@@ -122,6 +137,7 @@ def test_small_files_travel_and_folders_do_not(tmp_path: Path, monkeypatch: pyte
 
 @pytest.mark.parametrize("workers", ["0", "3:2", "two", "1:2:3", "-1"])
 def test_workers_of_no_number_are_refused(workers: str) -> None:
+    assert (fewest_workers("4"), fewest_workers("2:8"), fewest_workers(None)) == (4, 2, 1)
     with pytest.raises(UserError, match=f"--workers {workers}"):
         fewest_workers(workers)
 
