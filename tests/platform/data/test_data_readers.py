@@ -5,8 +5,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from data_samples import camera_of, picture
+from data_samples import camera_of, picture, png
 from PIL import Image
+
+from mimic3d_platform.data.ingest import ingest_dataset
 
 COUNT = 600
 
@@ -68,3 +70,16 @@ def test_hugging_face(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPa
         row = data.cast_column("image", datasets.Image())[599]
         assert data.num_rows == COUNT and len(row["camera"]) == 25
         assert np.array_equal(np.asarray(row["image"]), picture(599, 4))
+
+
+def test_the_documentation_s_table_is_ingested_as_it_stands(tmp_path: Path) -> None:
+    text = (Path(__file__).parents[3] / "docs" / "data.md").read_text()
+    table = text.split("```csv\n")[1].split("```")[0]
+    (tmp_path / "set" / "red").mkdir(parents=True)
+    (tmp_path / "set" / "cameras.csv").write_text(table)
+    (tmp_path / "set" / "red" / "0001.png").write_bytes(png(picture(1, 4)))
+    manifest = ingest_dataset(str(tmp_path / "set"), str(tmp_path / "out"), here=True)
+    assert manifest.count == 1 and manifest.columns[-2:] == ["weight", "paint"]
+    assert manifest.cameras["pitch"] == pytest.approx([0, 0]) and manifest.cameras["radius"][
+        0
+    ] == pytest.approx(1.7)
