@@ -14,7 +14,7 @@ from mimic3d_platform.launch import resolve_config
 from mimic3d_platform.scaling import parse_workers
 from mimic3d_platform.submission import Work
 
-CONFIG = "config.yaml"
+CONFIG, SWEEP = "config.yaml", "sweep.yaml"
 # A config or a sweep file; what is larger is data, and belongs in object storage.
 LARGEST_FILE = 1_000_000
 
@@ -50,6 +50,31 @@ def training_work(
         arguments=(CONFIG, *given),
         files={CONFIG: yaml.safe_dump(to_dict(config), sort_keys=False, allow_unicode=True)},
         identity=f"{fingerprint(config)} {runs or run_names.DEFAULT_RUNS_URI}",
+    )
+
+
+def sweep_work(
+    file: Path, data: str | None, assignments: list[str], name: str | None, runs: str | None
+) -> Work:
+    """`mimic3d sweep` for a cluster: the sweep travels whole, with the config that its file names.
+
+    Raises:
+        UserError: anything that `mimic3d sweep` would refuse, or a place that the cluster cannot have.
+    """
+    from mimic3d_platform.tuning.sweep import load_sweep, sweep_to_yaml
+
+    sweep = load_sweep(file, data, assignments)
+    name = run_names.check_name(name or file.stem)
+    require_shared("data set", sweep.config["data"]["uri"])
+    if runs:
+        require_shared("folder of runs", runs)
+    text = sweep_to_yaml(sweep)
+    return Work(
+        kind="sweep",
+        name=name,
+        arguments=(SWEEP, "--name", name, *(("--runs", runs) if runs else ())),
+        files={SWEEP: text},
+        identity=f"{text} {runs or run_names.DEFAULT_RUNS_URI}",
     )
 
 

@@ -2,6 +2,8 @@
 
 import json
 import socket
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -13,8 +15,10 @@ from mimic3d_platform.local.database import choose_database
 from mimic3d_platform.local.state import Stack
 from mimic3d_platform.settings import stack_file
 from mimic3d_platform.submission import Work
-from mimic3d_platform.work import command_work, fewest_workers, training_work
+from mimic3d_platform.tuning.sweep import load_sweep
+from mimic3d_platform.work import command_work, fewest_workers, sweep_work, training_work
 
+ROOT = Path(__file__).parents[2]
 URL = "http://127.0.0.1:21001"
 
 
@@ -118,6 +122,23 @@ def test_the_config_travels_resolved_and_the_command_names_no_secret(monkeypatch
     assert "lpips_weight: 0.25" in sent.files["config.yaml"]
     assert sent.command == "python -m jobs.train config.yaml --name cars-demo --workers 2"
     assert "hunter2" not in repr(sent)
+
+
+def test_a_sweep_travels_resolved_and_is_read_the_same_there(tmp_path: Path) -> None:
+    sent = sweep_work(ROOT / "sweeps" / "imitation.yaml", "s3://mimic3d/x", ["seed=3"], None, None)
+    assert sent.command == "python -m jobs.sweep sweep.yaml --name imitation"
+    (tmp_path / "sweep.yaml").write_text(sent.files["sweep.yaml"])
+    there = load_sweep(tmp_path / "sweep.yaml")
+    assert there == load_sweep(ROOT / "sweeps" / "imitation.yaml", "s3://mimic3d/x", ["seed=3"])
+    assert there.config["seed"] == 3 and there.config["data"]["uri"] == "s3://mimic3d/x"
+
+
+@pytest.mark.parametrize("kind", ["train", "sweep", "data"])
+def test_every_entry_point_is_a_command(kind: str) -> None:
+    help_ = subprocess.run(
+        [sys.executable, ROOT / "jobs" / f"{kind}.py", "--help"], capture_output=True, text=True, timeout=100
+    )
+    assert help_.returncode == 0 and "Usage: " in help_.stdout
 
 
 def test_small_files_travel_and_folders_do_not(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -57,6 +58,31 @@ def submit_train(
 
     work = training_work(recipe, data, overrides or [], name, workers, runs, register, alias)
     _submit(work, address, fewest_workers(workers), with_code, detach)
+
+
+@submit.command("sweep")
+def submit_sweep(
+    file: Annotated[Path, typer.Argument(help="The sweep file here, such as sweeps/imitation.yaml.")],
+    data: Annotated[str | None, typer.Option(help="The data set's folder: s3://…")] = None,
+    name: Annotated[str | None, typer.Option(help="The sweep's name; the file's when not given.")] = None,
+    overrides: Overrides = None,
+    runs: Annotated[str | None, typer.Option(help="The folder of all runs: s3://…")] = None,
+    address: Address = None,
+    with_code: WithCode = False,
+    detach: Detach = False,
+) -> None:
+    """Try many settings on the cluster: `mimic3d sweep`, there. The report is in MLflow."""
+    from mimic3d_platform.work import sweep_work
+
+    _submit(sweep_work(file, data, overrides or [], name, runs), address, 1, with_code, detach)
+
+
+@submit.command("evaluate", context_settings=_ANY_ARGUMENTS)
+def submit_evaluate(
+    context: typer.Context, address: Address = None, with_code: WithCode = False, detach: Detach = False
+) -> None:
+    """Measure a model there: what follows is as for `mimic3d evaluate`."""
+    _submit_command("evaluate", context, address, with_code, detach)
 
 
 @submit.command("data", context_settings=_ANY_ARGUMENTS)

@@ -92,7 +92,7 @@ def up(
             _start(stack, kind, launch)
             on_progress(f"{kind.title}: starting")
         state.write_environment(stack, _environment(stack, secrets))
-        _wait(stack, kinds, on_progress)
+        _wait(stack, kinds, secrets, on_progress)
         if other_database:
             remember_database(stack, database_url)
         _make_buckets(stack, secrets)
@@ -219,10 +219,16 @@ def _start(stack: state.Stack, kind: services.ServiceKind, launch: services.Laun
     starting.go()
 
 
-def _wait(stack: state.Stack, kinds: list[services.ServiceKind], on_progress: Progress) -> None:
-    """Wait until every service answers."""
+def _wait(
+    stack: state.Stack, kinds: list[services.ServiceKind], secrets: dict[str, str], on_progress: Progress
+) -> None:
+    """Wait until every service answers.
+
+    A part of Ray that dies is started once more: Ray gives its own parts 30 s, too few on a busy machine.
+    """
     began = time.monotonic()
     waiting = list(kinds)
+    again = {kind.name for kind in kinds if kind.name.startswith("ray")}
     while waiting:
         for kind in list(waiting):
             known = stack.service(kind.name)
@@ -233,6 +239,11 @@ def _wait(stack: state.Stack, kinds: list[services.ServiceKind], on_progress: Pr
                 known.ready = True
                 stack.save()
                 waiting.remove(kind)
+            elif known.leader.process() is None and kind.name in again:
+                again.remove(kind.name)
+                processes.end([known.leader], patience_s=3.0)
+                _start(stack, kind, _launch(stack, kind, secrets))
+                on_progress(f"{kind.title}: starting again")
             elif known.leader.process() is None:
                 _give_up(stack, kind, "stopped while starting", end_it=True)
             elif time.monotonic() - began > START_PATIENCE_S:
