@@ -83,6 +83,8 @@ class ImitationConfig:
     """Above 0, windows are drawn from the whole image down to `patch_scale`, larger ones first (EpiGRAF)."""
     patch_label: Literal["none", "window"] = "none"
     """What the patch discriminator is told: nothing, or its window's scale and place."""
+    extractors: str = ""
+    """What judges likeness: "lpips-vgg16:1,lpips-alex:0.5"; LPIPS on VGG16, or its stand-in, when empty."""
     lpips_weight: float = 1.0
     patch_gan_weight: float = 0.1
 

@@ -92,6 +92,8 @@ def check(config: Config) -> None:
     require(guided == 0 or guided >= 4, "rendering.guided_samples", guided, "0, or at least 4")
     _check_patches(config)
     _check_branches(config)
+    if config.imitation.extractors:
+        parse_extractors(config.imitation.extractors)
     values = flatten(dataclasses.asdict(config))
     for key, least in AT_LEAST.items():
         require(values[key] >= least, key, values[key], f"at least {least}")
@@ -137,6 +139,21 @@ def check(config: Config) -> None:
         require(
             whole, f"{section}.{key}", images / 1000, f"a multiple of the batch ({schedule.batch} images)"
         )
+
+
+def parse_extractors(text: str) -> list[tuple[str, float]]:
+    """The names and weights of "lpips-vgg16:1,lpips-alex:0.5"; a name without a weight has 1."""
+    parsed = []
+    for item in text.split(","):
+        name, _, number = item.partition(":")
+        try:
+            weight = float(number or 1)
+        except ValueError:
+            weight = math.nan
+        good = bool(name.strip()) and math.isfinite(weight) and weight > 0
+        require(good, "imitation.extractors", text, "name:weight,name:weight, weights above 0")
+        parsed.append((name.strip(), weight))
+    return parsed
 
 
 def _check_branches(config: Config) -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 ROOT = Path(__file__).parents[1]
 PLATFORM_LIBRARIES = {"ray", "mlflow", "boto3", "s3fs", "pyarrow", "mimic3d_platform"}
 HEAVY = {"torch", "torchvision", "ray", "mlflow", "pyarrow", "trimesh"}
+LOCAL = "mimic3d/training/local.py"
 FILES = sorted((ROOT / "mimic3d").rglob("*.py"))
 
 
@@ -33,7 +34,9 @@ def loaded_after(code: str) -> set[str]:
 
 def test_the_method_imports_no_platform_library() -> None:
     assert len(FILES) > 20
-    assert {str(file): found for file in FILES if (found := imported_by(file) & PLATFORM_LIBRARIES)} == {}
+    found = {str(file.relative_to(ROOT)): imported_by(file) & PLATFORM_LIBRARIES for file in FILES}
+    # A machine that has only PyTorch reads shards with pyarrow, once it is asked to.
+    assert {file: names for file, names in found.items() if names} == {LOCAL: {"pyarrow"}}
 
 
 def test_no_module_of_the_method_loads_a_platform_library() -> None:

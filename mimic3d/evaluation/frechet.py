@@ -19,9 +19,14 @@ from mimic3d.networks.generator import DEFAULT_MAX_POINTS, Generator
 from mimic3d.training.randomness import counter_generator
 
 
-def frechet_name(extractor: str, branch: str) -> str:
-    """`fid_inception2015/3d` or `fd_mobilenetv2/2d`: the metric's name says extractor and branch."""
-    return f"{'fid' if extractor == 'inception2015' else 'fd'}_{extractor}/{branch}"
+def frechet_name(extractor: str, branch: str, other_camera: bool = False) -> str:
+    """`fid_inception2015/3d` or `fd_mobilenetv2/2d`: the metric's name says extractor and branch.
+
+    `other_camera` names CGS-GAN's FID3D, `fid3d_inception2015/3d`: of images whose generator was told another
+    camera than they are seen from.
+    """
+    kind = "fid" if extractor == "inception2015" else "fd"
+    return f"{kind}{'3d' if other_camera else ''}_{extractor}/{branch}"
 
 
 def kernel_name(extractor: str, branch: str) -> str:
@@ -140,8 +145,12 @@ def generated_images(
     branches: Sequence[str] | None = None,
     batch: int = 8,
     max_points: int = DEFAULT_MAX_POINTS,
+    other_camera: bool = False,
 ) -> Iterator[dict[str, Tensor]]:
     """The images that metrics judge: no truncation, cameras drawn from the data, G told the same camera.
+
+    With `other_camera` G is told another one, drawn likewise: a generator that bakes the camera into the
+    object, instead of turning it, is found out (CGS-GAN's FID3D).
 
     Image i is a function of (seed, i) alone, so workers may share out `indices` in any way.
 
@@ -159,7 +168,11 @@ def generated_images(
         z = torch.stack([torch.randn(G.config.z_dim, generator=source) for source in sources])
         picked = [int(torch.randint(len(cameras), (), generator=source)) for source in sources]
         camera = cameras[picked].to(device)
-        w = G.mapping(z.to(device), camera)
+        told = camera
+        if other_camera:
+            picked = [int(torch.randint(len(cameras), (), generator=source)) for source in sources]
+            told = cameras[picked].to(device)
+        w = G.mapping(z.to(device), told)
         planes = G.planes(w, detail="3d" in branches, noise="const")
         yield {
             branch: to_uint8(G.view(planes, w, camera, branch, max_points).image).cpu() for branch in branches

@@ -76,18 +76,19 @@ class PerceptualDistance(nn.Module):
         """Distance of each image in `x` from its counterpart in `y`.
 
         Args:
-            x: (N, 3, h, w) in [-1, 1], h and w at least 16. Gradients flow to it.
+            x: (N, 3, h, w) in [-1, 1]; smaller than 16 pixels, it is enlarged. Gradients flow to it.
             y: as `x`; taken as constant.
         Returns:
             (N,), 0 for equal images.
         Raises:
-            ValueError: shapes that differ, or images smaller than 16 pixels.
+            ValueError: shapes that differ, or are not of RGB images.
         """
-        if x.shape != y.shape or x.ndim != 4 or x.shape[1] != 3 or min(x.shape[2:]) < MIN_SIZE:
+        if x.shape != y.shape or x.ndim != 4 or x.shape[1] != 3:
             raise ValueError(
-                f"the perceptual distance takes two batches of RGB images of one shape, at least {MIN_SIZE} "
-                f"pixels a side; got {tuple(x.shape)} and {tuple(y.shape)}"
+                "the perceptual distance takes two batches of RGB images of one shape; "
+                f"got {tuple(x.shape)} and {tuple(y.shape)}"
             )
+        x, y = enlarged(x, MIN_SIZE), enlarged(y, MIN_SIZE)
         with torch.no_grad():
             targets = [_unit_length(features) for features in self.features(y)]
         distance = x.new_zeros(x.shape[0])
@@ -104,6 +105,15 @@ class PerceptualDistance(nn.Module):
             hidden = block(hidden if i == 0 else nn.functional.max_pool2d(hidden, 2))
             outputs.append(hidden)
         return outputs
+
+
+def enlarged(images: Tensor, least: int) -> Tensor:
+    """(N, C, h, w) at `least` pixels a side, enlarged (bilinear) where they are smaller."""
+    smallest = min(images.shape[2:])
+    if smallest >= least:
+        return images
+    size = [round(side * least / smallest) for side in images.shape[2:]]
+    return nn.functional.interpolate(images, size=size, mode="bilinear", align_corners=False)
 
 
 def _unit_length(features: Tensor) -> Tensor:

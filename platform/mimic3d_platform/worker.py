@@ -78,7 +78,7 @@ class _Worker:
         import ray
 
         from mimic3d.checkpoints.training import Progress
-        from mimic3d.losses.perceptual import PerceptualDistance
+        from mimic3d.losses.imitation import imitation_distance
         from mimic3d.training.trainer import Trainer
         from mimic3d_platform import weights
         from mimic3d_platform.checkpoint_writer import CheckpointWriter
@@ -94,7 +94,7 @@ class _Worker:
         self.tell("loading networks and data", 0)
         self.watch = NoticeWatch(self.board, rank, world_size)
         name = self.job["networks"]["perceptual"]
-        perceptual = PerceptualDistance.from_file(weights.resolve(name), name)
+        perceptual = imitation_distance(config.imitation.extractors or name, weights.resolve)
         self.trainer = Trainer(config, perceptual, self.device, rank, world_size)
         self.store = CheckpointStore(self.runs_uri, self.job["name"])
         resumption = Resumption(self.store, self.trainer, rank, self.watch.group, self.note)

@@ -1,9 +1,13 @@
 """The perceptual distance: the lpips package's numbers, no graph for targets, no NaN gradients."""
 
+import sys
+
 import pytest
 import torch
 from torch import Tensor
 
+from mimic3d.config import Config, override
+from mimic3d.losses.imitation import FeatureDistance, imitation_distance, levels_of, lpips_alex
 from mimic3d.losses.perceptual import VGG16_BLOCKS, PerceptualDistance
 
 
@@ -12,8 +16,7 @@ def one_thread():
     torch.set_num_threads(1)
 
 
-@pytest.fixture(scope="module")
-def weights() -> dict[str, Tensor]:
+def random_vgg16() -> dict[str, Tensor]:
     """VGG16's convolutions at random (He) initialisation; real weights are tested where they are resolved."""
     generator = torch.Generator().manual_seed(0)
     tensors, index, width = {}, 0, 3
@@ -25,6 +28,11 @@ def weights() -> dict[str, Tensor]:
             index, width = index + 2, out
         index += 1
     return tensors
+
+
+@pytest.fixture(scope="module")
+def weights() -> dict[str, Tensor]:
+    return random_vgg16()
 
 
 @pytest.fixture(scope="module")
@@ -77,11 +85,75 @@ def test_gradients_are_finite_where_no_feature_is_active(weights):
 
 def test_sizes_and_shapes_that_cannot_be(weights):
     distance = PerceptualDistance(weights, "hed-vgg16")
-    with pytest.raises(ValueError, match=r"at least 16 pixels a side; got \(1, 3, 8, 16\)"):
-        distance(torch.zeros(1, 3, 8, 16), torch.zeros(1, 3, 8, 16))
+    with pytest.raises(ValueError, match=r"of RGB images of one shape; got \(1, 4, 16, 16\)"):
+        distance(torch.zeros(1, 4, 16, 16), torch.zeros(1, 4, 16, 16))
     with pytest.raises(ValueError, match="one shape"):
         distance(torch.zeros(1, 3, 16, 16), torch.zeros(2, 3, 16, 16))
     with pytest.raises(ValueError, match="'vgg'; known: lpips-vgg16, hed-vgg16"):
         PerceptualDistance(weights, "vgg")
     with pytest.raises(ValueError, match=r"have nothing at features.28.bias, shape \(512,\) expected"):
         PerceptualDistance({k: v for k, v in weights.items() if k != "features.28.bias"}, "hed-vgg16")
+
+
+# Other networks, and several.
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")
+def test_lpips_on_alexnet_is_the_packages(images):
+    import lpips
+    from torchvision.models import alexnet
+
+    reference = lpips.LPIPS(net="alex", pnet_rand=True, verbose=False)
+    layers = alexnet().features
+    state = {"features." + key.split(".", 1)[1]: value for key, value in reference.net.state_dict().items()}
+    layers.load_state_dict({key.removeprefix("features."): value for key, value in state.items()})
+    x, y = (torch.nn.functional.interpolate(image, size=(48, 64)) for image in images)
+    torch.testing.assert_close(lpips_alex(layers)(x, y), reference(x, y).flatten(), rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", ["resnet18", "mobilenet_v3_small", "squeezenet1_1"])
+def test_any_convolutional_network_of_torchvision_judges(images, name):
+    from torchvision.models import get_model
+
+    distance = FeatureDistance(levels_of(get_model(name, weights=None), f"torchvision.{name}"))
+    x, y = images[0].clone().requires_grad_(), images[1]
+    found = distance(x, y)
+    assert found.shape == (2,) and (found > 0).all()
+    assert distance(x, x.detach()).abs().max() < 1e-10
+    found.sum().backward()
+    assert x.grad.isfinite().all() and x.grad.abs().sum() > 0
+    assert not any(module.training for module in distance.train().modules())
+    small = torch.rand(2, 3, 8, 8)
+    assert distance(small, 1 - small).isfinite().all(), "patches of 8 pixels are enlarged"
+
+
+def test_several_networks_are_weighted(weights, images, tmp_path):
+    from safetensors.torch import save_file
+
+    save_file(weights, tmp_path / "weights.safetensors")
+    asked = []
+
+    def weights_of(name):
+        asked.append(name)
+        return tmp_path / "weights.safetensors"
+
+    one = imitation_distance("lpips-vgg16", weights_of)
+    both = imitation_distance("lpips-vgg16:2, hed-vgg16:0.5", weights_of)
+    other = PerceptualDistance(weights, "hed-vgg16")
+    torch.testing.assert_close(both(*images), 2 * one(*images) + 0.5 * other(*images))
+    assert asked == ["lpips-vgg16", "lpips-vgg16", "hed-vgg16"]
+
+
+def test_an_extractor_that_cannot_be_had_is_one_line(monkeypatch):
+    with pytest.raises(ValueError, match="names 'vgg', but must be of lpips-vgg16, "):
+        imitation_distance("vgg", str)
+    with pytest.raises(ValueError, match="torchvision has no network nonsense of use here"):
+        imitation_distance("torchvision.nonsense", str)
+    monkeypatch.setitem(sys.modules, "timm", None)
+    with pytest.raises(ValueError, match=r"timm.resnet18 needs the package timm: pip install timm"):
+        imitation_distance("timm.resnet18", str)
+    with pytest.raises(ValueError, match=r"torchvision.vit has no feature maps of several resolutions"):
+        levels_of(torch.nn.Sequential(torch.nn.Flatten()), "torchvision.vit")
+    for text in ("lpips-vgg16:0", ":1", "lpips-vgg16:x", "lpips-vgg16,,"):
+        with pytest.raises(ValueError, match=r"imitation.extractors is"):
+            override(Config(), {"imitation.extractors": text})

@@ -6,7 +6,7 @@ import colorsys
 
 import numpy as np
 
-from mimic3d_platform.data import counter
+from mimic3d.training import counter
 from mimic3d_platform.data.meshes import Mesh
 
 _GOLDEN = 0.6180339887498949

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from mimic3d.training import counter
 from mimic3d_platform import storage
-from mimic3d_platform.data import counter
 from mimic3d_platform.data.camera_plot import camera_plot
 from mimic3d_platform.data.cameras import yaw_pitch_radius
 from mimic3d_platform.data.dataset import cameras_of, open_dataset, require

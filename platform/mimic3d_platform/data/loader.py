@@ -26,7 +26,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from mimic3d_platform.data.order import EpochOrder
+from mimic3d.training.order import EpochOrder
 from mimic3d_platform.data.reader import RowReader
 from mimic3d_platform.data.schema import CAMERA_SIZE, Manifest
 from mimic3d_platform.errors import UserError

@@ -8,10 +8,10 @@ from collections.abc import Iterable
 
 import numpy as np
 
+from mimic3d.training.order import WINDOW_BYTES
 from mimic3d_platform import storage
 from mimic3d_platform.data.cache import CACHE_BYTES, ShardCache, cache_folder
 from mimic3d_platform.data.decoding import BadImage, decode_into
-from mimic3d_platform.data.order import WINDOW_BYTES
 from mimic3d_platform.data.rowfile import Damaged, PixelFile, RowFile
 from mimic3d_platform.data.schema import CAMERA_SIZE, Manifest
 from mimic3d_platform.errors import UserError

@@ -19,8 +19,8 @@ import numpy as np
 import torch
 
 from mimic3d import cameras as geometry
+from mimic3d.training import counter
 from mimic3d_platform import storage
-from mimic3d_platform.data import counter
 from mimic3d_platform.data.card import model_records
 from mimic3d_platform.data.colouring import recolour
 from mimic3d_platform.data.furniture import load_cars

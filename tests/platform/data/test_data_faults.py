@@ -18,9 +18,9 @@ import pytest
 from data_samples import camera_of, picture, png, row_numbers
 
 from fault_proxy import FaultProxy
+from mimic3d.training.order import EpochOrder
 from mimic3d_platform import storage
 from mimic3d_platform.data.cache import ShardCache
-from mimic3d_platform.data.order import EpochOrder
 from mimic3d_platform.data.rowfile import RowFile
 from mimic3d_platform.data.stream import TrainingStream, open_dataset
 from mimic3d_platform.data.writer import DatasetWriter

@@ -12,8 +12,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from mimic3d_platform.data import order
-from mimic3d_platform.data.order import EpochOrder
+from mimic3d.training import order
+from mimic3d.training.order import EpochOrder
 from mimic3d_platform.data.rowfile import RowFile
 from mimic3d_platform.data.stream import (
     Batch,

@@ -2,16 +2,31 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 
-from mimic3d_platform.data import counter
-from mimic3d_platform.data.schema import Manifest
+from mimic3d.training import counter
 
 # Rows are shuffled among as many shards as this holds, so that a set far larger than a disk is read in
 # passing. It decides the order: to change it is to break the resumption of running trainings.
 WINDOW_BYTES = 2**30
+
+
+class Shard(Protocol):
+    """What the order asks of a data set's file."""
+
+    rows: int
+    bytes: int
+
+
+class Shards(Protocol):
+    """What the order asks of a data set: its files, and how many rows they have together."""
+
+    count: int
+    shards: Sequence[Shard]
 
 
 @dataclass(frozen=True)
@@ -31,7 +46,7 @@ class EpochOrder:
     one, two, four … shards, so that a training need not fetch a whole window before its first batch.
     """
 
-    def __init__(self, manifest: Manifest, seed: int) -> None:
+    def __init__(self, manifest: Shards, seed: int) -> None:
         self.count, self._seed = manifest.count, seed
         self._bytes = np.array([shard.bytes for shard in manifest.shards], dtype=np.int64)
         self._rows = np.array([shard.rows for shard in manifest.shards], dtype=np.int64)
