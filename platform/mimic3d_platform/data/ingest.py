@@ -200,9 +200,10 @@ def _tabulate(
             f"the camera of {listing.names[first]} in {source.uri} has {faults[first]}: correct it{more}"
         )
     entries = [source.entries[name] for name in listing.entries]
+    names = [_row_name(*pair) for pair in zip(listing.names, listing.entries, strict=True)]
     columns: dict[str, Any] = {
         "entry": listing.entries,
-        "name": listing.names,
+        "name": names,
         "identity": listing.identities,
         "label": pa.FixedSizeListArray.from_arrays(pa.array(labels.reshape(-1)), CAMERA_SIZE),
         "width": listing.sizes[:, 0],
@@ -220,14 +221,20 @@ def _tabulate(
     elif listing.weights is not None:
         columns["weight"] = listing.weights
     if mirror:
-        twins = {_twin(name) for name in listing.names}
-        if repeated := twins.intersection(listing.names):
+        twins = {_twin(name) for name in names}
+        if repeated := twins.intersection(names):
             raise UserError(
                 f"{source.uri} has mirrored twins already ({min(repeated)} is one): leave out --mirror"
             )
     for name, (kind, values) in listing.extras.items():
         columns[f"extra {name}"] = pa.array(values, pa.type_for_alias(kind))
     return pa.table(columns), cameras.lose_digits(labels)
+
+
+def _row_name(name: str, entry: str) -> str:
+    """What a row is called: the listing's name for the image, made such that a zip may hold it."""
+    clean = posixpath.normpath(name.replace("\\", "/"))
+    return entry if clean.startswith("../") else clean
 
 
 def _digest(table: pyarrow.Table) -> str:

@@ -57,18 +57,37 @@ ingest_dataset(sys.argv[1], sys.argv[2], here=True, shard_bytes=1500,
 """
 
 
+def ingest_in_a_process(*arguments: object, **limits: int) -> subprocess.Popen:
+    """Runs `INGEST`; with `largest`, no file may grow beyond so many bytes, as on a disk that is full."""
+    text = "".join(
+        f"import resource; resource.setrlimit(resource.RLIMIT_FSIZE, ({most}, {most}))\n"
+        for most in limits.values()
+    )
+    return subprocess.Popen(
+        [sys.executable, "-c", text + INGEST, *map(str, arguments)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=os.environ | {"PYTHONPATH": os.pathsep.join(path for path in sys.path if path)},
+    )
+
+
+def test_a_full_disk_is_one_line_and_the_run_goes_on_when_there_is_room(scene: Scene, tmp_path: Path) -> None:
+    source, uri = write_zip(tmp_path / "given.zip", eg3d_files(scene)), tmp_path / "set"
+    process = ingest_in_a_process(source, uri, largest=1000)
+    _, errors = process.communicate(timeout=100)
+    last = errors.strip().splitlines()[-1]
+    assert process.returncode and f"cannot write {uri}/part-00000.parquet" in last, last
+    assert not list(uri.glob("*.parquet")) and not list(uri.glob(".*"))
+    assert ingest_dataset(str(source), str(uri), here=True).count == 60
+
+
 @pytest.mark.parametrize("stop", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
 def test_an_ingestion_that_is_stopped_goes_on_with_the_same_bytes(
     scene: Scene, tmp_path: Path, stop: signal.Signals
 ) -> None:
     source, uri = write_zip(tmp_path / "given.zip", eg3d_files(scene)), tmp_path / "set"
-    process = subprocess.Popen(
-        [sys.executable, "-c", INGEST, str(source), str(uri)],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.DEVNULL,
-        text=True,
-        env=os.environ | {"PYTHONPATH": os.pathsep.join(path for path in sys.path if path)},
-    )
+    process = ingest_in_a_process(source, uri)
     assert process.stdout is not None
     while int(process.stdout.readline()) < 10:
         pass

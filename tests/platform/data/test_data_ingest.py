@@ -25,10 +25,12 @@ from posed_scene import (
 from mimic3d_platform import storage
 from mimic3d_platform.data.cameras import cropped, mirrored
 from mimic3d_platform.data.ingest import ingest_dataset
+from mimic3d_platform.data.inspect import inspect_dataset
 from mimic3d_platform.data.meshes import load_folder
 from mimic3d_platform.data.pictures import parse_crop
 from mimic3d_platform.data.schema import Manifest
 from mimic3d_platform.data.stream import TrainingStream, open_dataset
+from mimic3d_platform.data.verify import verify_dataset
 from mimic3d_platform.errors import UserError
 
 
@@ -96,13 +98,24 @@ def test_a_table_s_columns_pass_through(scene: Scene, tmp_path: Path) -> None:
         assert {(row["paint"], row["year"]) for row in rows} == {("red", year)}
 
 
-def test_object_storage_is_like_a_disk(scene: Scene, tmp_path: Path, s3_folder: str) -> None:
-    local, _ = ingest(write_zip(tmp_path / "set.zip", eg3d_files(scene)), tmp_path / "out")
-    storage.copy_tree(tmp_path / "set.zip", f"{s3_folder}/set.zip")
+def test_object_storage_is_like_a_disk_and_ray_like_one_process(
+    stack, scene: Scene, tmp_path: Path, s3_folder: str
+) -> None:
+    source = write_zip(tmp_path / "set.zip", eg3d_files(scene))
+    local, _ = ingest(source, tmp_path / "out", shard_bytes=1000)
+    storage.copy_tree(source, f"{s3_folder}/set.zip")
     storage.copy_tree(write_folder(tmp_path / "set", eg3d_files(scene)), f"{s3_folder}/folder")
     for source in ("set.zip", "folder"):
-        remote, _ = ingest(f"{s3_folder}/{source}", f"{s3_folder}/out-{source}")
-        assert remote.fingerprint == local.fingerprint
+        remote = ingest_dataset(f"{s3_folder}/{source}", f"{s3_folder}/out-{source}", shard_bytes=1000)
+        assert remote.fingerprint == local.fingerprint and len(remote.shards) > 2
+        report = verify_dataset(f"{s3_folder}/out-{source}")
+        assert (report.rows, report.problems) == (6, [])
+    found = inspect_dataset(f"{s3_folder}/out-folder", f"{s3_folder}/sheet.png", duplicates=True, here=False)
+    assert found["duplicates"]["exact"]["images"] == 0 and storage.exists(f"{s3_folder}/sheet.png")
+    broken = eg3d_files(scene) | {scene.names[4]: b"noise"}
+    storage.copy_tree(write_zip(tmp_path / "broken.zip", broken), f"{s3_folder}/broken.zip")
+    with pytest.raises(UserError, match=r"img00000004\.png of s3://.* is no readable image"):
+        ingest_dataset(f"{s3_folder}/broken.zip", f"{s3_folder}/out", shard_bytes=1000)
 
 
 def test_identities_follow_the_folders_of_objects_and_not_those_of_thousands(
@@ -181,6 +194,16 @@ def test_jpeg_and_webp_stay_as_given_and_a_changed_one_is_png(scene: Scene, tmp_
     assert {row["name"]: row["image"] for row in rows} == {name: files[name] for name in names}
     _, rows = ingest(tmp_path / "set", tmp_path / "small", resize=8)
     assert [row["name"] for row in rows] == ["a.png", "b.png", "c.png"]
+
+
+def test_names_as_other_systems_write_them_are_names_that_a_zip_may_hold(
+    scene: Scene, tmp_path: Path
+) -> None:
+    files = eg3d_files(scene)
+    odd = [f".\\{name}".replace("/", "\\") for name in scene.names]
+    files["dataset.json"] = dataset_json(odd, scene.labels).encode()
+    _, rows = ingest(write_zip(tmp_path / "set.zip", files), tmp_path / "out")
+    assert [row["name"] for row in rows] == list(scene.names)
 
 
 def test_an_up_axis_is_turned_to_y(scene: Scene, tmp_path: Path) -> None:
