@@ -19,7 +19,6 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.pictures import COUNTS
 from mimic3d_platform import storage
 from mimic3d_platform.data.decoding import decode_into
 
@@ -193,9 +192,13 @@ CONTESTANTS: dict[str, Callable[[str, Path, int, int], Batches]] = {
 }
 
 
-def measure(name: str, uri: str, cache: Path, side: int, workers: int, seconds: float) -> dict[str, float]:
+def measure(
+    name: str, uri: str, cache: Path, *, side: int, workers: int, count: int, seconds: float
+) -> dict[str, float]:
     """One contestant: an epoch from object storage, then two from what it keeps, then `seconds` of those.
 
+    Args:
+        count: images of the set.
     Returns:
         first_batch (s), cold and warm (images a second). Building the contestant counts as cold, importing
         libraries does not.
@@ -216,10 +219,10 @@ def measure(name: str, uri: str, cache: Path, side: int, workers: int, seconds: 
     batches = CONTESTANTS[name](uri, cache, side, workers)
     seen = _size(next(batches))
     first = time.perf_counter() - began
-    while seen < COUNTS[side]:
+    while seen < count:
         seen += _size(next(batches))
     cold = seen / (time.perf_counter() - began)
-    while seen < 3 * COUNTS[side]:
+    while seen < 3 * count:
         seen += _size(next(batches))
     rates = []
     for _ in range(3):

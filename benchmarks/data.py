@@ -37,22 +37,26 @@ def main() -> None:
         return _measure(json.loads(arguments.measure))
     signal.signal(signal.SIGTERM, lambda *_: sys.exit("error: stopped"))
     use_services()
-    from benchmarks.contestants import CONTESTANTS
-    from benchmarks.pictures import make_pictures, write_all
+    from benchmarks.contestants import BATCH, CONTESTANTS
+    from benchmarks.pictures import COUNTS, make_pictures, write_all
     from mimic3d_platform import storage
 
     names = [name for name in CONTESTANTS if not arguments.only or name in arguments.only]
     uri = f"s3://mimic3d/bench-{uuid.uuid4().hex[:8]}"
     found: dict[str, list[dict[str, float]]] = {}
+    counts: dict[int, int] = {}
     try:
         for side in arguments.sides:
-            write_all(make_pictures(side), side, f"{uri}/{side}")
+            counts[side] = max(round(COUNTS[side] * arguments.share), 2 * BATCH)
+            write_all(make_pictures(side, counts[side]), side, f"{uri}/{side}")
         for number in range(arguments.rounds):
             for side in arguments.sides:
                 for workers in arguments.workers:
                     for name in names:
                         task = {"name": name, "uri": f"{uri}/{side}", "side": side, "workers": workers}
-                        result = _run(task | {"seconds": arguments.seconds})
+                        result = _run(task | {"count": counts[side], "seconds": arguments.seconds})
+                        if result is None:
+                            continue
                         found.setdefault(f"{side}|{workers}|{name}", []).append(result)
                         print(f"round {number + 1}: {side} {workers} {name}: {result}", flush=True)
     finally:
@@ -61,7 +65,7 @@ def main() -> None:
         key: {measure: statistics.median(run[measure] for run in runs) for measure in runs[0]}
         for key, runs in found.items()
     }
-    table = as_table(medians, arguments.rounds)
+    table = as_table(medians, counts, arguments.rounds)
     print(table)
     if arguments.docs:
         write_docs(Path(arguments.docs), medians, table)
@@ -71,6 +75,7 @@ def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rounds", type=int, default=2)
     parser.add_argument("--seconds", type=float, default=2.0, help="of each warm measurement")
+    parser.add_argument("--share", type=float, default=1.0, help="of the images")
     parser.add_argument("--sides", type=int, nargs="+", default=SIDES)
     parser.add_argument("--workers", type=int, nargs="+", default=(1, 2))
     parser.add_argument("--only", nargs="+", help="names of contestants")
@@ -79,8 +84,11 @@ def _arguments() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def _run(task: dict[str, Any]) -> dict[str, float]:
-    """One measurement in a process of its own; with the peak memory of all its processes, in MiB."""
+def _run(task: dict[str, Any]) -> dict[str, float] | None:
+    """One measurement in a process of its own, with the peak memory of all its processes, in MiB.
+
+    None if it failed, which is said; the others go on.
+    """
     cache = Path(tempfile.mkdtemp(prefix="mimic3d-bench-"))
     command = [sys.executable, "-m", "benchmarks.data", "--measure", json.dumps(task | {"cache": str(cache)})]
     log = cache.with_suffix(".log")
@@ -92,7 +100,8 @@ def _run(task: dict[str, Any]) -> dict[str, float]:
             memory = peak.stop()
         lines = [line for line in said.splitlines() if line.startswith("{")]
         if process.returncode or not lines:
-            raise SystemExit(f"error: {task['name']} failed:\n{log.read_text()[-3000:]}")
+            print(f"{task['name']} failed:\n{log.read_text()[-3000:]}", file=sys.stderr)
+            return None
         return json.loads(lines[-1]) | {"memory": memory}
     finally:
         with contextlib.suppress(ProcessLookupError, UnboundLocalError):
@@ -106,7 +115,7 @@ class _Peak:
 
     def __init__(self, pid: int) -> None:
         self._pid, self._peak, self._stop = pid, 0, threading.Event()
-        self._thread = threading.Thread(target=self._watch)
+        self._thread = threading.Thread(target=self._watch, daemon=True)
         self._thread.start()
 
     def _watch(self) -> None:
@@ -138,13 +147,12 @@ def _measure(task: dict[str, Any]) -> None:
     os._exit(0)  # Libraries wait long for their workers here.
 
 
-def as_table(medians: dict[str, dict[str, float]], rounds: int) -> str:
+def as_table(medians: dict[str, dict[str, float]], counts: dict[int, int], rounds: int) -> str:
     """Markdown: a line for each contestant at each size and number of workers."""
-    from benchmarks.pictures import COUNTS
     from mimic3d_platform.data.decoding import pyspng
 
     decoder = "libspng (pyspng)" if pyspng is not None else "Pillow"
-    pictures = ", ".join(f"{count} PNG images of {side}²" for side, count in COUNTS.items())
+    pictures = ", ".join(f"{count} PNG images of {side}²" for side, count in counts.items())
     lines = [
         f"Medians of {rounds} rounds on {os.cpu_count()} cores ({platform.machine()}), "
         f"{time.strftime('%Y-%m-%d')}; {pictures}; batches of 32, decoded by {decoder} for all. "
