@@ -130,9 +130,9 @@ class ProgressBoard:
         """
         import ray
 
-        key = hashlib.sha256(f"{runs_uri.rstrip('/')}/{run}".encode()).hexdigest()[:16]
+        name = _name(runs_uri, run)
         holder = f"process {os.getpid()} on {socket.gethostname()}"
-        make = ray.remote(num_cpus=0, name=f"run-{key}", namespace=NAMESPACE)(_Board)
+        make = ray.remote(num_cpus=0, name=name, namespace=NAMESPACE)(_Board)
         deadline = time.monotonic() + CLAIM_PATIENCE_S
         while True:
             try:
@@ -145,7 +145,21 @@ class ProgressBoard:
                 time.sleep(1.0)
         other = "another process"
         with contextlib.suppress(Exception):
-            other = ray.get(ray.get_actor(f"run-{key}", NAMESPACE).holder.remote(), timeout=10)
+            other = ray.get(ray.get_actor(name, NAMESPACE).holder.remote(), timeout=10)
         raise UserError(
             f"the run {run} is being trained by {other}: wait for it, stop it, or give another --name"
         )
+
+    @staticmethod
+    def find(runs_uri: str, run: str) -> Any | None:
+        """The board of a run that is being trained somewhere on the cluster, or None."""
+        import ray
+
+        try:
+            return ray.get_actor(_name(runs_uri, run), NAMESPACE)
+        except ValueError:
+            return None
+
+
+def _name(runs_uri: str, run: str) -> str:
+    return "run-" + hashlib.sha256(f"{runs_uri.rstrip('/')}/{run}".encode()).hexdigest()[:16]

@@ -203,6 +203,34 @@ def test_what_is_logged_during_an_outage_arrives_after_it(server):
     assert [file.path for file in client().list_artifacts(run_id)] == ["note.txt"]
 
 
+def test_what_an_outage_kept_back_goes_with_the_checkpoint_and_arrives_once(server):
+    run_id = start_or_resume_run("outage", "resumed")
+    logger = RunLogger(run_id)
+    logger.log_metrics({"loss": 0}, 0)
+    logger.flush()
+    server.stop()
+    for step in range(1, 20):
+        logger.log_metrics({"loss": step}, step)
+    logger.log_text("still here", "note.txt")
+    logger.set_tag("place", "s3://somewhere")
+    kept = json.loads(json.dumps(logger.pending()))  # As a checkpoint holds it.
+    assert len(kept) == 21
+    for step in range(20, 30):  # After the checkpoint: the worker dies with these.
+        logger.log_metrics({"loss": -1}, step)
+    server.start()
+    later = RunLogger(run_id)
+    later.restore(kept)
+    later.restore(kept)
+    for step in range(20, 40):
+        later.log_metrics({"loss": step}, step)
+    later.close()
+    logger.flush()  # The dead worker's thread, were it alive, would add nothing either.
+    assert sorted(step for step, _ in _points(run_id, "loss")) == list(range(40))
+    assert dict(_points(run_id, "loss"))[10] == 10
+    assert client().get_run(run_id).data.tags["place"] == "s3://somewhere"
+    assert [file.path for file in client().list_artifacts(run_id)] == ["note.txt"]
+
+
 def test_the_check_is_quick_and_says_what_to_do(monkeypatch, stack):
     assert check_tracking() == stack.services["mlflow"].url
     with socket.socket() as listener:  # Takes connections and says nothing.

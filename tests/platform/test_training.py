@@ -1,7 +1,8 @@
 """A training on two Ray workers, through the command: stopped in every way, resumed, registered, pulled.
 
-One tiny run is shared by all tests: its disk fills at the first checkpoint, then its driver is killed, then
-it goes on to its end. Another run of the same config is never stopped.
+One tiny run is shared by all tests: its disk fills at the first checkpoint, its driver is killed, its newest
+checkpoint is cut short, a worker is killed, another is told to end, the driver is told to end, and then it
+goes on to its end. Another run of the same config is never stopped.
 """
 
 import contextlib
@@ -33,9 +34,10 @@ from mimic3d_platform.local.state import Stack
 from mimic3d_platform.mlflow_server import client
 from mimic3d_platform.run_records import EXPERIMENT
 from mimic3d_platform.settings import get_settings
+from run_faults import truncate_newest, wait_until, worker_processes
 
 # The shared runs are the set-up of the first test.
-pytestmark = pytest.mark.timeout(1500)
+pytestmark = pytest.mark.timeout(3600)
 
 RECIPE, MODEL = "cars-demo", "cars-test"
 STAGE1, TOTAL = 160, 224
@@ -52,6 +54,8 @@ MOMENTS = (0, STAGE1, TOTAL)
 # Named after what is measured: a stand-in for the 2015 Inception never bears the name FID.
 MEASURES = ("fd_mobilenetv2", "warp_psnr", "warp_share")
 TINY_DISK = "size=1m"
+# Idle, none of these waits is longer than 20 s.
+PATIENCE_S = 900
 
 
 @dataclass(frozen=True)
@@ -62,6 +66,14 @@ class Story:
     arguments: list[str]
     disk_full: subprocess.CompletedProcess | None
     """None where this user may not mount a disk to fill."""
+    truncated: str
+    """The name of the checkpoint that was cut short."""
+    disturbed: str
+    """What the command printed while its workers, then it itself, were ended."""
+    at_notice: int
+    """Where the run was when its driver was told to end."""
+    stored_on_notice: int
+    """The newest checkpoint after that."""
     resumed: subprocess.CompletedProcess
     steady: subprocess.CompletedProcess
     results: dict[str, dict[str, Any]]
@@ -69,7 +81,7 @@ class Story:
 
 
 @pytest.fixture(scope="module")
-def story(stack: local.StackStatus, tmp_path_factory: pytest.TempPathFactory) -> Story:
+def story(stack: local.StackStatus, own_home: Path, tmp_path_factory: pytest.TempPathFactory) -> Story:
     root = tmp_path_factory.mktemp("training")
     (root / "meshes").mkdir()
     for index, mesh in enumerate([trimesh.creation.box((1.0, 0.4, 0.5)), trimesh.creation.icosphere(2)]):
@@ -86,11 +98,14 @@ def story(stack: local.StackStatus, tmp_path_factory: pytest.TempPathFactory) ->
     disk_full = None
     with tiny_disk(root / "disk") as disk:
         if disk is not None:
-            disk_full = mimic3d(*arguments, "--name", "stopped", TMPDIR=str(disk))
+            disk_full = mimic3d(*arguments, "--name", "stopped", TMPDIR=str(disk), timeout=PATIENCE_S)
     kill_after_a_checkpoint([*arguments, "--name", "stopped"], root / "killed.log")
+    truncated = truncate_newest("stopped")
+    at_notice = disturb([*arguments, "--name", "stopped"], own_home, root / "disturbed.log")
+    stored_on_notice = CheckpointStore(runs.DEFAULT_RUNS_URI, "stopped").whole()[-1].nimg
     register = ("--register", MODEL, "--alias", "champion")
-    resumed = mimic3d(*arguments, "--name", "stopped", *register)
-    steady = mimic3d(*arguments, "--name", "steady")
+    resumed = mimic3d(*arguments, "--name", "stopped", *register, timeout=PATIENCE_S)
+    steady = mimic3d(*arguments, "--name", "steady", timeout=PATIENCE_S)
     for run in (resumed, steady):
         assert run.returncode == 0, run.stderr
     results = {
@@ -98,7 +113,20 @@ def story(stack: local.StackStatus, tmp_path_factory: pytest.TempPathFactory) ->
         for name in ("stopped", "steady")
     }
     config = resolve_config(RECIPE, data, assignments)
-    return Story(config, arguments, disk_full, resumed, steady, results)
+    disturbed = (root / "disturbed.log").read_text()
+    story = Story(
+        config,
+        arguments,
+        disk_full,
+        truncated,
+        disturbed,
+        at_notice,
+        stored_on_notice,
+        resumed,
+        steady,
+        results,
+    )
+    return story
 
 
 @contextlib.contextmanager
@@ -122,13 +150,31 @@ def kill_after_a_checkpoint(arguments: list[str], log: Path) -> None:
     process = start_mimic3d(*arguments, log=log)
     place = f"{runs.DEFAULT_RUNS_URI}/stopped"
     store = CheckpointStore(runs.DEFAULT_RUNS_URI, "stopped")
-    deadline = time.monotonic() + 180
+    deadline = time.monotonic() + PATIENCE_S
     while not store.whole():
         assert process.poll() is None and time.monotonic() < deadline, log.read_text()
         time.sleep(0.1)
     process.kill()
     process.wait()
     assert not storage.exists(f"{place}/result.json")
+
+
+def disturb(arguments: list[str], home: Path, log: Path) -> int:
+    """Starts a training, kills a worker, asks another to end, then the driver; returns where that one was."""
+    process = start_mimic3d(*arguments, log=log)
+
+    def alive() -> bool:
+        return process.poll() is None
+
+    at = wait_until("stopped", 40, alive)
+    worker_processes(home)[-1].kill()
+    at = wait_until("stopped", at + 16, alive)
+    worker_processes(home)[0].terminate()
+    time.sleep(3)  # It first stores what it has; a report of before that is not waited for.
+    at = wait_until("stopped", at + 16, alive)
+    process.terminate()
+    assert process.wait(120) == 130, log.read_text()
+    return at
 
 
 def files_of(uri: str) -> dict[str, bytes]:
@@ -146,12 +192,56 @@ def test_a_full_disk_is_one_line_and_no_attempt_is_repeated(story: Story) -> Non
 def test_a_killed_run_goes_on_and_ends_as_one_that_was_never_stopped(story: Story) -> None:
     assert "resumed_from" in points("stopped"), story.resumed.stdout
     assert "resumed_from" not in points("steady")
-    [(step, nimg)] = points("stopped")["resumed_from"]
-    assert step == nimg and 0 < nimg < TOTAL and nimg % 32 == 0
+    starts = points("stopped")["resumed_from"]
+    assert len(starts) >= 3 and all(step == nimg and 0 < nimg < TOTAL for step, nimg in starts)
     finals = [files_of(story.results[name]["checkpoint_uri"]) for name in ("stopped", "steady")]
     digests = [hashlib.sha256(files["generator/generator.safetensors"]).hexdigest() for files in finals]
     assert digests[0] == digests[1]
     assert story.results["stopped"]["metrics"] == story.results["steady"]["metrics"]
+
+
+def test_a_truncated_checkpoint_is_refused_by_name_and_the_one_before_is_taken(story: Story) -> None:
+    assert f"{story.truncated} is damaged: state.pt is not what was written" in story.disturbed
+
+
+def test_told_to_end_the_run_is_stored_first_and_goes_on_from_there(story: Story) -> None:
+    assert "error: stopped; run the same command again to go on from where it was" in story.disturbed
+    assert story.stored_on_notice >= story.at_notice
+    starts = [nimg for nimg, _ in points("stopped")["resumed_from"]]
+    assert story.stored_on_notice in starts
+
+
+def test_stage_2_names_the_checkpoint_of_stage_1_that_it_came_from(story: Story) -> None:
+    [kept] = [c for c in CheckpointStore(runs.DEFAULT_RUNS_URI, "steady").whole() if c.nimg == STAGE1]
+    tags = run_of("steady-stage2", run_of("steady").info.run_id).data.tags
+    assert tags["mimic3d.stage1_checkpoint"] == kept.uri
+    assert tags["mimic3d.stage1_checkpoint.sha256"] == kept.digest
+
+
+def test_mlflow_holds_schedules_speed_memory_and_the_machine(story: Story) -> None:
+    for stage in (1, 2):
+        logged = points(f"steady-stage{stage}", run_of("steady").info.run_id)
+        for key in (
+            "schedule/generator_lr",
+            "schedule/ema_decay",
+            "speed/data_wait_share",
+            "gradient/generator",
+        ):
+            assert len(logged[key]) == len(logged["loss/generator_2d"]), key
+        assert all(value > 0 for _, value in logged["memory/worker_megabytes"])
+        assert "system/cpu_utilization_percentage" in logged
+    assert run_of("steady").data.tags["mimic3d.hardware"].startswith("2 x ")
+
+
+def test_the_same_losses_are_logged_whatever_befell_the_run(story: Story) -> None:
+    for stage in (1, 2):
+        curves = []
+        for name in ("stopped", "steady"):
+            logged = points(f"{name}-stage{stage}", run_of(name).info.run_id)
+            curves.append({key: dict(values) for key, values in logged.items() if key.startswith("loss/")})
+        for key, steady in curves[1].items():
+            # The disturbed run has further lines where it was stopped.
+            assert steady.items() <= curves[0][key].items(), (stage, key)
 
 
 def test_checkpoints_are_data_and_only_the_newest_and_stage_1s_end_stay(story: Story) -> None:

@@ -1,0 +1,68 @@
+"""What befalls a run from outside: how far it is, which processes are its workers, a checkpoint cut short."""
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import psutil
+import ray
+
+from mimic3d_platform import runs, storage
+from mimic3d_platform.checkpoints import CheckpointStore
+from mimic3d_platform.data.parallel import join_ray
+from mimic3d_platform.progress import ProgressBoard
+from stack_processes import stack_processes
+
+WORKER = "ray::RayTrainWorker"
+
+
+def position(run: str, runs_uri: str = runs.DEFAULT_RUNS_URI) -> int | None:
+    """The images that a running training has reported, or None where nothing trains."""
+    join_ray()
+    try:
+        board = ProgressBoard.find(runs_uri, run)
+        report = ray.get(board.get.remote(), timeout=10) if board is not None else None
+    except (ray.exceptions.RayError, ValueError):
+        return None
+    return report.nimg if report is not None and report.doing.startswith("stage") else None
+
+
+def wait_until(
+    run: str,
+    nimg: int,
+    alive: Callable[[], bool],
+    timeout: float = 900,
+    runs_uri: str = runs.DEFAULT_RUNS_URI,
+) -> int:
+    """Waits until the run trains at `nimg` images or beyond, and returns where it is.
+
+    Args:
+        alive: whether what should bring it there still runs.
+    """
+    deadline = time.monotonic() + timeout
+    while (at := position(run, runs_uri)) is None or at < nimg:
+        assert alive(), f"the run {run} ended before {nimg} images"
+        assert time.monotonic() < deadline, f"the run {run} is at {at}, not {nimg}, after {timeout} s"
+        time.sleep(0.05)
+    return at
+
+
+def worker_processes(home: Path) -> list[psutil.Process]:
+    """The processes of training workers on the stack under `home`."""
+    found = []
+    for process in stack_processes(home):
+        try:
+            if process.is_running() and WORKER in " ".join(process.cmdline()):
+                found.append(process)
+        except psutil.Error:
+            continue
+    return found
+
+
+def truncate_newest(run: str, runs_uri: str = runs.DEFAULT_RUNS_URI) -> str:
+    """Cuts the newest checkpoint's state to half, as a write that was cut short; returns its name."""
+    newest = CheckpointStore(runs_uri, run).whole()[-1]
+    place = storage.join(newest.uri, "state.pt")
+    content = storage.read_bytes(place)
+    storage.write_bytes(place, content[: len(content) // 2])
+    return newest.name
