@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 # A folder of reference numbers (JSON); without one, the figures in the repository.
 REFERENCE ?= $(wildcard ../shared/reference)
 
-.PHONY: setup demo test lint up down parity bench-data clean
+.PHONY: setup demo test chaos lint up down parity bench-data clean
 
 setup: $(VENV)/.installed ## make the virtual environment and install the pinned packages
 
@@ -20,6 +20,10 @@ demo: setup ## the main job on this machine: cars, both stages, registry, pictur
 
 test: setup ## all tests, on real services that they start and stop
 	$(BIN)/pytest
+
+chaos: setup ## ends things at random twenty times in one run; its weights must be those of a run left alone
+	PYTHONPATH=platform:tests $(BIN)/python tests/chaos.py
+	PYTHONPATH=platform:tests $(BIN)/python tests/chaos_nodes.py
 
 lint: setup ## style and formatting
 	$(BIN)/ruff check .

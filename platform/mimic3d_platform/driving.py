@@ -5,18 +5,23 @@ from __future__ import annotations
 import contextlib
 import logging
 import signal
+import socket
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
 from typing import Any, TypeVar
 
+from mimic3d_platform.errors import ClusterGoneError
 from mimic3d_platform.progress import Report
 
 Result = TypeVar("Result")
 
 POLL_S = 1.0
 # After a first signal the workers have so long to store a checkpoint; a second signal ends at once.
-STOP_PATIENCE_S = 30.0
+STOP_PATIENCE_S = 20.0
+HEAD_POLL_S = 3.0
+HEAD_PATIENCE_S = 20.0
 
 
 def run_interruptible(work: Callable[[], Result], board: Any, say: Callable[[str], None]) -> Result:
@@ -51,7 +56,7 @@ def run_interruptible(work: Callable[[], Result], board: Any, say: Callable[[str
     before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         threading.Thread(target=do, name="fit", daemon=True).start()
-        told = False
+        told, head = False, _Head()
         while not done.wait(0.2):
             if asked and not told:
                 say("stopping once a checkpoint is stored; a second Ctrl-C stops at once")
@@ -59,12 +64,37 @@ def run_interruptible(work: Callable[[], Result], board: Any, say: Callable[[str
                 told = True
             if asked and time.monotonic() - asked[0] > STOP_PATIENCE_S:
                 raise KeyboardInterrupt
+            if head.is_gone():
+                raise ClusterGoneError(
+                    f"the Ray head at {head.address} is gone: start it again (`mimic3d up`), then run the "
+                    "same command again; it goes on from the last checkpoint"
+                )
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
     if "error" in outcome:
         raise outcome["error"]
     return outcome["result"]
+
+
+class _Head:
+    """Whether the cluster's head still takes connections; Ray itself would wait for it for minutes."""
+
+    def __init__(self) -> None:
+        import ray
+
+        self.address = ray.get_runtime_context().gcs_address
+        self._asked = self._answered = time.monotonic()
+
+    def is_gone(self) -> bool:
+        now = time.monotonic()
+        if now - self._asked > HEAD_POLL_S:
+            self._asked = now
+            host, _, port = self.address.rpartition(":")
+            with contextlib.suppress(OSError):
+                socket.create_connection((host, int(port)), HEAD_POLL_S).close()
+                self._answered = time.monotonic()
+        return time.monotonic() - self._answered > HEAD_PATIENCE_S
 
 
 @contextlib.contextmanager
@@ -100,4 +130,5 @@ def followed(
     finally:
         stop.set()
         thread.join(timeout=15)
-        look()
+        if not isinstance(sys.exception(), ClusterGoneError):
+            look()

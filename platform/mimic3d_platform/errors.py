@@ -1,4 +1,4 @@
-"""The one error that reaches a user."""
+"""The error that reaches a user."""
 
 
 class UserError(ValueError):
@@ -6,3 +6,7 @@ class UserError(ValueError):
 
     The command line prints it as `error: …` and exits with status 2; nothing else is shown.
     """
+
+
+class ClusterGoneError(UserError):
+    """The Ray cluster that this program had joined is no longer there; Ray's own clean-up would hang."""

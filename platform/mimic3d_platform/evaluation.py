@@ -77,7 +77,8 @@ class Evaluator:
         from mimic3d.evaluation.frechet import FeatureStatistics
 
         if self._reals is None:
-            if storage.exists(self._reals_uri):
+            # One rank looks, so that all agree, whatever another run writes meanwhile.
+            if self._gather(self._rank == 0 and storage.exists(self._reals_uri))[0]:
                 self._reals = FeatureStatistics.from_bytes(storage.read_bytes(self._reals_uri))
             else:
                 reader = RowReader(self._uri, self.manifest, self._cache_bytes)

@@ -68,6 +68,19 @@ def _set_defaults() -> None:
         os.environ.setdefault(name, value)
 
 
+@contextlib.contextmanager
+def in_environment() -> Iterator[str]:
+    """Names the server in the environment, where MLflow's own functions look, while the block runs."""
+    uri = tracking_uri()
+    before = os.environ.get("MLFLOW_TRACKING_URI")
+    os.environ["MLFLOW_TRACKING_URI"] = uri
+    try:
+        yield uri
+    finally:
+        if before is None:
+            del os.environ["MLFLOW_TRACKING_URI"]
+
+
 def check_tracking() -> str:
     """Make sure, within `CHECK_TIMEOUT_S` and a little, that MLflow answers and lets us in.
 

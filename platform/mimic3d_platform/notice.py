@@ -109,8 +109,12 @@ class NoticeWatch:
         import ray
 
         while not self._closed.wait(POLL_S):
-            with contextlib.suppress(ray.exceptions.RayError):
+            try:
                 self._stop = self._stop or ray.get(board.stopping.remote(), timeout=10)
+            except ray.exceptions.RayActorError:
+                self._stop = True  # Nobody waits for this run any more.
+            except ray.exceptions.RayError:
+                continue
 
 
 def _node_drains() -> bool:

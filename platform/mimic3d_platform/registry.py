@@ -18,10 +18,18 @@ from typing import TYPE_CHECKING, Any
 
 from mimic3d_platform import storage
 from mimic3d_platform.errors import UserError
-from mimic3d_platform.mlflow_server import check_tracking, client, shown, tracking_errors, tracking_uri
+from mimic3d_platform.mlflow_server import (
+    check_tracking,
+    client,
+    in_environment,
+    shown,
+    tracking_errors,
+    tracking_uri,
+)
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
+    from mlflow.entities.model_registry import ModelVersion
 
 DIGESTS = "SHA256SUMS"
 MODEL_TYPE = "mimic3d-generator"
@@ -106,6 +114,27 @@ def pull(uri: str, destination: str | Path) -> Path:
         UserError: not such a URI, no such model, alias or version, a file that does not match its digest, or
             MLflow away.
     """
+    found = version_of(uri)
+    destination = storage.local_path(destination)
+    with storage.translate_errors(destination, "write"):
+        destination.mkdir(parents=True, exist_ok=True)
+        # Beside the target, on the same device: what is checked is then moved, whole.
+        with tempfile.TemporaryDirectory(prefix=".pull-", dir=destination) as partial:
+            _download(f"models:/{found.name}/{found.version}", partial)
+            _verify(Path(partial), uri)
+            for file in sorted(path for path in Path(partial).rglob("*") if path.is_file()):
+                target = destination / file.relative_to(partial)
+                target.parent.mkdir(parents=True, exist_ok=True)
+                os.replace(file, target)
+    return destination
+
+
+def version_of(uri: str) -> ModelVersion:
+    """The registered version that `models:/<name>@<alias>` or `models:/<name>/<version>` names.
+
+    Raises:
+        UserError: not such a URI, no such model, alias or version, or MLflow away.
+    """
     parts = _MODEL_URI.fullmatch(uri)
     if parts is None:
         raise UserError(
@@ -113,7 +142,7 @@ def pull(uri: str, destination: str | Path) -> Path:
         )
     check_tracking()
     mlflow_client = client()
-    with tracking_errors(f"pull {uri} from"):
+    with tracking_errors(f"look up {uri} in"):
         with _unless("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE") as missing:
             if parts["alias"]:
                 found = mlflow_client.get_model_version_by_alias(parts["name"], parts["alias"])
@@ -122,18 +151,22 @@ def pull(uri: str, destination: str | Path) -> Path:
         if missing:
             what = f"alias {parts['alias']!r}" if parts["alias"] else f"version {parts['version']}"
             raise UserError(_not_there(mlflow_client, parts["name"], what))
-    destination = storage.local_path(destination)
-    with storage.translate_errors(destination, "write"):
-        destination.mkdir(parents=True, exist_ok=True)
-        # Beside the target, on the same device: what is checked is then moved, whole.
-        with tempfile.TemporaryDirectory(prefix=".pull-", dir=destination) as partial:
-            _download(f"models:/{parts['name']}/{found.version}", partial)
-            _verify(Path(partial), uri)
-            for file in sorted(path for path in Path(partial).rglob("*") if path.is_file()):
-                target = destination / file.relative_to(partial)
-                target.parent.mkdir(parents=True, exist_ok=True)
-                os.replace(file, target)
-    return destination
+    return found
+
+
+def log_model_metrics(run_id: str, metrics: Mapping[str, float], version: ModelVersion | None) -> None:
+    """Logs what was measured of a generator to a run, and shows it with the model if it is a registered one.
+
+    Raises:
+        UserError: MLflow is away or refuses.
+    """
+    mlflow_client = client()
+    model_id = version.model_id if version is not None else None
+    with tracking_errors("log metrics to"):
+        known = mlflow_client.get_run(run_id).data.metrics
+        for key, value in metrics.items():
+            if known.get(key) != value:
+                mlflow_client.log_metric(run_id, key, value, step=0, model_id=model_id)
 
 
 def _log_model(
@@ -210,8 +243,7 @@ def _verify(folder: Path, uri: str) -> None:
 def _download(uri: str, folder: str) -> None:
     import mlflow
 
-    where = tracking_uri()
-    with tracking_errors(f"download {uri} from"):
+    with tracking_errors(f"download {uri} from"), in_environment() as where:
         mlflow.artifacts.download_artifacts(uri, dst_path=folder, tracking_uri=where, registry_uri=where)
 
 

@@ -78,11 +78,11 @@ class Resumption:
 
     def _newest(self) -> Found | None:
         """The newest checkpoint that is whole, loaded; the damaged ones before it are told of."""
-        waiting = self._patiently(self._store.whole)
+        waiting = self.patiently(self._store.whole)
         damaged: list[str] = []
         for checkpoint in reversed(waiting):
             try:
-                found = self._patiently(lambda checkpoint=checkpoint: self._load(checkpoint))
+                found = self.patiently(lambda checkpoint=checkpoint: self._load(checkpoint))
             except DamagedCheckpoint as error:
                 damaged.append(str(error))
                 continue
@@ -117,7 +117,7 @@ class Resumption:
         dist.broadcast_object_list(told, src=0, group=self._group)
         return told[0]
 
-    def _patiently(self, work: Callable[[], Any]) -> Any:
+    def patiently(self, work: Callable[[], Any]) -> Any:
         """The result of `work`, tried again while storage is away."""
         deadline = time.monotonic() + PATIENCE_S
         while True:

@@ -119,6 +119,11 @@ class RunLog:
         for logger in self._loggers.values():
             logger.flush(timeout)
 
+    @property
+    def waiting(self) -> bool:
+        """Whether MLflow has yet to take something; what it refused does not wait."""
+        return any(self.pending().values())
+
     def try_to_flush(self, timeout: float) -> None:
         """As `flush`, where another error is the one to be told."""
         with contextlib.suppress(UserError):

@@ -32,6 +32,8 @@ MAX_METRICS_PER_BATCH = 500  # MLflow's own limit.
 # oldest are lost, and `flush` says so.
 MAX_PENDING = 50_000
 RETRY_S = (1.0, 2.0, 5.0, 10.0, 30.0)
+# For errors within the server, such as a database that is locked or artifact storage that is away.
+MAX_ATTEMPTS = 20
 FLUSH_S = 60.0
 
 
@@ -203,7 +205,8 @@ class RunLogger:
             except Exception as error:
                 # The server may have carried it out before it could answer: what it has is asked anew.
                 self._logged = None
-                if not is_outage(error):
+                patient = is_outage(error) or (_may_pass(error) and attempt < MAX_ATTEMPTS)
+                if not patient:
                     self._failure = error
                     return False
                 self._outage = error
@@ -249,6 +252,13 @@ class RunLogger:
                 for key in known
             }
         return self._logged.setdefault(name, set())
+
+
+def _may_pass(error: BaseException) -> bool:
+    """Whether the server itself failed, rather than refused what it was asked."""
+    response = getattr(error, "response", None)
+    status = getattr(response, "status_code", 0)
+    return status >= 500 or getattr(error, "error_code", "") == "INTERNAL_ERROR"
 
 
 def _packed(entry: _Entry) -> dict[str, Any]:

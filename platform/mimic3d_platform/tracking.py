@@ -17,6 +17,7 @@ from mimic3d_platform.errors import UserError
 from mimic3d_platform.mlflow_server import (
     check_tracking,
     client,
+    in_environment,
     shown,
     tracking_errors,
     tracking_uri,
@@ -111,7 +112,11 @@ def download_artifacts(run_id: str, folder: str, destination: str | Path) -> Pat
 
     destination = Path(destination)
     destination.mkdir(parents=True, exist_ok=True)
-    with tracking_errors("download artifacts from"), tempfile.TemporaryDirectory(dir=destination) as partial:
+    with (
+        tracking_errors("download artifacts from"),
+        in_environment(),
+        tempfile.TemporaryDirectory(dir=destination) as partial,
+    ):
         fetched = Path(
             mlflow.artifacts.download_artifacts(run_id=run_id, artifact_path=folder, dst_path=partial)
         )

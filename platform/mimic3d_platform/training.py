@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -14,7 +16,7 @@ from mimic3d_platform.checkpoints import CheckpointStore
 from mimic3d_platform.data.parallel import join_ray
 from mimic3d_platform.data.stream import open_dataset, require
 from mimic3d_platform.driving import followed, run_interruptible
-from mimic3d_platform.errors import UserError
+from mimic3d_platform.errors import ClusterGoneError, UserError
 from mimic3d_platform.notice import sigterm_callback
 from mimic3d_platform.progress import ProgressBoard, Report
 from mimic3d_platform.settings import get_settings
@@ -25,6 +27,8 @@ RESULT = "result.json"
 # starts of the controller.
 MAX_ATTEMPTS = 100
 MAX_CONTROLLER_FAILURES = 5
+# Workers that load PyTorch on a busy machine, or wait for a node to come, need more than Ray's 60 s.
+START_TIMEOUT_S = 300
 # glibc returns large blocks to the system after each use; a CPU worker spends a third of its time on the
 # page faults of getting them back.
 MALLOC = {"MALLOC_MMAP_THRESHOLD_": "4294967296", "MALLOC_TRIM_THRESHOLD_": "4294967296"}
@@ -99,10 +103,10 @@ def train(
     if resumed and (done := _finished(runs_uri, name)) is not None:
         return done
     board = ProgressBoard.claim(runs_uri, name)
-    CheckpointStore(runs_uri, name).sweep()
-    run_ids = run_records.start(config, name, origin, parent_run_id, tags)
-    launch = _Launch(config, name, runs_uri, scale, origin, run_ids, board)
+    run_ids: dict[str, str] = {}
     try:
+        run_ids = run_records.start(config, name, origin, parent_run_id, tags)
+        launch = _Launch(config, name, runs_uri, scale, origin, run_ids, board)
         result = _fit(launch, callbacks, on_progress, on_note)
     except KeyboardInterrupt:
         run_records.finish(run_ids, "KILLED")
@@ -110,9 +114,20 @@ def train(
     except BaseException:
         run_records.finish(run_ids, "FAILED")
         raise
+    finally:
+        _release(board)
     run_records.finish(run_ids, "FINISHED")
     storage.write_bytes(storage.join(runs_uri, name, RESULT), json.dumps(asdict(result)).encode())
     return result
+
+
+def _release(board: Any) -> None:
+    """Ends the board, so that the run can be claimed again; workers that are left stop when it is gone."""
+    import ray
+
+    if not isinstance(sys.exception(), ClusterGoneError):
+        with contextlib.suppress(Exception):
+            ray.kill(board)
 
 
 def _origin(config: Config, name: str, runs_uri: str, data: str) -> runs.Origin:
@@ -168,6 +183,7 @@ def _fit(
 
 def _trainer(launch: _Launch, callbacks: Sequence[Any]) -> Any:
     """Ray Train's trainer of the run. Ray is told of no checkpoint: those are the run's own."""
+    os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", str(START_TIMEOUT_S))
     import ray
     from ray.train import FailureConfig, RunConfig
     from ray.train.torch import TorchConfig

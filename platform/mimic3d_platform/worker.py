@@ -120,6 +120,8 @@ class _Worker:
         self.label_weights = label_pool(config.data.uri)[1] if config.data.camera_balance else None
         if rank == 0:
             self.writer = CheckpointWriter(self.store, KeepPolicy.of(config), self.note_storage)
+            # The workers before these are gone: what they had half written is nobody's.
+            resumption.patiently(self.store.sweep)
             self.log = RunLog(self.job["run_ids"], config)
             self.log.restore(found.pending)
             self.log.describe(self.device, world_size, self.trainer.nimg, found.checkpoint)
@@ -301,12 +303,21 @@ class _Worker:
             self.writer.drain()
             if doing == "finished":
                 self.tell("waiting for MLflow", self.trainer.nimg)
-                self.log.flush(END_PATIENCE_S)
+                self.flush(END_PATIENCE_S)
             else:
                 self.log.try_to_flush(FAILURE_FLUSH_S)
         except UserError as error:
             raise FinalError(str(error)) from error
         self.tell(doing, self.trainer.nimg, wait=True)
+
+    def flush(self, patience: float) -> None:
+        """Waits until MLflow has all; what it refuses is told, and does not fail the run."""
+        try:
+            self.log.flush(patience)
+        except UserError as error:
+            if self.log.waiting:
+                raise
+            self.note(str(error))
 
     def give_up(self) -> None:
         """Sends what the log holds, as far as that goes quickly."""

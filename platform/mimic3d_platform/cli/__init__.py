@@ -9,11 +9,11 @@ import traceback
 import typer
 
 from mimic3d.config import ConfigError
-from mimic3d_platform.cli import cluster, data, models, services, sweeps, training
+from mimic3d_platform.cli import cluster, data, evaluation, models, services, sweeps, training
 from mimic3d_platform.cli.app import app
-from mimic3d_platform.errors import UserError
+from mimic3d_platform.errors import ClusterGoneError, UserError
 
-__all__ = ["app", "cluster", "data", "main", "models", "services", "sweeps", "training"]
+__all__ = ["app", "cluster", "data", "evaluation", "main", "models", "services", "sweeps", "training"]
 
 # Typer exports only children of the error that it raises for a command line it cannot read.
 _UsageError = typer.BadParameter.__base__
@@ -28,6 +28,8 @@ def main(*command: str) -> None:
     """
     try:
         status = app([*command, *sys.argv[1:]], standalone_mode=False)
+    except ClusterGoneError as error:
+        _fail(str(error), 2, at_once=True)
     except UserError as error:
         _fail(str(error), 2)
     except _UsageError as error:
@@ -50,14 +52,14 @@ def main(*command: str) -> None:
     sys.exit(status)
 
 
-def _fail(message: str, status: int, error: Exception | None = None) -> None:
+def _fail(message: str, status: int, error: Exception | None = None, at_once: bool = False) -> None:
     line = " ".join(message.split())
     if error is not None:
         line += f" (details: {_write_details(error)})"
     print(f"error: {line}", file=sys.stderr)
     sys.stdout.flush()
     # Ray's and MLflow's threads may still be waiting for a server that is gone.
-    os._exit(status) if status != 2 else sys.exit(status)
+    os._exit(status) if status != 2 or at_once else sys.exit(status)
 
 
 def _write_details(error: Exception) -> str:

@@ -1,0 +1,39 @@
+"""`mimic3d evaluate`: the metrics of a generator."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from mimic3d_platform.cli.app import Model, app
+from mimic3d_platform.console import Console
+
+
+@app.command()
+def evaluate(
+    model: Model,
+    data: Annotated[
+        str | None, typer.Option(help="The data set's folder; the one it was trained on when not given.")
+    ] = None,
+    images: Annotated[
+        int | None, typer.Option(help="Generated for the Fréchet distance; as its config says.", min=2)
+    ] = None,
+    identities: Annotated[
+        int | None, typer.Option(help="Whose views are compared; as its config says.", min=1)
+    ] = None,
+    workers: Annotated[
+        int | None, typer.Option(help="Ray Train workers; all GPUs or CPUs by default.", min=1)
+    ] = None,
+) -> None:
+    """Measure both branches of a generator against a data set; MLflow gets the metrics too."""
+    from mimic3d_platform.measuring import evaluate as measure
+    from mimic3d_platform.settings import use_services
+    from mimic3d_platform.tracking import run_url
+
+    use_services()
+    console = Console()
+    console.say(f"measuring {model}")
+    measured = measure(model, data, images=images, identities=identities, workers=workers)
+    console.table(("metric", "value"), [(k, f"{v:.4g}") for k, v in sorted(measured.metrics.items())])
+    console.say(f"MLflow: {run_url(measured.run_id)}")

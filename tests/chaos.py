@@ -1,0 +1,226 @@
+"""Ends things at random twenty times in one run, and shows that its weights are those of a run left alone.
+
+    make chaos                      # about 15 minutes on two idle cores
+    python tests/chaos.py --kills 5 --seed 3
+
+A stack of its own, a tiny data set, one recipe twice: first undisturbed, then with a kill at a random image
+in each of as many equal parts of the run. What is ended is drawn at random: a worker by kill -9 (as the
+kernel does when memory runs out), a worker by SIGTERM (as a node that is taken away does), the driver by
+kill -9, the driver by SIGTERM, MLflow, object storage, the newest checkpoint cut short and the driver killed.
+Ends with status 1 if weights, measured metrics or logged losses differ.
+"""
+
+import argparse
+import hashlib
+import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import trimesh
+
+from mimic3d_command import start_mimic3d
+from mimic3d_platform import local, runs, storage
+from mimic3d_platform.checkpoints import CheckpointStore
+from mimic3d_platform.console import Console
+from mimic3d_platform.local.state import Stack
+from mimic3d_platform.mlflow_server import client
+from mimic3d_platform.run_records import EXPERIMENT
+from mimic3d_platform.settings import use_services
+from mimic3d_platform.tracking import find_run
+from run_faults import truncate_newest, wait_until, worker_processes
+
+DATA = "s3://mimic3d/chaos"
+BATCH = 8
+IMAGES_PER_KILL = 48
+OUTAGE_S = 20.0
+KINDS = (
+    "worker, kill -9",
+    "worker, SIGTERM",
+    "driver, kill -9",
+    "driver, SIGTERM",
+    "MLflow, kill -9",
+    "object storage, kill -9",
+    "checkpoint cut short, driver kill -9",
+)
+
+
+class Chaos:
+    """One run of the recipe that is started again whenever it has ended before its end."""
+
+    def __init__(self, home: Path, log: Path, total: int) -> None:
+        self.home, self.log, self.total = home, log, total
+        stage1 = round(total * 2 / 3) // BATCH * BATCH
+        overrides = {
+            "schedule.stage1_kimg": stage1 / 1000,
+            "schedule.stage2_kimg": (total - stage1) / 1000,
+            "output.checkpoint_kimg": 0.016,
+            "output.sample_kimg": 8.0,
+            "output.log_steps": 1,
+            "output.metric_images": 16,
+            "output.metric_identities": 2,
+        }
+        options = [part for key, value in overrides.items() for part in ("--set", f"{key}={value}")]
+        self.arguments = ["train", "cars-demo", "--data", DATA, "--workers", "2", *options]
+        self.process: subprocess.Popen | None = None
+        self.starts = 0
+
+    def start(self, name: str) -> None:
+        """Starts the command, unless it runs."""
+        if self.process is None or self.process.poll() is not None:
+            self.starts += 1
+            log = self.log / f"{name}-{self.starts:02d}.log"
+            self.process = start_mimic3d(*self.arguments, "--name", name, log=log)
+
+    def alive(self) -> bool:
+        return self.process is not None and self.process.poll() is None
+
+    def finish(self, name: str) -> None:
+        """Starts the command as often as it takes to reach the end."""
+        for _ in range(3):
+            self.start(name)
+            if self.process.wait(3600) == 0:
+                return
+        raise SystemExit(f"the run {name} does not reach its end; its logs are in {self.log}")
+
+    def reach(self, name: str, nimg: int) -> int:
+        """Where the run is, once it is at `nimg` or beyond."""
+        while True:
+            self.start(name)
+            try:
+                return wait_until(name, nimg, self.alive, timeout=1800)
+            except AssertionError:
+                if self.alive() or self.starts > 200:
+                    raise
+
+    def disturb(self, kind: str, name: str, draw: random.Random) -> str:
+        """Ends something; returns what it was, in a few words."""
+        if kind.startswith("worker"):
+            workers = worker_processes(self.home)
+            if not workers:
+                return "no worker was there"
+            victim = draw.choice(workers)
+            victim.kill() if kind.endswith("kill -9") else victim.terminate()
+            return f"process {victim.pid}"
+        if kind.startswith(("MLflow", "object storage")):
+            service = "mlflow" if kind.startswith("MLflow") else "s3"
+            leader = Stack.load(self.home).services[service].leader
+            for process in leader.family():
+                process.kill()
+            time.sleep(OUTAGE_S)
+            local.up(self.home, cpus=2)
+            return f"away for {OUTAGE_S:.0f} s"
+        number = signal.SIGTERM if kind.endswith("SIGTERM") else signal.SIGKILL
+        self.process.send_signal(number)
+        self.process.wait(120)
+        if kind.startswith("checkpoint"):
+            return f"process {self.process.pid}, {truncate_newest(name)}"
+        return f"process {self.process.pid}"
+
+
+def outcome(name: str) -> dict[str, object]:
+    """What a finished run is compared by: weights, metrics, and each logged loss at each step, once."""
+    checkpoint = CheckpointStore(runs.DEFAULT_RUNS_URI, name).whole()[-1]
+    experiment = client().get_experiment_by_name(EXPERIMENT).experiment_id
+    parent = find_run(experiment, name)
+    losses: dict[str, list[tuple[int, float]]] = {}
+    for stage in (1, 2):
+        run = find_run(experiment, f"{name}-stage{stage}", parent.info.run_id)
+        for key in run.data.metrics:
+            if key.startswith(("loss/", "gradient/")):
+                history = client().get_metric_history(run.info.run_id, key)
+                losses[f"{stage}/{key}"] = sorted((point.step, point.value) for point in history)
+    progress = json.loads(storage.read_bytes(f"{checkpoint.uri}/progress.json"))
+    weights = storage.read_bytes(f"{checkpoint.uri}/generator/generator.safetensors")
+    return {
+        "images": checkpoint.nimg,
+        "weights": hashlib.sha256(weights).hexdigest(),
+        "metrics": progress["metrics"],
+        "losses": losses,
+    }
+
+
+def make_data(folder: Path) -> None:
+    """Two coloured shapes, 32 pictures of 32x32."""
+    folder.mkdir()
+    for index, mesh in enumerate([trimesh.creation.box((1.0, 0.4, 0.5)), trimesh.creation.icosphere(2)]):
+        mesh.visual.face_colors = [200 - 90 * index, 60, 40 + 120 * index, 255]
+        mesh.export(folder / f"{index}.ply")
+    sizes = ("--colourings", 2, "--views", 8, "--resolution", 32, "--supersample", 2)
+    process = start_mimic3d("data", "render", DATA, "--meshes", folder, *sizes, log=folder / "log.txt")
+    if process.wait(600) != 0:
+        raise SystemExit((folder / "log.txt").read_text())
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--kills", type=int, default=20)
+    parser.add_argument("--seed", type=int, default=0)
+    arguments = parser.parse_args()
+    home = Path(tempfile.mkdtemp(prefix="m3d-chaos-", dir="/tmp"))
+    os.environ["MIMIC3D_HOME"] = str(home)
+    console, draw = Console(), random.Random(arguments.seed)
+    total = (arguments.kills + 1) * IMAGES_PER_KILL
+    rows = []
+    try:
+        local.up(home, cpus=2, on_progress=console.say)
+        use_services()
+        make_data(home / "meshes")
+        chaos = Chaos(home, home, total)
+        console.say(f"the undisturbed run: {total} images")
+        started = time.monotonic()
+        chaos.finish("steady")
+        console.say(f"done in {time.monotonic() - started:.0f} s; now {arguments.kills} kills")
+        chaos.process = None
+        kinds = [KINDS[index % len(KINDS)] for index in range(arguments.kills)]
+        draw.shuffle(kinds)
+        for index, kind in enumerate(kinds):
+            wanted = index * IMAGES_PER_KILL + draw.randrange(BATCH, IMAGES_PER_KILL)
+            at = chaos.reach("disturbed", wanted)
+            time.sleep(draw.random())
+            what = chaos.disturb(kind, "disturbed", draw)
+            rows.append((str(index + 1), kind, f"{at} images", what))
+            console.say(f"{index + 1:2}. at {at} images: {kind} ({what})")
+        chaos.finish("disturbed")
+        results = {name: outcome(name) for name in ("steady", "disturbed")}
+    finally:
+        local.down(home)
+        if "results" in locals():
+            shutil.rmtree(home, ignore_errors=True)
+        else:
+            console.say(f"logs: {home}")
+    console.table(("kill", "what", "when", "which"), rows)
+    return report(console, results, chaos.starts)
+
+
+def report(console: Console, results: dict[str, dict[str, object]], starts: int) -> int:
+    """Prints the comparison; 0 if all is equal."""
+    steady, disturbed = results["steady"], results["disturbed"]
+    doubled = [key for key, points in disturbed["losses"].items() if len(points) != len(dict(points))]
+    # The disturbed run may have logged a line more, where it was told to end.
+    missing = [
+        key
+        for key, points in steady["losses"].items()
+        if not dict(points).items() <= dict(disturbed["losses"].get(key, [])).items()
+    ]
+    checks = {
+        "images": steady["images"] == disturbed["images"],
+        "weights (SHA-256)": steady["weights"] == disturbed["weights"],
+        "measured metrics": steady["metrics"] == disturbed["metrics"],
+        "losses and gradients, every line": not missing,
+        "no line twice": not doubled,
+    }
+    console.table(("equal", ""), [(what, "yes" if held else "NO") for what, held in checks.items()])
+    console.say(f"weights: {steady['weights']} and {disturbed['weights']}")
+    console.say(f"the command was started {starts} times for both runs")
+    return 0 if all(checks.values()) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
