@@ -78,13 +78,17 @@ def run_interruptible(work: Callable[[], Result], board: Any, say: Callable[[str
 
 
 class _Head:
-    """Whether the cluster's head still takes connections; Ray itself would wait for it for minutes."""
+    """Whether the cluster's head still takes connections; Ray itself would wait for it for minutes.
+
+    One that could never be reached directly, as through Ray's client, is not missed.
+    """
 
     def __init__(self) -> None:
         import ray
 
         self.address = ray.get_runtime_context().gcs_address
-        self._asked = self._answered = time.monotonic()
+        self._asked = 0.0
+        self._answered: float | None = None
 
     def is_gone(self) -> bool:
         now = time.monotonic()
@@ -94,7 +98,7 @@ class _Head:
             with contextlib.suppress(OSError):
                 socket.create_connection((host, int(port)), HEAD_POLL_S).close()
                 self._answered = time.monotonic()
-        return time.monotonic() - self._answered > HEAD_PATIENCE_S
+        return self._answered is not None and time.monotonic() - self._answered > HEAD_PATIENCE_S
 
 
 @contextlib.contextmanager
