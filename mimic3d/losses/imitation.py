@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from mimic3d.config_checks import parse_extractors
+from mimic3d.config_values import ConfigError
 from mimic3d.evaluation.features import IMAGENET_MEAN, IMAGENET_STD
 from mimic3d.losses.perceptual import DISTANCE_NAMES, PerceptualDistance, enlarged
 
@@ -111,8 +112,7 @@ def imitation_distance(extractors: str, weights_of: Callable[[str], str | Path])
             the library itself fetches.
         weights_of: the safetensors file of a named network.
     Raises:
-        ConfigError: the text names nothing, or a weight is none.
-        ValueError: no such network, or its weights cannot be had.
+        ConfigError: a weight is none, there is no such network, or its weights cannot be had.
     """
     parsed = parse_extractors(extractors)
     distances = [_distance(name, weights_of) for name, _ in parsed]
@@ -130,7 +130,7 @@ def _distance(name: str, weights_of: Callable[[str], str | Path]) -> nn.Module:
     if library in _LIBRARIES and network:
         return FeatureDistance(levels_of(_fetched(library, network), name))
     known = ", ".join([*DISTANCE_NAMES, "lpips-alex", *(f"{library}.NAME" for library in _LIBRARIES)])
-    raise ValueError(f"imitation.extractors names {name!r}, but must be of {known}")
+    raise ConfigError(f"imitation.extractors names {name!r}, but must be of {known}")
 
 
 def lpips_alex(layers: nn.Sequential) -> FeatureDistance:
@@ -154,7 +154,7 @@ def levels_of(network: Any, name: str) -> nn.Module:
     """The feature maps of one of torchvision's or timm's convolutional networks, one a resolution.
 
     Raises:
-        ValueError: it has none: it is no stack of convolutions.
+        ConfigError: it has none: it is no stack of convolutions.
     """
     if hasattr(network, "feature_info"):
         return network
@@ -168,7 +168,7 @@ def levels_of(network: Any, name: str) -> nn.Module:
     except (RuntimeError, AttributeError, TypeError, IndexError):
         sizes = []
     if len(sizes) < 2:
-        raise ValueError(f"{name} has no feature maps of several resolutions: name a convolutional network")
+        raise ConfigError(f"{name} has no feature maps of several resolutions: name a convolutional network")
     return levels
 
 
@@ -183,17 +183,17 @@ def _fetched(library: str, network: str) -> Any:
 
         return get_model(network, weights="DEFAULT")
     except ModuleNotFoundError as error:
-        raise ValueError(
+        raise ConfigError(
             f"{library}.{network} needs the package {error.name}: pip install {library}"
         ) from None
     except OSError as error:
-        raise ValueError(
+        raise ConfigError(
             f"the weights of {library}.{network} cannot be had ({error}): run it once where the internet is, "
             "and bring TORCH_HOME or HF_HOME along"
         ) from None
     except (ValueError, RuntimeError, KeyError) as error:
         reason = (str(error).splitlines() or ["no reason given"])[0]
-        raise ValueError(f"{library} has no network {network} of use here: {reason}") from None
+        raise ConfigError(f"{library} has no network {network} of use here: {reason}") from None
 
 
 def _unit_length(features: Tensor) -> Tensor:

@@ -244,7 +244,7 @@ class AdaptiveProbability:
         self._signs.append(sign.detach())
         if steps % self.settings.interval:
             return
-        mean = torch.stack(self._signs).mean()
+        mean = torch.stack([each.to(sign.device) for each in self._signs]).mean()
         if world_size > 1:
             dist.all_reduce(mean)
             mean /= world_size

@@ -72,6 +72,42 @@ class Evaluator:
             metrics |= self._agreement(generator, branch).metrics(branch)
         return metrics
 
+    def measure_more(self, generator: Generator) -> dict[str, float]:
+        """What takes as long again: kernel distance, precision and recall, and FID3D; every rank gets them.
+
+        The first three compare as many real images as are generated. FID3D's generator is told another
+        camera than its images are seen from.
+        """
+        import torch
+
+        from mimic3d.evaluation import frechet
+        from mimic3d.evaluation.manifold import precision_recall
+
+        name = self._extractor.name
+        mine = range(self._rank, self._output.metric_images, self._world_size)
+        drawn: dict[str, list[torch.Tensor]] = {branch: [] for branch in generator.branches}
+        options = {"seed": METRIC_SEED, "batch": BATCH}
+        for images in frechet.generated_images(generator, self.cameras, mine, **options):
+            for branch, batch in images.items():
+                drawn[branch].append(self._features(batch.numpy()).cpu())
+        rows = np.array([row for row in mine if row < self.manifest.count])
+        reader = RowReader(self._uri, self.manifest, self._cache_bytes)
+        batches = np.array_split(rows, max(1, len(rows) // BATCH))
+        reals = torch.cat([self._features(reader.fetch(batch)[0]).cpu() for batch in batches])
+        reals = torch.cat(self._gather(reals))
+        metrics: dict[str, float] = {}
+        for branch, parts in drawn.items():
+            features = torch.cat(self._gather(torch.cat(parts)))
+            metrics[frechet.kernel_name(name, branch)] = frechet.kernel_distance(reals, features)
+            metrics |= precision_recall(reals, features).metrics(name, branch)
+        other = frechet.generated_statistics(
+            generator, self._extractor, self.cameras, mine, other_camera=True, **options
+        )
+        for branch, part in other.items():
+            distance = frechet.frechet_distance(self._real_statistics(), self._merge(part))
+            metrics[frechet.frechet_name(name, branch, other_camera=True)] = distance
+        return metrics
+
     def _real_statistics(self) -> FeatureStatistics:
         """Of all real images: computed once for a data set and an extractor, then read."""
         from mimic3d.evaluation.frechet import FeatureStatistics

@@ -6,7 +6,7 @@ import os
 import time
 from typing import Any
 
-from mimic3d.config import Config, from_dict
+from mimic3d.config import Config, ConfigError, from_dict
 from mimic3d_platform.errors import UserError
 
 GRID_ROWS = 6
@@ -368,6 +368,8 @@ def _final(error: BaseException, world_size: int) -> FinalError | None:
 
     if isinstance(error, FinalError):
         return error
+    if isinstance(error, ConfigError):
+        return FinalError(str(error))
     memory = isinstance(error, torch.OutOfMemoryError | MemoryError) or "can't allocate memory" in str(error)
     if memory:
         return FinalError(
