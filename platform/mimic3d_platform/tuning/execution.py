@@ -6,7 +6,6 @@ import contextlib
 import logging
 import os
 import re
-import time
 from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
@@ -42,7 +41,7 @@ class Job:
         stage1_uri: the checkpoint that trials fork from, or "".
         parent_run_id: the sweep's run in MLflow.
         concurrency: trials at once.
-        hours: that the sweep has taken before.
+        hours: that the sweep has taken so far.
         on_change: told of each trial that starts, reports or ends.
     """
 
@@ -52,7 +51,7 @@ class Job:
     stage1_uri: str
     parent_run_id: str
     concurrency: int
-    hours: float
+    hours: Callable[[], float]
     on_change: Callable[[Trial], None]
 
 
@@ -146,7 +145,6 @@ def _source(job: Job, records: Records) -> Any:
     """The search as Ray Tune's kind of it: first what was running, then what `propose` says."""
     from ray.tune.search import Searcher
 
-    started = time.monotonic()
     resumed = deque(trial for trial in records.all() if not trial.over)
     # Successive halving compares with all before; other sweeps know them from their records.
     halving = isinstance(job.sweep.scheduler, Asha)
@@ -159,9 +157,8 @@ def _source(job: Job, records: Records) -> Any:
                 return {"index": trial.index, "replay": list(trial.reports)}
             if resumed:
                 return assignment(resumed.popleft())
-            hours = job.hours + (time.monotonic() - started) / 3600
             trials = records.all()
-            proposal = propose(job.sweep, trials, planned_kimg=planned_kimg(job.sweep), hours=hours)
+            proposal = propose(job.sweep, trials, planned_kimg=planned_kimg(job.sweep), hours=job.hours())
             if proposal == WAIT:
                 return None
             if proposal == DONE:

@@ -67,17 +67,22 @@ def run_sweep(
     with _closing(run_id):
         stage1_uri = _stage1(sweep, name, runs_uri, run_id, console)
         _announce(named, records, at_once, console)
-        with _clock(sweep_uri) as hours, tempfile.TemporaryDirectory(prefix="mimic3d-sweep-") as scratch:
-            follow = Follower(named, run_id, console)
-            job = Job(named, name, runs_uri, stage1_uri, run_id, at_once, hours, follow)
+        clock, follow = _Clock(sweep_uri), Follower(named, run_id, console)
+
+        def changed(trial: Trial) -> None:
+            follow(trial)
+            clock.save()
+
+        job = Job(named, name, runs_uri, stage1_uri, run_id, at_once, clock.hours, changed)
+        with tempfile.TemporaryDirectory(prefix="mimic3d-sweep-") as scratch:
             run_trials(job, records, scratch)
+        trials = records.all()
         folder = report or Path("sweeps-out", name)
-        best = write_report(named, name, records.all(), stage1_uri, folder)
+        best = write_report(named, name, trials, stage1_uri, folder)
         storage.copy_tree(folder, storage.join(sweep_uri, REPORT))
-        log_report(run_id, folder, best, len(records.all()))
-    trials = records.all()
-    if not best:
-        raise UserError(_no_winner(named, name, trials, folder))
+        log_report(run_id, folder, best, len(trials))
+        if not best:
+            raise UserError(_no_winner(named, name, trials, folder))
     return SweepResult(name, named, run_id, trials, best, folder)
 
 
@@ -160,17 +165,21 @@ def _closing(run_id: str) -> Iterator[None]:
     tracking.finish_run(run_id)
 
 
-@contextlib.contextmanager
-def _clock(sweep_uri: str) -> Iterator[float]:
-    """The hours that the sweep took before; those of the block are added to them."""
-    place, started = storage.join(sweep_uri, CLOCK), time.monotonic()
-    before = json.loads(storage.read_bytes(place))["hours"] if storage.exists(place) else 0.0
-    try:
-        yield before
-    finally:
-        spent = {"hours": before + (time.monotonic() - started) / 3600}
+class _Clock:
+    """The hours that the sweep has taken, in this process and in those before it."""
+
+    def __init__(self, sweep_uri: str) -> None:
+        self._place, self._started = storage.join(sweep_uri, CLOCK), time.monotonic()
+        known = storage.exists(self._place)
+        self._before = json.loads(storage.read_bytes(self._place))["hours"] if known else 0.0
+
+    def hours(self) -> float:
+        return self._before + (time.monotonic() - self._started) / 3600
+
+    def save(self) -> None:
+        """Keeps it as it is now; storage that is away costs nothing but the time since."""
         with contextlib.suppress(UserError):
-            storage.write_bytes(place, json.dumps(spent).encode())
+            storage.write_bytes(self._place, json.dumps({"hours": self.hours()}).encode())
 
 
 def _announce(sweep: Sweep, records: Records, at_once: int, console: Console) -> None:
