@@ -24,7 +24,7 @@ def test_a_fork_takes_weights_and_moments_and_keeps_its_own_rates(tmp_path: Path
     parent = trained(tmp_path)
     fork = Trainer(override(FORK, {"start": str(tmp_path)}), MeanAbsolute())
     assert fork.start_from(tmp_path) == ["generator", "ema", "dual", "patch"]
-    assert fork.nimg == 0 and fork.stage == 2
+    assert fork.nimg == 0 and fork.stage == 2 and not fork.config.joint
     for name in ("generator", "ema", "dual", "patch"):
         own, theirs = getattr(fork, name).state_dict(), getattr(parent, name).state_dict()
         assert all(torch.equal(own[key], theirs[key]) for key in own)

@@ -28,17 +28,6 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> tuple[Trainer, Path]
     return trainer, save_checkpoint(folder, trainer, Progress(trainer.nimg))
 
 
-def test_a_checkpoint_lends_all_weights_and_nothing_else(checkpoint: tuple[Trainer, Path]) -> None:
-    source, folder = checkpoint
-    trainer = fresh(**{"schedule.stage1_kimg": 0, "start": str(folder)})
-    assert trainer.start_from(folder) == ["generator", "ema", "dual", "patch"]
-    for name in ("generator", "ema", "dual", "patch"):
-        assert not changed(getattr(trainer, name), snapshot(getattr(source, name)))
-    assert trainer.nimg == 0 and trainer.stage == 2 and not trainer.config.joint
-    assert not trainer.generator_optimizer.state
-    assert all(value.isfinite() for value in advance(trainer, 1)[0].values())
-
-
 def test_a_generators_folder_lends_its_weights_to_the_average_too(checkpoint, tmp_path: Path) -> None:
     source, folder = checkpoint
     trainer = fresh()
@@ -47,11 +36,6 @@ def test_a_generators_folder_lends_its_weights_to_the_average_too(checkpoint, tm
     for network in (trainer.generator, trainer.ema):
         assert not changed(network, snapshot(source.ema))
     assert not changed(trainer.dual, before)
-
-
-def test_a_patch_discriminator_of_another_size_begins_anew(checkpoint) -> None:
-    trainer = fresh(**{"imitation.patch_scale": 0.25, "imitation.patch_resolution": None})
-    assert trainer.start_from(checkpoint[1]) == ["generator", "ema", "dual"]
 
 
 def test_eg3d_starts_stage_1_and_not_stage_2(tmp_path: Path) -> None:
