@@ -73,6 +73,7 @@ class Plan:
     up: str
     exact: bool
     partial: bool
+    shard_bytes: int
     version: int = INGEST
 
     @property
@@ -141,6 +142,7 @@ def ingest_dataset(
         up=up,
         exact=exact,
         partial=partial,
+        shard_bytes=shard_bytes,
     )
     total = len(table) * (2 if mirror else 1)
     progress = on_progress or (lambda done, total: None)
@@ -160,7 +162,7 @@ def ingest_dataset(
         overwrite=overwrite,
         plan=plan.digest,
     )
-    bounds = _split(table, plan, shard_bytes)
+    bounds = _split(table, plan)
     done = 0
 
     def count(record: ShardRecord) -> None:
@@ -264,9 +266,9 @@ def _columns(plan: Plan, weighted: bool, extras: dict[str, str]) -> tuple[str, .
     return ("image", "camera", "identity", "name", *optional, *extras)
 
 
-def _split(table: pyarrow.Table, plan: Plan, shard_bytes: int) -> np.ndarray:
+def _split(table: pyarrow.Table, plan: Plan) -> np.ndarray:
     """The first row of each shard and, last, the number of rows: shards of about `shard_bytes` at most."""
-    raw = 3 * plan.resolution**2
+    shard_bytes, raw = plan.shard_bytes, 3 * plan.resolution**2
     given = np.minimum(table["size"].to_numpy(), shard_bytes)
     as_given = not (plan.edit.crop or plan.edit.resize or plan.edit.background)
     sizes = given if as_given else np.minimum(given, raw)

@@ -245,6 +245,9 @@ def test_a_run_that_stopped_goes_on_with_the_same_bytes(scene: Scene, tmp_path: 
     resumed, _ = ingest(tmp_path / "set.zip", tmp_path / "out", shard_bytes=1000)
     assert resumed.fingerprint == whole.fingerprint
     assert {path: path.stat().st_mtime_ns for path in kept} == kept
+    (tmp_path / "out" / "manifest.json").unlink()
+    larger, rows = ingest(tmp_path / "set.zip", tmp_path / "out", shard_bytes=1500)
+    assert len(larger.shards) < len(whole.shards) and [row["name"] for row in rows] == list(scene.names)
 
 
 def test_partial_leaves_out_what_is_no_use_and_counts_it(scene: Scene, tmp_path: Path) -> None:
