@@ -159,4 +159,4 @@ def measure_worker(job: dict[str, Any]) -> dict[str, float]:
         context.get_world_rank(),
         context.get_world_size(),
     )
-    return evaluator.measure(generator)
+    return evaluator.measure(generator) | evaluator.measure_more(generator)
