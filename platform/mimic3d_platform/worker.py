@@ -138,17 +138,21 @@ class _Worker:
             self.measure()
             self.draw()
             self.report()
+        # A line holds the newest of each scalar since the line before: some are not of every step.
+        scalars: dict[str, Any] = {}
         steps_since, started, waited = 0, time.perf_counter(), self.stream.wait_seconds
         while not trainer.finished:
             stage = trainer.stage
             batch = self.next_batch()
-            scalars = trainer.step(batch.images, batch.cameras, self.evaluator.cameras, self.label_weights)
+            scalars |= trainer.step(batch.images, batch.cameras, self.evaluator.cameras, self.label_weights)
             steps_since += 1
             notice = self.watch.agreed()
             ends_stage = trainer.nimg in (self.config.stage1_nimg, self.config.total_nimg)
             saves = ends_stage or self.due(output.checkpoint_kimg) or notice != Notice.NONE
             measures = ends_stage or self.due(output.metric_kimg)
-            if steps_since >= output.log_steps or saves or measures or self.due(output.sample_kimg):
+            # By images, not by steps since the start: a resumed run has the same lines.
+            logs = trainer.nimg // self.config.schedule.batch % output.log_steps == 0
+            if logs or saves or measures or self.due(output.sample_kimg):
                 seconds = time.perf_counter() - started
                 wait = (self.stream.wait_seconds - waited) / seconds
                 self.progress.seconds += seconds
@@ -164,6 +168,7 @@ class _Worker:
                 if notice in (Notice.STOP, Notice.WORKER_TERMINATES) and not trainer.finished:
                     self.leave(notice)
                     return
+                scalars = {}
                 steps_since, started, waited = 0, time.perf_counter(), self.stream.wait_seconds
         self.close("finished")
 
