@@ -173,8 +173,9 @@ def as_table(medians: dict[str, dict[str, float]], counts: dict[int, int], round
 def write_docs(folder: Path, medians: dict[str, dict[str, float]], table: str) -> None:
     """Puts the table between the marks of streaming.md, and the plot beside it."""
     page = folder / "streaming.md"
+    picture = "![Images a second of each loader](bench-data.png)"
     before, _, after = page.read_text().split(MARK)
-    page.write_text(f"{before}{MARK}\n\n{table}\n\n{MARK}{after}")
+    page.write_text(f"{before}{MARK}\n\n{table}\n\n{picture}\n\n{MARK}{after}")
     _plot(medians).savefig(folder / "bench-data.png", dpi=110)
 
 

@@ -15,6 +15,7 @@ import mmap
 import os
 import pickle
 import queue
+import select
 import subprocess
 import sys
 import tempfile
@@ -34,6 +35,7 @@ from mimic3d_platform.errors import UserError
 log = logging.getLogger(__name__)
 
 _DEPTH = 3  # Batches that a process or the thread makes ahead.
+_READY = {"ready": True}
 _DEATHS = 3  # Of processes without a batch in between, until it is an error.
 
 
@@ -169,10 +171,17 @@ class ProcessLoader:
         self._course, self._next = course, 0
         self._memory, self._descriptor = _shared_memory(processes * _DEPTH * course.slot_bytes)
         self._workers = [_Worker(course, self._descriptor, index, processes) for index in range(processes)]
+        self._maker: BatchMaker | None = None
 
     def take(self) -> Made:
         """The next batch, copied out of the shared memory; raises what went wrong with it."""
         worker = self._workers[self._next % len(self._workers)]
+        if not worker.has_begun and not worker.is_ready():
+            return self._make_here()
+        if not worker.has_begun:
+            worker.begin(self._next)
+            if all(each.has_begun for each in self._workers):
+                self._close_maker()
         deaths = 0
         while (answer := worker.answer()) is None:
             status, deaths = worker.end(), deaths + 1
@@ -192,12 +201,20 @@ class ProcessLoader:
         self._next += 1
         return made
 
+    def _make_here(self) -> Made:
+        """The next batch, made by this thread, which would else wait for a process to start."""
+        self._maker = self._maker or BatchMaker(self._course)
+        made = self._maker.make(self._next)
+        self._next += 1
+        return made
+
     def pids(self) -> list[int]:
         """The processes' ids."""
         return [worker.pid for worker in self._workers]
 
     def close(self) -> None:
         """Ends the processes."""
+        self._close_maker()
         for worker in self._workers:
             worker.end()
         self._workers = []
@@ -205,17 +222,22 @@ class ProcessLoader:
             os.close(self._descriptor)
             self._descriptor = -1
 
+    def _close_maker(self) -> None:
+        if self._maker is not None:
+            self._maker.close()
+            self._maker = None
+
     def __del__(self) -> None:
         with contextlib.suppress(Exception):
             self.close()
 
 
 class _Worker:
-    """One loader process and what it has been told; batch numbers `index`, `index + processes`, …"""
+    """One loader process and what it has been told: every so-manieth batch, from `begin` on."""
 
     def __init__(self, course: Course, descriptor: int, index: int, processes: int) -> None:
         self._course, self._descriptor = course, descriptor
-        self._number, self._stride = index, processes
+        self._number, self._stride, self.has_begun = 0, processes, False
         self._slots = deque(range(index * _DEPTH, (index + 1) * _DEPTH))
         self._told: deque[tuple[int, int]] = deque()
         self.start()
@@ -235,13 +257,23 @@ class _Worker:
         self._tell(self._course)
         for told in self._told:
             self._tell(told)
+
+    def is_ready(self) -> bool:
+        """Whether the process has started, or has ended at that; not waited for."""
+        return bool(select.select([self._process.stdout], [], [], 0)[0])
+
+    def begin(self, number: int) -> None:
+        """Asks for batch `number` and those that follow."""
+        self._number, self.has_begun = number, True
         while self._slots:
             self._ask()
 
     def answer(self) -> dict[str, Any] | None:
         """What the process says of the oldest batch; None if it is gone."""
         try:
-            return pickle.load(self._process.stdout)
+            while (what := pickle.load(self._process.stdout)) == _READY:
+                pass
+            return what
         except (EOFError, OSError, pickle.UnpicklingError):
             return None
 
@@ -307,6 +339,9 @@ def _serve(descriptor: int) -> None:
         pickle.dump(what, answers)
         answers.flush()
 
+    import pyarrow.parquet  # noqa: F401, so that the first batch does not wait for it
+
+    answer(_READY)
     orders = _orders()
     course: Course = next(orders)
     memory = mmap.mmap(descriptor, 0)

@@ -2,6 +2,7 @@
 
 import io
 import json
+import time
 from pathlib import Path
 
 import numpy as np
@@ -36,6 +37,9 @@ def global_rows(uri: str, batches: int, *, world_size: int = 1, nimg: int = 0, *
     for rank in range(world_size):
         options = {"seed": 3, "global_batch": BATCH, "loaders": 0} | options
         with TrainingStream(uri, rank=rank, world_size=world_size, nimg=nimg, **options) as stream:
+            # Until they have started, batches are made in this process: here, theirs are what is wanted.
+            while not all(worker.is_ready() for worker in getattr(stream._loader, "_workers", ())):
+                time.sleep(0.01)
             for index in range(batches):
                 images, cameras = next(stream)
                 rows = row_numbers(images)
