@@ -58,6 +58,63 @@ def test_a_folder_that_cannot_be_used_is_one_clear_line(tmp_path: Path) -> None:
     assert run.returncode == 2 and run.stderr.startswith(f"error: {empty} holds no reference")
 
 
+def _entry(value: torch.Tensor) -> dict:
+    flat = value.detach().reshape(-1).double()
+    index = [(flat.numel() - 1) * k // 23 for k in range(24)]
+    numbers = {"mean": flat.mean().item(), "std": flat.std().item(), "l2": flat.norm().item()}
+    return {"shape": list(value.shape), **numbers, "value": flat[index].tolist()}
+
+
+@pytest.fixture(scope="module")
+def of_another_size() -> dict:
+    """A file of the same form with networks of another size, its numbers measured on our own."""
+    aware = FIGURES["mimic3d_256_tiny"]
+    sizes = {"image_resolution": 128, "triplane_resolution": 8, "neural_rendering_resolution": 16}
+    sizes |= {"channel_base": 128, "channel_max": 8, "aware3d_resolutions": [4, 8], "patch_scale": 0.25}
+    sizes |= {"patch_corners_top_left": [[1, 2], [96, 5]], "superresolution": "SuperresolutionHybrid2X"}
+    sizes |= {"depth_samples": 5, "importance_samples": 6, "box_warp": 1.3, "white_background": True}
+    reference = {"name": "other", "salt": "other/", "config": aware["config"] | sizes}
+    config = parity.config_of(reference)
+    widths = (config.model.discriminator_channel_base, config.model.discriminator_channel_max)
+    networks = {
+        "G": parity.Generator(config.model, config.rendering),
+        "D": parity.DualDiscriminator(128, *widths),
+        "D_patch": parity.PatchDiscriminator(32, *widths),
+    }
+    reference["tensors"] = {
+        name: {key: list(tensor.shape) for key, tensor in network.state_dict().items()}
+        for name, network in networks.items()
+    }
+    found = parity.measure(reference, torch.float64)
+    reference["measured"] = {
+        name: _entry(value.float()) if isinstance(value, torch.Tensor) else value
+        for name, value in found.items()
+    }
+    return reference
+
+
+def test_a_reference_of_another_size_is_compared_in_every_entry(of_another_size, tmp_path) -> None:
+    (tmp_path / "other.json").write_text(json.dumps(of_another_size))
+    run = report(tmp_path, "--bound", "1e-3")
+    assert run.returncode == 0, run.stdout + run.stderr
+    rows = run.stdout.splitlines()
+    assert len(rows) == len(of_another_size["measured"]) + 1
+    assert any("grad_norm" in row for row in rows)
+
+
+@pytest.mark.parametrize("entry", ["image", "plane_detail", "grad_norm"])
+def test_a_number_that_is_off_is_noticed(of_another_size, entry) -> None:
+    altered = json.loads(json.dumps(of_another_size["measured"]))
+    if entry == "grad_norm":
+        key = max((k for k, v in altered[entry].items() if v), key=altered[entry].get)
+        altered[entry][key] *= 1.002
+    else:
+        altered[entry]["value"][11] += 0.002 * altered[entry]["l2"]
+    found = parity.measure(of_another_size, torch.float64)
+    errors = parity.errors(altered, found)
+    assert [name for name, error in errors.items() if error > 1e-3] == [entry]
+
+
 def _without(section: str) -> dict:
     return {key: value for key, value in FIGURES["eg3d_256_small"].items() if key != section}
 
