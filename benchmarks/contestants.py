@@ -45,9 +45,12 @@ def mimic3d_decoding(uri: str, cache: Path, side: int, workers: int) -> Batches:
 
 def mosaicml(uri: str, cache: Path, side: int, workers: int) -> Batches:
     from streaming import StreamingDataset
+    from streaming.base.util import clean_stale_shared_memory
     from torch.utils.data import DataLoader
 
     os.environ["S3_ENDPOINT_URL"] = os.environ["AWS_ENDPOINT_URL"]
+
+    clean_stale_shared_memory()  # What the measurement before left would be taken for this one's.
 
     class Decoded(StreamingDataset):
         def __getitem__(self, index: int) -> tuple[np.ndarray, np.ndarray]:
