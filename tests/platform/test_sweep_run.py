@@ -83,7 +83,7 @@ def written(folder: Path, name: str, data: str, **keys: Any) -> Path:
         "stage1": "shared",
         "objectives": [OBJECTIVE],
     }
-    path.write_text(yaml.safe_dump(base | keys))
+    path.write_text(yaml.safe_dump(base | keys, sort_keys=False))
     return path
 
 
@@ -132,7 +132,8 @@ def test_a_sweep_goes_on_after_a_kill_and_past_a_trial_that_fails(swept: Swept) 
     trials = records("scales")
     assert [trial.status for trial in trials] == ["finished", "finished", "failed", "finished"]
     assert "diverged" in trials[2].error or "finite" in trials[2].error
-    assert swept.run.stderr == ""
+    # Ray itself warns of many processes on few CPUs.
+    assert all("(raylet)" in line for line in swept.run.stderr.splitlines())
     # What was over when the driver was killed is not started again.
     started = re.findall(r"trial (\d+) starts", swept.run.stdout)
     assert not {f"scales-{int(index):03d}" for index in started} & set(swept.killed_with)
