@@ -11,6 +11,7 @@ from mimic3d_platform import tracking
 from mimic3d_platform.console import Console
 from mimic3d_platform.errors import UserError
 from mimic3d_platform.mlflow_server import client, tracking_errors
+from mimic3d_platform.run_logger import RunLogger
 from mimic3d_platform.run_records import EXPERIMENT
 from mimic3d_platform.tuning.plots import label, short
 from mimic3d_platform.tuning.records import Trial
@@ -70,7 +71,7 @@ def close_trial(trial: Trial, parent_run_id: str) -> None:
 
 def log_report(run_id: str, folder: Path, best: list[Trial], count: int) -> None:
     """The report and the best trial's numbers, in the sweep's run."""
-    logger = tracking.RunLogger(run_id)
+    logger = RunLogger(run_id)
     if best:
         logger.log_metrics({f"best/{key}": value for key, value in best[0].metrics.items()}, count)
         logger.log_metrics({"best/trial": best[0].index}, count)
