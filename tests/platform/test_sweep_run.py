@@ -165,7 +165,9 @@ def test_mlflow_holds_the_sweep_its_trials_and_their_stages(swept: Swept) -> Non
         assert [stage.info.run_name for stage in children_of(run.info.run_id)] == [f"{trial.name}-stage2"]
         if trial.status == "finished":
             assert trial.metrics.items() <= run.data.metrics.items()
-    best = min((t for t in records("scales") if t.metrics), key=lambda t: t.metrics["fd_mobilenetv2/3d"])
+    best = min(
+        (t for t in records("scales") if t.status == "finished"), key=lambda t: t.metrics["fd_mobilenetv2/3d"]
+    )
     assert parent.data.metrics["best/fd_mobilenetv2/3d"] == best.metrics["fd_mobilenetv2/3d"]
     assert parent.data.metrics["best/trial"] == best.index
 
@@ -184,7 +186,9 @@ def test_the_report_is_in_a_folder_in_storage_and_in_mlflow(swept: Swept, tmp_pa
 
 
 def test_the_winning_config_is_one_that_trains(swept: Swept) -> None:
-    best = min((t for t in records("scales") if t.metrics), key=lambda t: t.metrics["fd_mobilenetv2/3d"])
+    best = min(
+        (t for t in records("scales") if t.status == "finished"), key=lambda t: t.metrics["fd_mobilenetv2/3d"]
+    )
     # Under the trial's own name it is the run that is there: not a key differs.
     told = mimic3d("train", swept.report / WINNER, "--name", best.name, "--workers", 1)
     assert told.returncode == 0, told.stderr

@@ -70,13 +70,18 @@ def close_trial(trial: Trial, parent_run_id: str) -> None:
 
 
 def log_report(run_id: str, folder: Path, best: list[Trial], count: int) -> None:
-    """The report and the best trial's numbers, in the sweep's run."""
-    logger = RunLogger(run_id)
+    """The report and the best trial's numbers, in the sweep's run.
+
+    Raises:
+        UserError: MLflow does not take them.
+    """
     if best:
+        logger = RunLogger(run_id)
         logger.log_metrics({f"best/{key}": value for key, value in best[0].metrics.items()}, count)
         logger.log_metrics({"best/trial": best[0].index}, count)
-    logger.log_artifact(folder, REPORT)
-    logger.flush()
+        logger.flush()
+    with tracking_errors("store a sweep's report in"):
+        client().log_artifacts(run_id, str(folder), REPORT)
 
 
 def _children(run_id: str) -> list[str]:
