@@ -56,7 +56,7 @@ _FOCALS = (0.1, 50.0)
 _RAYS_AT_ONCE = 4_000_000
 
 # Raise it when the renderer draws other pixels: shards of an older renderer are then not taken for ours.
-RENDERER = 1
+RENDERER = 2
 
 RADIUS = 1.7
 # EG3D's for ShapeNet-Cars, in image widths.
