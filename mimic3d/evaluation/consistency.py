@@ -133,26 +133,15 @@ def depth_view(
     G: Generator, w: Tensor, camera: Tensor, branch: str, max_points: int = DEFAULT_MAX_POINTS
 ) -> DepthView:
     """Draw a branch with its depth and opacity at the image's resolution; `w` (N, num_ws, w_dim)."""
-    if branch not in G.branches:
-        raise ValueError(f"branch is {branch!r}, but must be one of {', '.join(G.branches)}")
     planes = G.planes(w, detail=branch == "3d", noise="const")
-    size = G.config.image_resolution
-    resolution = size if branch == "3d" else G.config.neural_rendering_resolution
-    origins, directions = rays(camera, pixel_grid(resolution, device=camera.device))
-    samples = G.rendering.coarse_samples + G.rendering.importance_samples
-    chunk = max(1, max_points // (samples * len(camera)))
-    parts = []
-    for origin, direction in zip(origins.split(chunk, 1), directions.split(chunk, 1), strict=True):
-        seen = G.render_rays(planes, origin, direction, outputs=3)
-        parts.append(torch.cat([seen.features, seen.depth, seen.weights.sum(dim=-2)], dim=-1))
-    drawn = torch.cat(parts, 1).transpose(1, 2).unflatten(-1, (resolution, resolution))
-    image, depth, opacity = drawn.split([3, 1, 1], dim=1)
+    seen = G.view(planes, w, camera, branch, max_points)
+    depth, opacity = seen.depth, seen.opacity
     if branch == "2d":
-        image = G.view(planes, w, camera, branch, max_points).image
+        size = G.config.image_resolution
         weighted = interpolate(torch.cat([depth * opacity, opacity], 1), size, mode="bilinear")
         opacity = weighted[:, 1:]
         depth = weighted[:, :1] / opacity.clamp(min=1e-6)
-    return DepthView(image.clamp(-1, 1), depth, opacity, camera)
+    return DepthView(seen.image.clamp(-1, 1), depth, opacity, camera)
 
 
 def view_agreement(
