@@ -35,6 +35,7 @@ def join_ray() -> None:
     if not address:
         raise UserError("no Ray cluster is named: run `mimic3d up`, or set RAY_ADDRESS")
     host, _, port = address.removeprefix("ray://").rpartition(":")
+    _read_token_again()
     try:
         if host and port.isdigit():  # `ray.init` waits for minutes where nothing listens.
             socket.create_connection((host, int(port)), _CONNECT_TIMEOUT_S).close()
@@ -44,6 +45,14 @@ def join_ray() -> None:
         raise UserError(
             f"no Ray cluster at {address} ({reason}): run `mimic3d up`, or correct RAY_ADDRESS"
         ) from error
+
+
+def _read_token_again() -> None:
+    """Ray keeps the mode and the token that this process met first; the services may have come up since."""
+    from ray._raylet import AuthenticationTokenLoader, Config
+
+    Config.initialize("")
+    AuthenticationTokenLoader.instance().reset_cache()
 
 
 def run_pieces(
