@@ -37,7 +37,10 @@ def error_of(run: subprocess.CompletedProcess) -> str:
     assert run.returncode not in (0, 1), (run.returncode, run.stdout, run.stderr)
     lines = run.stderr.splitlines()
     errors = [line for line in lines if line.startswith("error: ")]
-    others = [line for line in lines if not line.startswith(("error: ", "skipped the mesh "))]
+    notices = [
+        line for line in lines if line.startswith("skipped the mesh ") or "; trying again for " in line
+    ]
+    others = [line for line in lines if line not in (*errors, *notices)]
     assert len(errors) == 1 and not others, run.stderr
     assert "Traceback" not in run.stdout
     return errors[0].removeprefix("error: ")

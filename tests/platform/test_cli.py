@@ -52,7 +52,7 @@ def places(stack: local.StackStatus, tmp_path_factory: pytest.TempPathFactory) -
     save_generator(root / "void", generator, config)
     (root / "noise.yaml").write_bytes(b"\xa4\xff")
     (root / "list.yaml").write_text("- schedule\n")
-    runs.claim(str(root / "runs"), "taken", config)
+    runs.claim(str(root / "runs"), "taken", config, runs.Origin("another"))
     return {"root": str(root), "data": data, "home": str(root / "home"), "recipe": RECIPE}
 
 
@@ -63,7 +63,7 @@ REFUSED = {
     "no such command": ("trian", "No such command 'trian'", "mimic3d --help"),
     "no such option": (f"{TRAIN} --seed 1", "--seed", "mimic3d train --help"),
     "argument missing": ("train", "Missing argument 'recipe'", "mimic3d train --help"),
-    "option of another type": (f"{TRAIN} --workers two", "--workers", "integer"),
+    "option of another type": (f"{TRAIN} --workers two", "--workers", "number"),
     "unknown recipe": ("train cars-demi --data {data}", "unknown recipe cars-demi", "did you mean cars-demo"),
     "no config file": ("train {root}/none.yaml --data {data}", "none.yaml", "check the path"),
     "config file of noise": ("train {root}/noise.yaml --data {data}", "noise.yaml", "UTF-8"),

@@ -23,6 +23,7 @@ METRIC, OTHER = "fd_mobilenetv2/3d", "warp_psnr/3d"
 BASE = {
     "recipe": "cars-demo",
     "data": "/data/cars",
+    "overrides": {"schedule.stage2_kimg": 3.2},
     "stage1": "shared",
     "space": {
         "imitation.lpips_weight": {"uniform": [0, 4]},
