@@ -267,7 +267,8 @@ def test_a_sweep_file_resolves_to_one_that_needs_no_other(tmp_path: Path) -> Non
     again = parse_sweep(sweep_to_yaml(sweep), "stored")
     assert again == sweep and again.base.seed == 3 and again.base.schedule.stage2_kimg == 6.4
     assert differences(sweep, again) == []
-    other = load_sweep(written(tmp_path, recipe=None, config="base.yaml"), assignments=["seed=4"])
+    plain = written(tmp_path, recipe=None, config="base.yaml", overrides=None)
+    other = load_sweep(plain, assignments=["seed=4"])
     assert differences(sweep, other) == ["config.seed 3 -> 4"]
 
 
