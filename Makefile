@@ -18,7 +18,10 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 demo: setup ## the main job on this machine: cars, both stages, registry, pictures in demo/
 	@$(BIN)/mimic3d demo
 
-test: setup ## all tests, on real services that they start and stop
+test: setup ## the tests, on real services that they start and stop
+	$(BIN)/pytest -m "not slow"
+
+test-all: setup ## those that take a whole cluster or sweep too
 	$(BIN)/pytest
 
 chaos: setup ## ends things at random twenty times in one run; its weights must be those of a run left alone

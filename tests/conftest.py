@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import signal
 import tempfile
 import uuid
 from collections.abc import Iterator
@@ -17,6 +18,9 @@ from stack_processes import alive, stack_processes
 # Ray reads this on import, which a test module may do before the stack is up; see local.services.
 os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"
 torch.set_num_threads(1)
+# A shell that starts the tests in the background has them ignore Ctrl-C, and with them all commands tested.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 _SERVICES = ("AWS_", "MLFLOW_", "RAY_AUTH_", "RAY_ADDRESS", "MIMIC3D_")
 

@@ -30,7 +30,7 @@ from mimic3d_platform.settings import stack_file
 from postgresql_server import Server, postgresql_server
 from stack_processes import alive, stack_processes
 
-pytestmark = pytest.mark.timeout(1500)
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1500)]
 
 ROOT = Path(__file__).parents[2]
 # What the README says, as it says it: the cluster, the training, and how to find it again.

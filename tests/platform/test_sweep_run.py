@@ -26,7 +26,7 @@ from mimic3d_platform.mlflow_server import client
 from mimic3d_platform.tuning.records import Records
 from mimic3d_platform.tuning.report import PAGE, TABLE, WINNER
 
-pytestmark = pytest.mark.timeout(1500)
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1500)]
 
 TINY = {
     "model.channel_base": 128,
