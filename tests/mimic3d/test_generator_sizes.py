@@ -143,6 +143,7 @@ print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024)
 """
 
 
+@pytest.mark.slow
 def test_drawing_keeps_to_its_bound_of_memory() -> None:
     assert points_within(2**20) == 512 and points_within(1) == 1
 

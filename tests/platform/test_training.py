@@ -37,7 +37,7 @@ from mimic3d_platform.settings import get_settings
 from run_faults import truncate_newest, wait_until, worker_processes
 
 # The shared runs are the set-up of the first test.
-pytestmark = pytest.mark.timeout(3600)
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(3600)]
 
 RECIPE, MODEL = "cars-demo", "cars-test"
 STAGE1, TOTAL = 160, 224
