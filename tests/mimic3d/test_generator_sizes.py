@@ -2,14 +2,14 @@
 
 import copy
 import dataclasses
+import itertools
 import shutil
-import subprocess
-import sys
-from pathlib import Path
+from collections.abc import Callable
 
 import pytest
 import torch
 from torch import Tensor
+from torch.profiler import ProfilerActivity
 
 from mimic3d.cameras import look_at
 from mimic3d.config import Config, ModelConfig, RenderingConfig
@@ -17,7 +17,6 @@ from mimic3d.networks.generator import Generator, points_within
 
 torch.set_num_threads(1)
 
-ROOT = Path(__file__).parents[2]
 RENDERING = RenderingConfig(1.0, 2.4, 1.2, 4, 4, True)
 TINY = ModelConfig(32, 16, 8, 8, 8, 2, 64, 8, 64, 8, 16, (8, 8))
 CAMERAS = look_at(torch.tensor([[0.4, 0.5, 1.5], [-1.0, 0.2, 1.2]]), focal=1.1)
@@ -123,34 +122,26 @@ def test_torch_compile_gives_the_same_numbers(tmp_path, monkeypatch) -> None:
     assert_near(drawn_and_learned(compiled), expected)
 
 
-PEAK = """
-import resource, sys, torch
-torch.set_num_threads(1)
-from mimic3d.cameras import look_at
-from mimic3d.config import ModelConfig, RenderingConfig
-from mimic3d.networks.generator import Generator, points_within
-
-model = ModelConfig(128, 16, 64, 8, 8, 2, 512, 8, 512, 8, 64, (8, 8))
-G = Generator(model, RenderingConfig(1.0, 2.4, 1.2, 16, 16, True))
-camera = look_at(torch.tensor([[0.4, 0.5, 1.5]]), focal=1.1)
-with torch.no_grad():
-    w = G.mapping(torch.ones(1, 8), camera)
-    planes = G.planes(w)
-    G.view(planes, w, camera, "3d", points_within(2**20))
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    G.view(planes, w, camera, "3d", points_within(int(sys.argv[1])))
-print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024)
-"""
+def peak_bytes(work: Callable[[], object]) -> int:
+    """The most that PyTorch's allocator has lent at once, temporaries within operators included."""
+    with torch.profiler.profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profile:
+        work()
+    lent = (
+        event.nbytes() for event in profile.profiler.kineto_results.events() if event.name() == "[memory]"
+    )
+    return max(itertools.accumulate(lent), default=0)
 
 
-@pytest.mark.slow
 def test_drawing_keeps_to_its_bound_of_memory() -> None:
     assert points_within(2**20) == 512 and points_within(1) == 1
-
-    def growth(memory: int) -> int:
-        command = [sys.executable, "-c", PEAK, str(memory)]
-        return int(subprocess.run(command, capture_output=True, text=True, check=True, cwd=ROOT).stdout)
-
-    few, many = 32 * 2**20, 256 * 2**20
-    assert growth(few) < few + 2**24, "a little is the picture's own"
-    assert few < growth(many) < many + 2**24
+    model = ModelConfig(128, 16, 64, 8, 8, 2, 512, 8, 512, 8, 64, (8, 8))
+    G = Generator(model, RenderingConfig(1.0, 2.4, 1.2, 16, 16, True))
+    camera = look_at(torch.tensor([[0.4, 0.5, 1.5]]), focal=1.1)
+    with torch.no_grad():
+        w = G.mapping(torch.ones(1, 8), camera)
+        planes = G.planes(w)
+        few, many, ample = (
+            peak_bytes(lambda memory=memory: G.view(planes, w, camera, "3d", points_within(memory)))
+            for memory in (64 * 2**20, 192 * 2**20, 2**30)
+        )
+    assert 2**25 < few <= 64 * 2**20 < many <= 192 * 2**20 < ample

@@ -10,6 +10,7 @@ import socket
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -329,4 +330,13 @@ def test_ports_are_kept_while_free_and_never_shared() -> None:
     with socket.socket() as thief:
         thief.bind(("127.0.0.1", first["a"]))
         thief.listen()
-        assert free_ports(["a", "b"], first, taken) != first
+        assert free_ports(["a", "b"], first, taken, patience_s=0.5) != first
+
+
+def test_ports_that_are_let_go_of_in_a_moment_are_waited_for() -> None:
+    first = free_ports(["a"], {}, set())
+    with socket.socket() as dying:
+        dying.bind(("127.0.0.1", first["a"]))
+        dying.listen()
+        threading.Timer(0.5, dying.close).start()
+        assert free_ports(["a"], first, set(), patience_s=100) == first

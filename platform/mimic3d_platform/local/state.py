@@ -10,7 +10,7 @@ import shutil
 import socket
 import tempfile
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,8 @@ from mimic3d_platform.local.processes import Leader
 from mimic3d_platform.settings import stack_file
 
 LOCK_PATIENCE_S = 180.0
+# A process that was killed is a zombie before its last thread lets go of its ports.
+PORTS_PATIENCE_S = 5.0
 
 # Below the range from which Linux takes ports for outgoing connections, so that a port stays free over a
 # `down`; above those that well-known servers use.
@@ -137,9 +139,15 @@ def locked(home: Path, patience_s: float = LOCK_PATIENCE_S) -> Iterator[Stack]:
         os.close(handle)  # Also lets go of the lock.
 
 
-def free_ports(names: list[str], wanted: Mapping[str, int], taken: set[int]) -> dict[str, int]:
-    """A free port of 127.0.0.1 for each name: those wanted if every one is free, else fresh ones for all."""
-    if set(wanted) == set(names) and all(is_free(port) for port in wanted.values()):
+def free_ports(
+    names: list[str], wanted: Mapping[str, int], taken: set[int], patience_s: float = PORTS_PATIENCE_S
+) -> dict[str, int]:
+    """A free port of 127.0.0.1 for each name: those wanted if every one is free, else fresh ones for all.
+
+    Args:
+        patience_s: how long those wanted are waited for.
+    """
+    if set(wanted) == set(names) and _come_free(wanted.values(), patience_s):
         taken.update(wanted.values())
         return dict(wanted)
     chosen: dict[str, int] = {}
@@ -152,6 +160,16 @@ def free_ports(names: list[str], wanted: Mapping[str, int], taken: set[int]) -> 
         else:
             raise UserError(f"no free port between {_PORTS.start} and {_PORTS.stop}; close some servers")
     return chosen
+
+
+def _come_free(ports: Collection[int], patience_s: float) -> bool:
+    """Whether all are free, now or within `patience_s`."""
+    deadline = time.monotonic() + patience_s
+    while not all(is_free(port) for port in ports):
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(0.1)
+    return True
 
 
 def is_free(port: int) -> bool:
