@@ -48,6 +48,7 @@ _BUSY = (
     ),
     *("THROTTL", "Throttl", "TooManyRequests", "reached max retries", "IncompleteRead", "IncompleteBody"),
 )
+_REFUSED = ("ACCESS_DENIED", "AccessDenied", "HTTP status 403", "Forbidden")
 _BUSY_STATUS = re.compile(r"(HTTP status|HTTP response code:|\() ?(429|50[0234])\b")
 
 
@@ -131,6 +132,8 @@ def _cause(error: Exception, uri: str | os.PathLike[str]) -> tuple[str, bool]:
         The line, and whether it may pass if one waits.
     """
     text = str(error)
+    if os.fspath(uri).startswith("s3://") and any(word.lower() in text.lower() for word in _REFUSED):
+        text += _why_refused(uri)
 
     def says(*words: str) -> bool:
         return any(word.lower() in text.lower() for word in words)
@@ -141,8 +144,7 @@ def _cause(error: Exception, uri: str | os.PathLike[str]) -> tuple[str, bool]:
             return f"{where} says that the credentials have expired; renew {_KEYS} (and the token)", False
         if says("INVALID_ACCESS_KEY_ID", "InvalidAccessKeyId", "SIGNATURE_DOES", "SignatureDoes"):
             return f"{where} does not know these credentials; correct {_KEYS}", False
-        if says("ACCESS_DENIED", "AccessDenied", "HTTP status 403", "Forbidden"):
-            # A refused HEAD has no body that says why.
+        if says(*_REFUSED):
             advice = f"check that {_KEYS} are right and not expired, and the rights on the bucket"
             return f"{where} refuses access; {advice}", False
         if says("NO_SUCH_BUCKET", "NoSuchBucket"):
@@ -164,3 +166,21 @@ def _cause(error: Exception, uri: str | os.PathLike[str]) -> tuple[str, bool]:
         return "no space is left on the device; free some or choose another folder", False
     system = os.strerror(error.errno) if isinstance(error, OSError) and error.errno else None
     return system or " ".join(text.split()), False
+
+
+def _why_refused(uri: str | os.PathLike[str]) -> str:
+    """What the store says when it is asked once more, by a request whose refusal tells the reason.
+
+    The refusal of a HEAD has no body. That of a GET has one, but pyarrow has it written into the buffer for
+    the file's content and parses all of that buffer, leftovers of memory included, which fails by chance.
+    """
+    from botocore.exceptions import BotoCoreError, ClientError
+
+    from mimic3d_platform import storage
+
+    bucket, key = storage.split_s3(uri)
+    try:
+        storage.s3_client().list_objects_v2(Bucket=bucket, Prefix=key, MaxKeys=1)
+    except (BotoCoreError, ClientError) as error:
+        return f" {error}"
+    return ""

@@ -129,7 +129,8 @@ def test_an_outage_is_waited_out(
         (lambda proxy: proxy.corrupt(path=".parquet"), "SHA-256 differs"),
         (lambda proxy: proxy.answer(503, path=".parquet"), "too busy or out of order"),
         (lambda proxy: proxy.answer(403, method="GET", path=".parquet"), "have expired; renew"),
-        (lambda proxy: proxy.answer(403, path=".parquet"), "not expired"),
+        (lambda proxy: proxy.answer(403, path=".parquet"), "have expired; renew"),
+        (lambda proxy: proxy.answer(403, method="HEAD", path=".parquet"), "right and not expired"),
         (lambda proxy: proxy.truncate(path=".parquet"), "nothing answers at"),
     ],
 )
