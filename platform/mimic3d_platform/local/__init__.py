@@ -241,9 +241,14 @@ def _wait(
                 waiting.remove(kind)
             elif known.leader.process() is None and kind.name in again:
                 again.remove(kind.name)
-                processes.end([known.leader], patience_s=3.0)
-                _start(stack, kind, _launch(stack, kind, secrets))
-                on_progress(f"{kind.title}: starting again")
+                # Nodes that have joined a head are lost with it.
+                lost = [other for other in kinds if kind.name == "ray" and other.name.startswith("ray-")]
+                for other in [kind, *lost]:
+                    if leader := stack.service(other.name).leader:
+                        processes.end([leader], patience_s=3.0)
+                    _start(stack, other, _launch(stack, other, secrets))
+                    waiting += [other] if other not in waiting else []
+                    on_progress(f"{other.title}: starting again")
             elif known.leader.process() is None:
                 _give_up(stack, kind, "stopped while starting", end_it=True)
             elif time.monotonic() - began > START_PATIENCE_S:
