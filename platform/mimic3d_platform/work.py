@@ -61,11 +61,13 @@ def sweep_work(
     Raises:
         UserError: anything that `mimic3d sweep` would refuse, or a place that the cluster cannot have.
     """
-    from mimic3d_platform.tuning.sweep import load_sweep, sweep_to_yaml
+    from mimic3d_platform.tuning.sweep import OWN, SHARED, load_sweep, sweep_to_yaml
 
     sweep = load_sweep(file, data, assignments)
     name = run_names.check_name(name or file.stem)
     require_shared("data set", sweep.config["data"]["uri"])
+    if sweep.stage1 not in (SHARED, OWN) and not sweep.stage1.startswith("models:/"):
+        require_shared("stage 1", sweep.stage1)
     if runs:
         require_shared("folder of runs", runs)
     text = sweep_to_yaml(sweep)

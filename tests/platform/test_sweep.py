@@ -7,16 +7,25 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
+from test_training import MeanAbsolute, labels
 
-from mimic3d.checkpoints.folder import config_from_yaml
+from mimic3d.checkpoints.folder import config_from_yaml, save_generator
+from mimic3d.config import override
+from mimic3d.networks.generator import build_generator
+from mimic3d.training.trainer import Trainer
+from mimic3d_platform import runs
+from mimic3d_platform.checkpoints import CheckpointStore
 from mimic3d_platform.errors import UserError
+from mimic3d_platform.tuning import stage1
+from mimic3d_platform.tuning.objectives import with_metric_names
 from mimic3d_platform.tuning.records import Records, Trial
 from mimic3d_platform.tuning.report import MARKDOWN, PAGE, TABLE, WINNER, write_report
 from mimic3d_platform.tuning.resources import concurrency
 from mimic3d_platform.tuning.search import DONE, WAIT, Proposal, best_trials, generations, propose, size
 from mimic3d_platform.tuning.sweep import Sweep, differences, load_sweep, parse_sweep, sweep_to_yaml
-from mimic3d_platform.tuning.trials import planned_kimg, trial_config
+from mimic3d_platform.tuning.trials import trial_config
 
 SWEEPS = sorted((Path(__file__).parents[2] / "sweeps").glob("*.yaml"))
 METRIC, OTHER = "fd_mobilenetv2/3d", "warp_psnr/3d"
@@ -35,6 +44,10 @@ BASE = {
 }
 
 
+ASHA = {"schedule.stage2_kimg": 3.2, "output.metric_kimg": 0.8}
+PBT = {"name": "pbt", "population": 4, "interval_kimg": 0.8}
+
+
 def written(folder: Path, **changes: object) -> Path:
     path = folder / "sweep.yaml"
     path.write_text(
@@ -50,7 +63,7 @@ def loaded(folder: Path, **changes: object) -> Sweep:
 def refusal(folder: Path, **changes: object) -> str:
     with pytest.raises(ValueError) as raised:
         loaded(folder, **changes)
-    assert "\n" not in str(raised.value)
+    assert "\n" not in str(raised.value) and str(raised.value).startswith(f"{folder}/sweep.yaml: ")
     return str(raised.value)
 
 
@@ -60,7 +73,7 @@ def simulated(
     """The trials of a sweep, one after the other, whose result depends on their learning rate alone."""
     trials: list[Trial] = []
     while len(trials) < until:
-        proposal = propose(sweep, trials, planned_kimg=planned_kimg(sweep), hours=0.0)
+        proposal = propose(sweep, trials, hours=0.0)
         if proposal == DONE:
             break
         assert isinstance(proposal, Proposal)
@@ -86,6 +99,37 @@ def test_a_shipped_sweep_loads_and_its_whole_space_makes_configs(path: Path) -> 
         trial = Trial(0, "t", full)
         assert trial_config(sweep, trial, "/stage1" if sweep.forks else "", [trial])
     assert parse_sweep(sweep_to_yaml(sweep), "text") == sweep
+
+
+SMALL = {
+    "model.channel_base": 512,
+    "model.channel_max": 8,
+    "model.discriminator_channel_base": 512,
+    "model.discriminator_channel_max": 8,
+    "model.superresolution_channels": (8, 8),
+    "model.z_dim": 8,
+    "model.w_dim": 8,
+    "rendering.coarse_samples": 4,
+    "rendering.importance_samples": 4,
+    "regularization.density_points": 20,
+    "schedule.batch": 2,
+    "schedule.stage1_kimg": 0,
+}
+
+
+@pytest.mark.parametrize(
+    ("case", "side"), {"eighth": 8, "quarter": 16, "half": 32, "whole": 64, "whole, 16² rays": 16}.items()
+)
+def test_patch_scale_is_pixels_of_the_full_image_and_each_trains(case: str, side: int) -> None:
+    sweep = load_sweep(SWEEPS[0].parent / "patch-scale.yaml")
+    config = override(sweep.base, sweep.points.overrides({"case": case, "seed": 0}) | SMALL)
+    trainer = Trainer(config, MeanAbsolute())
+    assert config.model.image_resolution == 64 and trainer.patch.resolutions[0] == side
+    before = {name: weight.clone() for name, weight in trainer.patch.named_parameters()}
+    images = torch.randint(256, (2, 3, 64, 64), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
+    losses = trainer.step(images, labels()[:2], labels())
+    assert all(loss.isfinite() for loss in losses.values())
+    assert any(not torch.equal(weight, before[name]) for name, weight in trainer.patch.named_parameters())
 
 
 def test_there_are_the_sweeps_that_the_documentation_names() -> None:
@@ -124,7 +168,32 @@ def test_there_are_the_sweeps_that_the_documentation_names() -> None:
             {"scheduler": {"name": "asha", "grace_kimg": 99}, "overrides": {"output.metric_kimg": 0.8}},
             ("stops nothing",),
         ),
+        # A trial has 3.2 kimg, the sweep's base with the shared stage 1 more.
+        (
+            {"scheduler": {"name": "asha", "grace_kimg": 4}, "overrides": ASHA},
+            ("stops nothing; a trial has 3.2 kimg",),
+        ),
         ({"scheduler": {"name": "pbt", "population": 4, "interval_kimg": 0.9}}, ("evenly",)),
+        ({"scheduler": PBT, "space": {"schedule.stage2_kimg": {"choice": [3.2, 4.8]}}}, ("its length",)),
+        ({"scheduler": PBT | {"factors": [0, 2]}}, ("scheduler.factors.0 is 0", "greater than 0")),
+        ({"scheduler": {"name": "hyperband"}}, ("hyperband", "asha", "pbt")),
+        ({"space": {"imitation.lpips_weight": {"grid": []}}}, ("grid is []; write a list",)),
+        ({"space": {"imitation.lpips_weight": {"grid": [{"a": 1}]}}}, ("write numbers, text",)),
+        ({"space": {"imitation.lpips_weight": {"uniform": [False, True]}}}, ("low below high",)),
+        ({"space": {"imitation.lpips_weight": {"quniform": [0, 0.5, 0.2]}}}, ("part the range evenly",)),
+        ({"space": {"case": {"grid": [1]}}}, ("under cases",)),
+        ({"cases": {"a": {"imitation.lpips_weight": 1}}}, ("a sets imitation.lpips_weight, which space",)),
+        ({"budget": {"trials": 0}}, ("budget.trials is 0",)),
+        ({"budget": {"kimg": 0.8}}, ("kimg 0.8 is less than a trial has (3.2)",)),
+        ({"budget": {"hours": math.inf}}, ("budget.hours is inf", "finite")),
+        ({"stage1": ""}, ("stage1 is ''",)),
+        ({"overrides": {"schedule.stage1_kimg": 0}}, ("no stage 1 to share",)),
+        ({"overrides": {"schedule.stage2_kimg": 0}}, ("no stage 2 to vary",)),
+        ({"recipe": "cars-demo-eg3d", "overrides": {}}, ("EG3D has no stage 2",)),
+        ({"objectives": [{"metric": "a/3d", "mode": "min"}] * 2}, ("a/3d is named twice",)),
+        ({"trials": {"workers": 3}}, ("schedule.batch 8 cannot be split among 3 workers",)),
+        ({"recipe": "cars-demoo"}, ("did you mean cars-demo?",)),
+        ({"data": None}, ("no data set is named",)),
         ({"overrides": {"schedule.bath": 8}}, ("did you mean schedule.batch?",)),
     ],
 )
@@ -139,7 +208,7 @@ def test_a_sweep_that_would_starve_itself_is_refused_by_arithmetic(tmp_path: Pat
     assert concurrency(loaded(tmp_path, trials={"workers": 2}), cpus) == 1
     assert concurrency(loaded(tmp_path, trials={"workers": 2}), cpus | {"GPU": 8.0}) == 4
     for trials, words in {
-        (3, None): "3 workers needs as many CPUs, the cluster has 2",
+        (4, None): "4 workers needs as many CPUs, the cluster has 2",
         (1, 4): "4 trials of 1 workers need 4 CPUs, the cluster has 2",
     }.items():
         with pytest.raises(UserError, match=words):
@@ -181,7 +250,7 @@ def test_tpe_looks_where_results_were_good_and_goes_on_alike_after_a_pause(tmp_p
 
     assert miss(trials[-10:]) < 0.5 * miss(trials[:6])
     # The next trial is a function of those before it.
-    again = propose(sweep, trials[:20], planned_kimg=1, hours=0)
+    again = propose(sweep, trials[:20], hours=0)
     assert isinstance(again, Proposal) and again.point == trials[20].point
 
 
@@ -219,15 +288,20 @@ def test_a_population_takes_over_the_weights_of_its_best_and_perturbs_their_valu
     assert all(trial_config(sweep, trial, "/stage1", trials).start == "/stage1" for trial in first)
     # A generation waits for the one before.
     waiting = [*first[:3], replace(first[3], status="running")]
-    assert propose(sweep, waiting, planned_kimg=0.8, hours=0) == WAIT
+    assert propose(sweep, waiting, hours=0) == WAIT
 
 
 def test_a_budget_ends_the_sweep(tmp_path: Path) -> None:
     assert len(simulated(loaded(tmp_path, budget={"kimg": 16}))) == 5  # Of 3.2 kimg each.
+    lengths = {"schedule.stage2_kimg": {"grid": [1.6, 3.2]}}
+    sweep = loaded(tmp_path, space=BASE["space"] | lengths, budget={"kimg": 8})
+    running = [replace(trial, status="running") for trial in simulated(sweep, until=2)]
+    assert propose(sweep, running, hours=0) != DONE  # Of 1.6 and 3.2 kimg, and 1.6 more.
+    assert propose(sweep, [*running, replace(running[0], index=2)], hours=0) == DONE  # 3.2 more is too much.
     sweep = loaded(tmp_path, budget={"hours": 2})
     trials = simulated(sweep, until=3)
-    assert isinstance(propose(sweep, trials, planned_kimg=1, hours=1.9), Proposal)
-    assert propose(sweep, trials, planned_kimg=1, hours=2.0) == DONE
+    assert isinstance(propose(sweep, trials, hours=1.9), Proposal)
+    assert propose(sweep, trials, hours=2.0) == DONE
 
 
 def test_trials_fork_from_one_stage1_and_differ_by_their_values_alone(tmp_path: Path) -> None:
@@ -259,6 +333,60 @@ def test_records_are_read_back_as_they_were(tmp_path: Path) -> None:
     (tmp_path / "trials" / "001.json").write_text("{}")
     with pytest.raises(UserError, match=r"001\.json is no record of a trial"):
         Records(str(tmp_path))
+
+
+def test_a_trial_whose_record_was_deleted_is_the_next(tmp_path: Path) -> None:
+    sweep = loaded(tmp_path)
+    trials, records = simulated(sweep, until=4), Records(str(tmp_path))
+    for trial in trials:
+        records.put(trial)
+    assert Records(str(tmp_path)).before_next() == trials
+    (tmp_path / "trials" / "001.json").unlink()
+    before = Records(str(tmp_path)).before_next()
+    assert before == trials[:1]
+    proposal = propose(sweep, before, hours=0)
+    assert isinstance(proposal, Proposal) and proposal.point == trials[1].point
+
+
+def test_objectives_are_what_the_runs_measure(tmp_path: Path) -> None:
+    names = {"frechet/2d": "fd_mobilenetv2/2d", "warp_psnr/3d": "warp_psnr/3d"}
+    objectives = [{"metric": metric, "mode": "min"} for metric in names]
+    sweep = with_metric_names(loaded(tmp_path, objectives=objectives), "mobilenetv2")
+    assert [objective.metric for objective in sweep.objectives] == list(names.values())
+    for metric, hint in {"frechet/4d": "did you mean", "kd_x": "they measure fd_mobilenetv2/2d"}.items():
+        odd = loaded(tmp_path, objectives=[{"metric": metric, "mode": "min"}])
+        with pytest.raises(UserError, match=f"no trial measures {metric}; {hint}"):
+            with_metric_names(odd, "mobilenetv2")
+
+
+def test_a_named_stage1_is_found_whole_and_fitting_before_anything_starts(tmp_path: Path) -> None:
+    base = loaded(tmp_path).base
+    small = replace(base.model, channel_base=128, channel_max=8, z_dim=8, w_dim=8)
+    config = replace(base, model=small, schedule=replace(base.schedule, stage1_kimg=0.8))
+    model = {f"model.{key}": getattr(small, key) for key in ("channel_base", "channel_max", "z_dim", "w_dim")}
+
+    def found(uri: Path | str, **changes: object) -> str:
+        return stage1.find(loaded(tmp_path, stage1=str(uri), overrides=model | changes))
+
+    save_generator(tmp_path / "generator", build_generator(config), config)
+    assert found(tmp_path / "generator") == str(tmp_path / "generator")
+    with pytest.raises(UserError, match=r"stage1: .* has model.z_dim 8, the sweep 16; make them the same"):
+        found(tmp_path / "generator", **{"model.z_dim": 16})
+    with pytest.raises(UserError, match="stage1: there is nothing at"):
+        found(tmp_path / "nowhere")
+    with pytest.raises(UserError, match=r"stage1: .* holds neither"):
+        found(written(tmp_path).parent / "sweep.yaml")
+
+    # A run's folder stands for the end of its stage 1, whatever came after.
+    runs.claim(str(tmp_path), "run", config, runs.Origin("data"))
+    store = CheckpointStore(str(tmp_path), "run")
+    with pytest.raises(UserError, match=r"is not at the end of its stage 1 \(800 images\) yet"):
+        found(tmp_path / "run")
+    kept = [store.put(tmp_path / "generator", store.new_name(nimg), nimg, {}) for nimg in (800, 1600)]
+    assert found(tmp_path / "run") == kept[0].uri
+    (Path(kept[0].uri) / "generator.safetensors").write_bytes(b"cut")
+    with pytest.raises(UserError, match=r"stage1: the start .* is damaged"):
+        found(tmp_path / "run")
 
 
 def test_a_sweep_file_resolves_to_one_that_needs_no_other(tmp_path: Path) -> None:

@@ -18,7 +18,7 @@ from mimic3d_platform.tuning.records import Records, Trial
 from mimic3d_platform.tuning.resources import TRIAL_BUNDLE
 from mimic3d_platform.tuning.search import DONE, WAIT, propose
 from mimic3d_platform.tuning.sweep import Asha, Sweep
-from mimic3d_platform.tuning.trials import FINISHED, HISTORY, planned_kimg, run_trial, trial_config
+from mimic3d_platform.tuning.trials import FINISHED, HISTORY, run_trial, trial_config
 
 # Ray Tune's own: it would catch Ctrl-C and end as if all were well, and keep logs that nobody reads.
 _ENVIRONMENT = {
@@ -41,8 +41,6 @@ class Job:
         stage1_uri: the checkpoint that trials fork from, or "".
         parent_run_id: the sweep's run in MLflow.
         concurrency: trials at once.
-        hours: that the sweep has taken so far.
-        on_change: told of each trial that starts, reports or ends.
     """
 
     sweep: Sweep
@@ -51,23 +49,31 @@ class Job:
     stage1_uri: str
     parent_run_id: str
     concurrency: int
-    hours: Callable[[], float]
-    on_change: Callable[[Trial], None]
 
 
-def run_trials(job: Job, records: Records, scratch: str) -> None:
+def run_trials(
+    job: Job,
+    records: Records,
+    scratch: str,
+    hours: Callable[[], float],
+    on_change: Callable[[Trial], None],
+    on_retry: Callable[[Trial, str], None],
+) -> None:
     """Runs trials until the search has no more; those that are over already are kept.
 
     Args:
         scratch: a local folder for Ray Tune's own files. They are not needed to go on, and may hold what the
             environment holds, so they stay on this machine and are not kept.
+        hours: that the trials have taken so far.
+        on_change: told of each trial that starts, reports or ends.
+        on_retry: told of a trial that failed and is tried again, and of what it failed of.
     Raises:
         UserError: Ray was lost.
     """
     import ray
     from ray import tune
 
-    source = _source(job, records)
+    source = _source(job, records, hours)
     shared = {
         "runs_uri": job.runs_uri,
         "workers": job.sweep.trials.workers,
@@ -91,7 +97,7 @@ def run_trials(job: Job, records: Records, scratch: str) -> None:
                 name=job.name,
                 storage_path=scratch,
                 failure_config=tune.FailureConfig(max_failures=job.sweep.trials.failures),
-                callbacks=[_observer(job, records)],
+                callbacks=[_observer(records, on_change, on_retry)],
                 verbose=0,
             ),
         )
@@ -141,7 +147,7 @@ def _scheduler(sweep: Sweep) -> Any:
     )
 
 
-def _source(job: Job, records: Records) -> Any:
+def _source(job: Job, records: Records, hours: Callable[[], float]) -> Any:
     """The search as Ray Tune's kind of it: first what was running, then what `propose` says."""
     from ray.tune.search import Searcher
 
@@ -157,8 +163,8 @@ def _source(job: Job, records: Records) -> Any:
                 return {"index": trial.index, "replay": list(trial.reports)}
             if resumed:
                 return assignment(resumed.popleft())
-            trials = records.all()
-            proposal = propose(job.sweep, trials, planned_kimg=planned_kimg(job.sweep), hours=job.hours())
+            trials = records.before_next()
+            proposal = propose(job.sweep, trials, hours=hours())
             if proposal == WAIT:
                 return None
             if proposal == DONE:
@@ -200,14 +206,16 @@ def _source(job: Job, records: Records) -> Any:
     return Source()
 
 
-def _observer(job: Job, records: Records) -> Any:
+def _observer(
+    records: Records, on_change: Callable[[Trial], None], on_retry: Callable[[Trial, str], None]
+) -> Any:
     """Keeps what Ray Tune says of its trials."""
     from ray import tune
 
     class Observer(tune.Callback):
         def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
             if not trial.config["replay"]:
-                job.on_change(records[trial.config["index"]])
+                on_change(records[trial.config["index"]])
 
         def on_trial_result(
             self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any
@@ -220,6 +228,10 @@ def _observer(job: Job, records: Records) -> Any:
             if not known.over:
                 update(trial, replace(known, status="stopped"))
 
+        def on_trial_recover(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+            if not trial.config["replay"]:
+                on_retry(records[trial.config["index"]], _reason(trial))
+
         def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
             if not trial.config["replay"]:
                 known = records[trial.config["index"]]
@@ -228,7 +240,7 @@ def _observer(job: Job, records: Records) -> Any:
     def update(trial: Any, now: Trial) -> None:
         if now != records[now.index]:
             records.put(now)
-            job.on_change(now)
+            on_change(now)
 
     return Observer()
 

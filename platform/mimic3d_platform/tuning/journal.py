@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -54,6 +55,10 @@ class Follower:
             self._started.add(trial.index)
             self._say(f"trial {trial.index} starts: {values}")
 
+    def retried(self, trial: Trial, reason: str) -> None:
+        """Tells of a trial that failed and goes on from its last checkpoint."""
+        self._say(f"trial {trial.index} failed and is tried again: {reason}")
+
     def _say(self, line: str) -> None:
         if self._console is not None:
             self._console.say(line)
@@ -63,7 +68,21 @@ def close_trial(trial: Trial, parent_run_id: str) -> None:
     """Marks a trial's run in MLflow, and closes it and its stages: a trial that Ray ended could not."""
     tags = {"mimic3d.trial": str(trial.index), "mimic3d.trial_ended": trial.status}
     run_id = tracking.start_or_resume_run(EXPERIMENT, trial.name, {}, tags, parent_run_id=parent_run_id)
-    status = "FAILED" if trial.status == "failed" else "FINISHED"
+    _close(run_id, "FAILED" if trial.status == "failed" else "FINISHED")
+
+
+def close_interrupted(trials: Sequence[Trial], parent_run_id: str, status: str) -> None:
+    """Closes in MLflow, as far as it answers, what the end of the sweep's process cut off."""
+    with contextlib.suppress(UserError), tracking_errors("look up a sweep's trials in"):
+        experiment = client().get_run(parent_run_id).info.experiment_id
+        for trial in trials:
+            run = None if trial.over else tracking.find_run(experiment, trial.name, parent_run_id)
+            if run is not None:
+                _close(run.info.run_id, status)
+
+
+def _close(run_id: str, status: str) -> None:
+    """Closes a run and its stages."""
     for child in _children(run_id):
         tracking.finish_run(child, status)
     tracking.finish_run(run_id, status)

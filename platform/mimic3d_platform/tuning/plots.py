@@ -19,6 +19,10 @@ if TYPE_CHECKING:
 
 DPI = 110
 BEST, OTHERS, UNFINISHED = "#c8102e", "viridis_r", (0.6, 0.6, 0.6, 0.6)
+# Where more trials are drawn, only the best bear their numbers.
+MOST_NUMBERED = 16
+# Share of an axis over which trials with the same value of a list are spread, so that no line hides another.
+SPREAD = 0.045
 
 
 @dataclass(frozen=True)
@@ -94,28 +98,36 @@ def parallel(sweep: Sweep, scored: Sequence[Trial], best: Sequence[Trial]) -> Fi
     axes = [(short(p.path), Scale.of_parameter(p), lambda t, path=p.path: t.point[path]) for p in dimensions]
     for objective in sweep.objectives:
         values = [trial.metrics[objective.metric] for trial in scored]
-        axes.append((_named(objective), _span(values), lambda t, m=objective.metric: t.metrics[m]))
-    figure, ax = _figure(max(6.0, 1.7 * len(axes)), 4.6)
+        axes.append((_named(objective, "\n"), _span(values), lambda t, m=objective.metric: t.metrics[m]))
+    figure, ax = _figure(max(6.0, 1.8 * len(axes)), 4.6)
     order = sorted(scored, key=lambda trial: _rank(trial, sweep, scored, best))
-    for trial in order:
+    for number, trial in enumerate(order):
         colour, width, z = _look(trial, sweep, scored, best)
-        places = [scale.place(value(trial)) for _, scale, value in axes]
+        aside = SPREAD * (number / max(len(order) - 1, 1) - 0.5)
+        places = [scale.place(value(trial)) + (aside if scale.values else 0.0) for _, scale, value in axes]
         style = "--" if trial.status == "stopped" else "-"
         ax.plot(range(len(axes)), places, style, color=colour, lw=width, zorder=z, alpha=0.9)
     for at, (_, scale, _) in enumerate(axes):
         ax.axvline(at, color="0.25", lw=0.8, zorder=5)
         for place, text in scale.ticks:
-            ax.text(at + 0.03, place, text, fontsize=7.5, va="center", zorder=6, bbox=_BEHIND)
+            # Beside the first axis there is room for the names of cases.
+            side = {"x": at - 0.03, "ha": "right"} if at == 0 else {"x": at + 0.03, "ha": "left"}
+            ax.text(y=place, s=text, fontsize=7.5, va="center", zorder=6, bbox=_BEHIND, **side)
     ax.set_xticks(range(len(axes)), [name for name, _, _ in axes], fontsize=8.5)
-    ax.set(xlim=(-0.15, len(axes) - 0.6), ylim=(-0.06, 1.06), yticks=[])
+    ax.set(xlim=(-0.05, len(axes) - 0.6), ylim=(-0.06, 1.06), yticks=[])
     for side in ("left", "right", "top", "bottom"):
         ax.spines[side].set_visible(False)
     ax.tick_params(length=0)
     stopped = ", dashed: stopped early" if any(trial.status == "stopped" for trial in scored) else ""
-    ax.set_title(f"{len(scored)} trials, red: best{stopped}", fontsize=9, loc="left")
+    best_is = "the Pareto front" if len(sweep.objectives) > 1 else "the best"
+    ax.set_title(
+        f"{len(scored)} trials; red: {best_is}, the lighter the better{stopped}", fontsize=9, loc="left"
+    )
     return figure
 
 
+# Of the marks below an axis that stand side by side.
+MOST_LETTERS = 36
 _BEHIND = {"facecolor": "white", "edgecolor": "none", "alpha": 0.75, "pad": 0.6}
 
 
@@ -128,9 +140,10 @@ def parameters(sweep: Sweep, scored: Sequence[Trial], best: Sequence[Trial]) -> 
         for column, parameter in enumerate(dimensions):
             ax, scale = grid[row][column], Scale.of_parameter(parameter)
             _points(ax, scale, parameter, objective, sweep, scored, best)
-            ax.set_xticks(
-                [place for place, _ in scale.ticks], [text for _, text in scale.ticks], fontsize=7.5
-            )
+            ticks, texts = zip(*scale.ticks, strict=True)
+            long = sum(map(len, texts)) > MOST_LETTERS
+            turned = {"rotation": 35, "ha": "right", "rotation_mode": "anchor"} if long else {}
+            ax.set_xticks(ticks, texts, fontsize=7.5, **turned)
             ax.set_xlim(-0.12, 1.12)
             ax.tick_params(axis="y", labelsize=7.5)
             ax.grid(alpha=0.25)
@@ -166,7 +179,10 @@ def _points(
             if len(found) > 1:
                 means.append((scale.place(value), sum(found) / len(found)))
         if len(means) > 1:
-            ax.plot(*zip(*means, strict=True), color="0.35", lw=1.2, zorder=1, label="mean")
+            # Values in words have no order that a line could follow.
+            words = any(isinstance(value, str) for value in parameter.values)
+            style = {"marker": "_", "ms": 18, "ls": ""} if words else {"lw": 1.2}
+            ax.plot(*zip(*means, strict=True), color="0.35", zorder=1, label="mean", **style)
             ax.legend(fontsize=7, frameon=False)
 
 
@@ -178,11 +194,13 @@ def front(sweep: Sweep, scored: Sequence[Trial], best: Sequence[Trial]) -> Figur
         colour, _, z = _look(trial, sweep, scored, best)
         at = trial.metrics[first.metric], trial.metrics[second.metric]
         ax.scatter(*at, color=colour, s=30, zorder=z)
-        ax.annotate(str(trial.index), at, fontsize=7, xytext=(4, 3), textcoords="offset points")
+        if len(scored) <= MOST_NUMBERED or trial in best:
+            ax.annotate(str(trial.index), at, fontsize=7, xytext=(4, 3), textcoords="offset points")
     line = sorted((trial.metrics[first.metric], trial.metrics[second.metric]) for trial in best)
     ax.plot(*zip(*line, strict=True), color=BEST, lw=1, zorder=1)
     ax.set_xlabel(_named(first), fontsize=8.5)
     ax.set_ylabel(_named(second), fontsize=8.5)
+    ax.tick_params(labelsize=7.5)
     ax.grid(alpha=0.25)
     ax.set_title("red: on the Pareto front", fontsize=9, loc="left")
     return figure
@@ -193,20 +211,26 @@ def curves(sweep: Sweep, trials: Sequence[Trial], best: Sequence[Trial]) -> Figu
     objective, pbt = sweep.objectives[0], sweep.scheduler if isinstance(sweep.scheduler, Pbt) else None
     figure, ax = _figure(6.4, 3.8)
     scored = [trial for trial in trials if trial.scores(sweep.objectives)]
+    ends = {trial.index: trial.metrics[objective.metric] for trial in scored}
     for trial in scored:
         before = pbt.interval_kimg * trial.generation if pbt else 0.0
+        if pbt and trial.generation and not sweep.forks:
+            before += sweep.base.schedule.stage1_kimg
         points = [
             (before + report["nimg"] / 1000, report[objective.metric])
             for report in trial.reports
             if objective.metric in report
         ]
-        if pbt and trial.parent is not None and points[0][0] > before:
-            points.insert(0, (before, trials[trial.parent].metrics[objective.metric]))
+        if pbt and trial.parent in ends and points[0][0] > before:
+            points.insert(0, (before, ends[trial.parent]))
         colour, width, z = _look(trial, sweep, scored, best)
         ax.plot(*zip(*points, strict=True), "-o", ms=2.5, color=colour, lw=width, zorder=z)
-        ax.annotate(str(trial.index), points[-1], fontsize=6.5, xytext=(3, 0), textcoords="offset points")
+        if len(scored) <= MOST_NUMBERED or _is_best(trial, sweep, best):
+            text = {"fontsize": 6.5, "xytext": (4, -2), "textcoords": "offset points", "zorder": 6}
+            ax.annotate(str(trial.index), points[-1], **text)
     ax.set_xlabel("kimg", fontsize=8.5)
     ax.set_ylabel(_named(objective), fontsize=8.5)
+    ax.tick_params(labelsize=7.5)
     ax.grid(alpha=0.25)
     return figure
 
@@ -241,8 +265,9 @@ def _span(values: Sequence[float]) -> Scale:
     return Scale.of_range(low, high)
 
 
-def _named(objective: Objective) -> str:
-    return f"{objective.metric} ({'lower' if objective.mode == 'min' else 'higher'} is better)"
+def _named(objective: Objective, between: str = " ") -> str:
+    better = "lower" if objective.mode == "min" else "higher"
+    return f"{objective.metric}{between}({better} is better)"
 
 
 def _rank(trial: Trial, sweep: Sweep, scored: Sequence[Trial], best: Sequence[Trial]) -> float:

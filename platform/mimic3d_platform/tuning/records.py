@@ -6,6 +6,7 @@ them: no other state is kept.
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 from collections.abc import Iterable
@@ -83,6 +84,12 @@ class Records:
     def all(self) -> list[Trial]:
         """Every trial, by index."""
         return [self._trials[index] for index in sorted(self._trials)]
+
+    def before_next(self) -> list[Trial]:
+        """The trials before the next one. That is the first of which there is no record, since one that is
+        deleted is to run again."""
+        count = next(index for index in itertools.count() if index not in self._trials)
+        return [self._trials[index] for index in range(count)]
 
     def __getitem__(self, index: int) -> Trial:
         return self._trials[index]

@@ -36,9 +36,4 @@ def concurrency(sweep: Sweep, cluster: Mapping[str, float]) -> int:
             f"{asked} trials of {workers} workers need {asked * workers} {kind}s, the cluster has {have}: "
             f"some would wait for others for ever; set trials.concurrency to {most} or less"
         )
-    batch, accumulate = sweep.base.schedule.batch, sweep.base.schedule.accumulate
-    if batch % (workers * accumulate):
-        raise UserError(
-            f"schedule.batch {batch} cannot be split among {workers} workers: change trials.workers"
-        )
     return asked or most

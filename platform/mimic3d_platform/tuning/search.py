@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
+from mimic3d.config import override
 from mimic3d_platform.tuning.records import Trial
 from mimic3d_platform.tuning.space import Parameter, Point
 from mimic3d_platform.tuning.sweep import Objective, Pbt, Sweep
@@ -32,15 +33,12 @@ class Proposal:
     parent: int | None = None
 
 
-def propose(
-    sweep: Sweep, trials: Sequence[Trial], *, planned_kimg: float, hours: float
-) -> Proposal | Literal["wait", "done"]:
+def propose(sweep: Sweep, trials: Sequence[Trial], *, hours: float) -> Proposal | Literal["wait", "done"]:
     """The next trial of a sweep, or why there is none now.
 
     Args:
-        trials: all so far, by index, the running ones too.
-        planned_kimg: of one trial that is not stopped early.
-        hours: since the sweep began, pauses left out.
+        trials: all before it, by index, the running ones too.
+        hours: that the trials have taken, pauses left out.
     """
     if isinstance(sweep.scheduler, Pbt):
         proposal = _next_of_population(sweep, sweep.scheduler, trials)
@@ -51,7 +49,7 @@ def propose(
         proposal = Proposal(sweep.points.sample(sweep.search.seed, len(trials)))
     else:
         proposal = Proposal(_suggested(sweep, trials))
-    return _within_budget(sweep, trials, proposal, planned_kimg, hours)
+    return _within_budget(sweep, trials, proposal, hours)
 
 
 def size(sweep: Sweep) -> int | None:
@@ -70,9 +68,16 @@ def generations(sweep: Sweep) -> int:
     return round(sweep.base.schedule.stage2_kimg / sweep.scheduler.interval_kimg)
 
 
-def _within_budget(
-    sweep: Sweep, trials: Sequence[Trial], proposal: Any, planned_kimg: float, hours: float
-) -> Any:
+def planned_kimg(sweep: Sweep, point: Point, generation: int = 0) -> float:
+    """What a trial trains that is not stopped early."""
+    if isinstance(sweep.scheduler, Pbt):
+        stage2 = sweep.scheduler.interval_kimg
+        return stage2 + (0.0 if sweep.forks or generation else sweep.base.schedule.stage1_kimg)
+    config = override(sweep.base, sweep.points.overrides(point))
+    return (config.total_nimg - (config.stage1_nimg if sweep.forks else 0)) / 1000
+
+
+def _within_budget(sweep: Sweep, trials: Sequence[Trial], proposal: Any, hours: float) -> Any:
     if not isinstance(proposal, Proposal):
         return proposal
     budget = sweep.budget
@@ -81,8 +86,12 @@ def _within_budget(
     if budget.hours is not None and hours >= budget.hours:
         return DONE
     if budget.kimg is not None:
-        spent = sum(trial.kimg if trial.over else planned_kimg for trial in trials)
-        if spent + planned_kimg > budget.kimg * (1 + 1e-9):
+        spent = sum(
+            trial.kimg if trial.over else planned_kimg(sweep, trial.point, trial.generation)
+            for trial in trials
+        )
+        wanted = planned_kimg(sweep, proposal.point, proposal.generation)
+        if spent + wanted > budget.kimg * (1 + 1e-9):
             # A running trial may yet be stopped, and leave some.
             return WAIT if sweep.scheduler and any(not trial.over for trial in trials) else DONE
     return proposal

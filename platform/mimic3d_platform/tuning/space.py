@@ -9,7 +9,7 @@ import difflib
 import itertools
 import math
 import random
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -115,11 +115,13 @@ class Space:
         values = {path: value for path, value in point.items() if path != CASE}
         return (dict(self.cases[point[CASE]]) if CASE in point else {}) | values
 
-    def check(self, base: Config, seed: int) -> None:
+    def check(self, base: Config, seed: int, also: Callable[[Config], None]) -> None:
         """Builds a config for every value, the corners and some draws of the space.
 
+        Args:
+            also: raises `ConfigError` for a config that cannot be a trial's.
         Raises:
-            UserError: an unknown path, or values that make no config.
+            UserError: an unknown path, or values that make no config of a trial.
         """
         known = flatten(to_dict(base))
         for path in (*self.paths, *(path for case in self.cases.values() for path in case)):
@@ -130,9 +132,9 @@ class Space:
         first = {parameter.path: parameter.ends()[0] for parameter in self.parameters}
         for parameter in self.parameters:
             for value in parameter.ends():
-                self._build(base, first | {parameter.path: value})
+                self._build(base, first | {parameter.path: value}, also)
         for point in itertools.chain(self._corners(), (self.sample(seed, i) for i in range(_PROBES))):
-            self._build(base, point)
+            self._build(base, point, also)
 
     def _corners(self) -> Iterator[Point]:
         """Combinations of all lists and bounds, up to a number of them."""
@@ -140,9 +142,9 @@ class Space:
         for values in itertools.islice(corners, _MOST_CORNERS):
             yield dict(zip(self.paths, values, strict=True))
 
-    def _build(self, base: Config, point: Point) -> Config:
+    def _build(self, base: Config, point: Point, also: Callable[[Config], None]) -> None:
         try:
-            return override(base, self.overrides(point))
+            also(override(base, self.overrides(point)))
         except ConfigError as error:
             at = ", ".join(f"{path} {value}" for path, value in point.items())
             raise UserError(f"space: at {at}: {error}") from error
@@ -154,7 +156,12 @@ def parse_space(space: Mapping[str, Any], cases: Mapping[str, Mapping[str, Any]]
     Raises:
         UserError: an unknown kind, or values that the kind cannot have.
     """
+    if CASE in space:
+        raise UserError(f"space: {CASE} is no key of the config; write named sets of overrides under cases")
     parameters = [_parameter(path, given) for path, given in space.items()]
+    for case, overrides in cases.items():
+        if twice := sorted(overrides.keys() & space.keys()):
+            raise UserError(f"cases: {case} sets {twice[0]}, which space varies too; take one away")
     if cases:
         parameters.insert(0, Parameter(CASE, "grid", tuple(cases)))
     if not parameters:
@@ -175,7 +182,11 @@ def _parameter(path: str, given: Any) -> Parameter:
         raise UserError(f"{where}: {kind} is {values!r}; write a list")
     if kind in LISTS:
         values = [tuple(value) if isinstance(value, list) else value for value in values]
-        if len(set(values)) < len(values):
+        try:
+            twice = len(set(values)) < len(values)
+        except TypeError as error:
+            raise UserError(f"{where}: {kind} is {values}; write numbers, text or lists of them") from error
+        if twice:
             raise UserError(f"{where}: {kind} names a value twice; take one away")
         return Parameter(path, kind, tuple(values))
     return Parameter(path, kind, _bounds(where, kind, values))
@@ -190,6 +201,7 @@ def _bounds(where: str, kind: str, values: list[Any]) -> tuple[Any, ...]:
             len(bounds) == form.count(",") + 1 and all(map(math.isfinite, bounds)) and bounds[0] < bounds[1]
         )
         exact = number is float or all(float(value) == int(value) for value in values)
+        exact &= not any(isinstance(value, bool) for value in values)
     except (TypeError, ValueError):
         fits = exact = False
     if not fits or not exact:
@@ -197,6 +209,8 @@ def _bounds(where: str, kind: str, values: list[Any]) -> tuple[Any, ...]:
         raise UserError(f"{where}: {kind} is {values}; write {form}{whole}, low below high")
     if kind in ("loguniform", "logint") and bounds[0] <= 0:
         raise UserError(f"{where}: {kind} is {values}; both must be more than 0")
-    if kind == "quniform" and not 0 < bounds[2] <= bounds[1] - bounds[0]:
-        raise UserError(f"{where}: {kind} is {values}; the step must be more than 0 and fit the range")
+    if kind == "quniform":
+        steps = (bounds[1] - bounds[0]) / bounds[2] if bounds[2] > 0 else 0.0
+        if round(steps) < 1 or abs(steps - round(steps)) > 1e-8:
+            raise UserError(f"{where}: {kind} is {values}; the step must part the range evenly")
     return bounds

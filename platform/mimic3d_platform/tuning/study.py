@@ -9,32 +9,24 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from mimic3d.config import Config
 from mimic3d_platform import runs, storage, tracking, weights
 from mimic3d_platform.console import Console
 from mimic3d_platform.data.parallel import join_ray
 from mimic3d_platform.data.stream import open_dataset, require
 from mimic3d_platform.errors import UserError
+from mimic3d_platform.progress import ProgressBoard
 from mimic3d_platform.run_records import EXPERIMENT
-from mimic3d_platform.training import RESULT, train
+from mimic3d_platform.tuning import stage1
 from mimic3d_platform.tuning.execution import Job, run_trials
-from mimic3d_platform.tuning.journal import REPORT, Follower, log_report, params
+from mimic3d_platform.tuning.journal import REPORT, Follower, close_interrupted, log_report, params
+from mimic3d_platform.tuning.objectives import with_metric_names
 from mimic3d_platform.tuning.records import Records, Trial
 from mimic3d_platform.tuning.report import SweepResult, write_report
 from mimic3d_platform.tuning.resources import concurrency
 from mimic3d_platform.tuning.search import size
-from mimic3d_platform.tuning.sweep import (
-    SHARED,
-    Objective,
-    Sweep,
-    differences,
-    parse_sweep,
-    sweep_to_yaml,
-)
-from mimic3d_platform.tuning.trials import stage1_config
+from mimic3d_platform.tuning.sweep import SHARED, Sweep, differences, parse_sweep, sweep_to_yaml
 
 SWEEP, CLOCK = "sweep.yaml", "clock.json"
-FRECHET = "frechet/"
 _SHOWN_DIFFERENCES = 4
 
 
@@ -52,38 +44,92 @@ def run_sweep(
         UserError: anything of data, services, names or resources that the user can mend; every trial failed.
     """
     runs_uri = runs_uri or runs.DEFAULT_RUNS_URI
-    runs.check_name(name)
+    runs.check_name(stage1.run_of(runs.check_name(name)))  # The longest of the names that follow.
     manifest = open_dataset(sweep.base.data.uri)
     require(manifest, resolution=sweep.base.model.image_resolution, where=sweep.base.data.uri)
     tracking.check_tracking()
     join_ray()
-    at_once = _at_once(sweep)
+    at_once, start_uri = _at_once(sweep), stage1.find(sweep)
+    named = with_metric_names(sweep, weights.best_available("frechet"))
+    folder = _writable(report or Path("sweeps-out", name))
     _claim(runs_uri, name, sweep)
     sweep_uri = storage.join(runs_uri, name)
-    records = Records(sweep_uri)
-    named = _with_metric_names(sweep)
     tags = {"mimic3d.sweep": name, "mimic3d.data": manifest.fingerprint}
-    run_id = tracking.start_or_resume_run(EXPERIMENT, name, params(sweep), tags)
-    with _closing(run_id):
-        stage1_uri = _stage1(sweep, name, runs_uri, run_id, console)
-        _announce(named, records, at_once, console)
-        clock, follow = _Clock(sweep_uri), Follower(named, run_id, console)
-
-        def changed(trial: Trial) -> None:
-            follow(trial)
-            clock.save()
-
-        job = Job(named, name, runs_uri, stage1_uri, run_id, at_once, clock.hours, changed)
-        with tempfile.TemporaryDirectory(prefix="mimic3d-sweep-") as scratch:
-            run_trials(job, records, scratch)
-        trials = records.all()
-        folder = report or Path("sweeps-out", name)
-        best = write_report(named, name, trials, stage1_uri, folder)
-        storage.copy_tree(folder, storage.join(sweep_uri, REPORT))
-        log_report(run_id, folder, best, len(trials))
-        if not best:
-            raise UserError(_no_winner(named, name, trials, folder))
+    with _alone(runs_uri, name):
+        records = Records(sweep_uri)
+        run_id = tracking.start_or_resume_run(EXPERIMENT, name, params(sweep), tags)
+        with _closing(run_id):
+            if url := tracking.run_url(run_id):
+                console.say(f"MLflow: {url}")
+            if sweep.stage1 == SHARED:
+                start_uri = stage1.trained(sweep, name, runs_uri, run_id, console)
+            _announce(named, records, at_once, console)
+            _run(Job(named, name, runs_uri, start_uri, run_id, at_once), records, sweep_uri, console)
+            trials = records.all()
+            best = _report(named, name, trials, start_uri, run_id, folder, storage.join(sweep_uri, REPORT))
+            if not best:
+                raise UserError(_no_winner(named, name, trials, folder))
     return SweepResult(name, named, run_id, trials, best, folder)
+
+
+def _run(job: Job, records: Records, sweep_uri: str, console: Console) -> None:
+    """All trials that are left; those that are cut off are closed in MLflow."""
+    clock, follow = _Clock(sweep_uri), Follower(job.sweep, job.parent_run_id, console)
+
+    def changed(trial: Trial) -> None:
+        follow(trial)
+        clock.save()
+
+    try:
+        with tempfile.TemporaryDirectory(prefix="mimic3d-sweep-") as scratch:
+            run_trials(job, records, scratch, clock.hours, changed, follow.retried)
+    except BaseException as error:
+        clock.save()
+        close_interrupted(records.all(), job.parent_run_id, _status_of(error))
+        raise
+
+
+def _report(
+    sweep: Sweep, name: str, trials: list[Trial], start_uri: str, run_id: str, folder: Path, stored: str
+) -> list[Trial]:
+    """Writes the report into `folder`, storage and MLflow; the best trials.
+
+    It is made in a folder of its own first: what else lies in the user's is none of it.
+    """
+    with tempfile.TemporaryDirectory(prefix="mimic3d-report-") as scratch:
+        best = write_report(sweep, name, trials, start_uri, Path(scratch))
+        for place in (folder, stored):
+            storage.copy_tree(scratch, place)
+        log_report(run_id, Path(scratch), best, len(trials))
+    return best
+
+
+def _writable(folder: Path) -> Path:
+    """The report's folder, made now: that it cannot be written is not to be found out at the end.
+
+    Raises:
+        UserError: it cannot be made.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            return folder
+    except OSError as error:
+        reason = error.strerror or error
+        raise UserError(f"cannot write the report to {folder} ({reason}): give another --report") from None
+
+
+@contextlib.contextmanager
+def _alone(runs_uri: str, name: str) -> Iterator[None]:
+    """Keeps another process from running the sweep while the block does."""
+    import ray
+
+    board = ProgressBoard.claim(runs_uri, name)
+    try:
+        yield
+    finally:
+        with contextlib.suppress(Exception):
+            ray.kill(board)
 
 
 def _at_once(sweep: Sweep) -> int:
@@ -115,44 +161,6 @@ def _claim(runs_uri: str, name: str, sweep: Sweep) -> None:
         )
 
 
-def _with_metric_names(sweep: Sweep) -> Sweep:
-    """`frechet/3d` becomes what the runs will call it, which depends on the extractor that can be had."""
-    from mimic3d.evaluation.frechet import frechet_name
-
-    named = []
-    for objective in sweep.objectives:
-        metric = objective.metric
-        if metric.startswith(FRECHET):
-            metric = frechet_name(weights.best_available("frechet"), metric.removeprefix(FRECHET))
-        named.append(Objective(metric=metric, mode=objective.mode))
-    return sweep.model_copy(update={"objectives": named})
-
-
-def _stage1(sweep: Sweep, name: str, runs_uri: str, run_id: str, console: Console) -> str:
-    """The checkpoint that trials fork from: trained now if the sweep says so; "" if each trains its own."""
-    if not sweep.forks:
-        return ""
-    if sweep.stage1 != SHARED:
-        return _checkpoint_of(sweep.stage1)
-    config: Config = stage1_config(sweep)
-    console.say(f"stage 1, once for all trials: run {name}-stage1")
-    with console.training() as follow:
-        result = train(config, f"{name}-stage1", runs_uri=runs_uri, parent_run_id=run_id, on_progress=follow)
-    return result.checkpoint_uri
-
-
-def _checkpoint_of(uri: str) -> str:
-    """A checkpoint's folder, or that of the run's last."""
-    place = storage.join(uri, RESULT)
-    if storage.exists(place):
-        return str(json.loads(storage.read_bytes(place))["checkpoint_uri"])
-    if not storage.exists(uri):
-        raise UserError(
-            f"stage1: there is nothing at {uri}; name a checkpoint, a run's folder, shared or own"
-        )
-    return uri
-
-
 @contextlib.contextmanager
 def _closing(run_id: str) -> Iterator[None]:
     """Closes the sweep's run in MLflow as the block ends."""
@@ -160,13 +168,18 @@ def _closing(run_id: str) -> Iterator[None]:
         yield
     except BaseException as error:
         with contextlib.suppress(UserError):
-            tracking.finish_run(run_id, "KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED")
+            tracking.finish_run(run_id, _status_of(error))
         raise
     tracking.finish_run(run_id)
 
 
+def _status_of(error: BaseException) -> str:
+    """Of a run in MLflow that ends by an error."""
+    return "KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED"
+
+
 class _Clock:
-    """The hours that the sweep has taken, in this process and in those before it."""
+    """The hours that the sweep's trials have taken, in this process and in those before it."""
 
     def __init__(self, sweep_uri: str) -> None:
         self._place, self._started = storage.join(sweep_uri, CLOCK), time.monotonic()
@@ -190,6 +203,8 @@ def _announce(sweep: Sweep, records: Records, at_once: int, console: Console) ->
 
 
 def _no_winner(sweep: Sweep, name: str, trials: list[Trial], folder: Path) -> str:
+    if not trials:
+        return f"the budget of the sweep {name} leaves room for no trial: raise it, under another --name"
     failed = [trial for trial in trials if trial.status == "failed"]
     if failed and len(failed) == len(trials):
         return f"all {len(trials)} trials of the sweep {name} failed, the first of: {failed[0].error}"

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, ValidationError
 
 from mimic3d.config import Config, ConfigError, flatten, from_dict, override, to_dict
 from mimic3d_platform.errors import UserError
@@ -23,7 +23,7 @@ _MODEL_MAY_VARY = ("model.precision",)
 
 
 class _Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
 class Objective(_Section):
@@ -61,11 +61,11 @@ class Pbt(_Section):
     interval_kimg: float = Field(gt=0)
     quantile: float = Field(0.25, gt=0, le=0.5)
     resample: float = Field(0.25, ge=0, le=1)
-    factors: tuple[float, float] = (0.8, 1.25)
+    factors: tuple[PositiveFloat, PositiveFloat] = (0.8, 1.25)
 
 
 class Budget(_Section):
-    """No trial starts beyond it; what runs ends. None is no limit."""
+    """No trial starts beyond it; what runs ends. None is no limit. A shared stage 1 is not counted."""
 
     trials: int | None = Field(None, ge=1)
     kimg: float | None = Field(None, gt=0)
@@ -86,7 +86,7 @@ class Sweep(_Section):
     """A sweep file whose config is resolved: nothing outside it decides what is trained."""
 
     config: dict[str, Any]
-    stage1: str = OWN
+    stage1: str = Field(OWN, min_length=1)
     """`shared`: trained once by the sweep; `own`: by each trial; else the URI of a checkpoint or a run."""
     space: dict[str, Any] = Field(default_factory=dict)
     cases: dict[str, dict[str, Any]] = Field(default_factory=dict)
@@ -109,6 +109,22 @@ class Sweep(_Section):
     def forks(self) -> bool:
         """Whether trials start from one stage 1."""
         return self.stage1 != OWN
+
+    @property
+    def trial_kimg(self) -> float:
+        """What a trial trains that keeps to the base's lengths and is not stopped early."""
+        base = self.base
+        return (base.total_nimg - (base.stage1_nimg if self.forks else 0)) / 1000
+
+    def check_split(self, config: Config) -> None:
+        """Raises `ConfigError` unless the workers of a trial can share its batches."""
+        batch, accumulate, workers = config.schedule.batch, config.schedule.accumulate, self.trials.workers
+        if batch % (workers * accumulate):
+            micro = f" in {accumulate} parts" if accumulate > 1 else ""
+            raise ConfigError(
+                f"schedule.batch {batch}{micro} cannot be split among {workers} workers: change "
+                "trials.workers"
+            )
 
 
 class _SweepFile(Sweep):
@@ -144,7 +160,12 @@ def load_sweep(path: str | Path, data: str | None = None, assignments: typing.Se
         raise UserError(f"{where}: name either a recipe or a config file, and not both")
     base = file.recipe or str(path.parent / str(file.config))
     given = [f"{key}={_text(value)}" for key, value in file.overrides.items()]
-    config = resolve_config(base, data or file.data, [*given, *assignments])
+    try:
+        config = resolve_config(base, data or file.data, [*given, *assignments])
+    except (ConfigError, UserError) as error:
+        if assignments:  # As like as not the mistake is in them.
+            raise
+        raise type(error)(f"{where}: {error}") from error
     kept = values.keys() - {"recipe", "config", "data", "overrides"}
     sweep = _validated(Sweep, {key: values[key] for key in kept} | {"config": to_dict(config)}, where)
     _check(sweep, where)
@@ -199,6 +220,8 @@ def _mapping(text: str, where: str) -> dict[str, Any]:
 
 def _text(value: Any) -> str:
     """A value of a sweep file as --set takes it."""
+    if value is None:
+        return "none"
     return ",".join(map(str, value)) if isinstance(value, list) else str(value)
 
 
@@ -219,6 +242,8 @@ def _validated(cls: type[Any], values: dict[str, Any], where: str) -> Any:
         if first["type"] == "missing":
             raise UserError(f"{where}: {path} is missing; write it") from error
         reason = first["msg"][0].lower() + first["msg"][1:]
+        if first["type"].startswith("union_tag"):
+            reason = "write {name: asha, …} or {name: pbt, …}"
         raise UserError(f"{where}: {path} is {first['input']!r}: {reason}") from error
 
 
@@ -238,11 +263,13 @@ def _check(sweep: Sweep, where: str) -> None:
     """Raises `UserError` for keys that cannot go together."""
     try:
         base, space = sweep.base, sweep.points
-        space.check(base, sweep.search.seed)
+        space.check(base, sweep.search.seed, sweep.check_split)
         _check_search(sweep)
+        _check_objectives(sweep)
         if sweep.forks:
             _check_fork(sweep, space)
         _check_scheduler(sweep, base)
+        _check_budget(sweep)
     except ConfigError as error:
         raise UserError(f"{where}: config: {error}") from error
     except UserError as error:
@@ -258,13 +285,31 @@ def _check_search(sweep: Sweep) -> None:
         raise UserError(f"budget: {algorithm} goes on for ever; give trials, kimg or hours")
 
 
+def _check_objectives(sweep: Sweep) -> None:
+    metrics = [objective.metric for objective in sweep.objectives]
+    if twice := [metric for metric in metrics if metrics.count(metric) > 1]:
+        raise UserError(f"objectives: {twice[0]} is named twice; take one away")
+
+
+def _check_budget(sweep: Sweep) -> None:
+    least = sweep.scheduler.interval_kimg if isinstance(sweep.scheduler, Pbt) else sweep.trial_kimg
+    if sweep.budget.kimg is not None and sweep.budget.kimg < least:
+        raise UserError(f"budget: kimg {sweep.budget.kimg:g} is less than a trial has ({least:g}); raise it")
+
+
 def _check_fork(sweep: Sweep, space: Space) -> None:
     paths = {path for parameter in space.parameters for path in _paths(parameter.path, sweep.cases)}
     for path in sorted(paths):
         if path in _OF_STAGE1 or (path.startswith("model.") and path not in _MODEL_MAY_VARY):
             raise UserError(f"space: {path} is settled by the stage 1 that all share; use stage1: own")
-    if sweep.base.schedule.stage2_kimg <= 0:
+    if sweep.trial_kimg <= 0:
+        if sweep.base.model.architecture == "eg3d":
+            raise UserError("stage1: EG3D has no stage 2 to vary; use stage1: own")
         raise UserError("stage1: there is no stage 2 to vary; set schedule.stage2_kimg")
+    if sweep.stage1 == SHARED and sweep.base.stage1_nimg == 0:
+        raise UserError(
+            "stage1: there is no stage 1 to share; set schedule.stage1_kimg above 0, or use stage1: own"
+        )
 
 
 def _paths(path: str, cases: Mapping[str, Mapping[str, Any]]) -> set[str]:
@@ -285,16 +330,18 @@ def _check_scheduler(sweep: Sweep, base: Config) -> None:
                 f"scheduler: asha compares trials from {scheduler.grace_kimg:g} kimg on; set "
                 "output.metric_kimg to that or less, so that there is something to compare"
             )
-        if scheduler.grace_kimg >= base.total_nimg / 1000:
+        if scheduler.grace_kimg >= sweep.trial_kimg:
             raise UserError(
                 f"scheduler: grace_kimg {scheduler.grace_kimg:g} stops nothing; a trial has "
-                f"{base.total_nimg / 1000:g} kimg"
+                f"{sweep.trial_kimg:g} kimg"
             )
         return
     if sweep.search.algorithm != "random":
         raise UserError("scheduler: pbt draws its first generation; use search: {algorithm: random}")
-    if "seed" in sweep.points.paths:
-        raise UserError("space: pbt gives each generation a seed; take seed away")
+    paths = {path for parameter in sweep.points.parameters for path in _paths(parameter.path, sweep.cases)}
+    for path, given in {"seed": "a seed", "schedule.stage2_kimg": "its length"}.items():
+        if path in paths:
+            raise UserError(f"space: pbt gives each generation {given}; take {path} away")
     count = stage2 / scheduler.interval_kimg
     if round(scheduler.interval_kimg * 1000) % batch or abs(count - round(count)) > 1e-9 or count < 2:
         raise UserError(

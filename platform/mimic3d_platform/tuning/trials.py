@@ -8,7 +8,6 @@ from typing import Any
 
 from mimic3d.config import Config, from_dict, override
 from mimic3d_platform.tuning.records import Trial
-from mimic3d_platform.tuning.search import generations
 from mimic3d_platform.tuning.sweep import Pbt, Sweep
 
 FINISHED, HISTORY = "finished", "history"
@@ -25,7 +24,7 @@ def trial_config(sweep: Sweep, trial: Trial, stage1_uri: str, trials: Sequence[T
 
     Args:
         stage1_uri: the checkpoint that trials fork from; "" where each trains its own.
-        trials: at least the trial's parent, by index.
+        trials: at least the trial's parent.
     """
     changes = sweep.points.overrides(trial.point)
     if stage1_uri:
@@ -37,16 +36,9 @@ def trial_config(sweep: Sweep, trial: Trial, stage1_uri: str, trials: Sequence[T
             "seed": sweep.base.seed + trial.generation,
         }
         if trial.parent is not None:
-            changes |= {"start": trials[trial.parent].checkpoint_uri, "schedule.stage1_kimg": 0.0}
+            [parent] = (other for other in trials if other.index == trial.parent)
+            changes |= {"start": parent.checkpoint_uri, "schedule.stage1_kimg": 0.0}
     return override(sweep.base, changes)
-
-
-def planned_kimg(sweep: Sweep) -> float:
-    """What a trial trains that is not stopped early."""
-    stage2 = sweep.base.schedule.stage2_kimg
-    if isinstance(sweep.scheduler, Pbt):
-        stage2 /= generations(sweep)
-    return stage2 + (0.0 if sweep.forks else sweep.base.schedule.stage1_kimg)
 
 
 def run_trial(assignment: dict[str, Any], job: dict[str, Any]) -> None:
