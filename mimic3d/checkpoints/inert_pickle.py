@@ -4,8 +4,9 @@ EG3D's and Mimic3D's checkpoints are pickles, which are programs: to load one is
 taken for what they hold. The reader knows the opcodes that build containers and numbers; where the program
 would import something it gets a name, where it would call something the reader builds what that call would
 have built out of plain data (an array, a `Module`), for the few names that the format needs. Every other
-name is refused. There is no unpickler whose hooks could be got round: no name is imported, no attribute set,
-and nothing is allocated beyond the size of the file.
+name is refused. There is no unpickler whose hooks could be got round: no name is imported and no attribute
+set. Of a declared size nothing is allocated that the file does not hold, and the number of opcodes is
+bounded, those of the storages within included: so are time and memory.
 """
 
 from __future__ import annotations
@@ -61,7 +62,26 @@ class _Rules:
     persistent: Callable[[Any], Any] | None = None
 
 
+class _Budget:
+    """How many more opcodes are followed, of the outer stream and of those within it together.
+
+    An opcode of one byte can make an object of two hundred, and a storage can be named, and so be followed,
+    any number of times.
+    """
+
+    def __init__(self, opcodes: int) -> None:
+        self.left = opcodes
+
+    def spend(self) -> None:
+        self.left -= 1
+        if self.left < 0:
+            raise RefusedPickle(f"it has more than {MAX_OPCODES} opcodes, more than any network's")
+
+
+# A network takes tens of thousands; a checkpoint holds four at most.
+MAX_OPCODES = 2**20
 _MAX_DIMENSIONS = 8
+_MAX_NAME = 200
 _LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
 _LEGACY_PROTOCOL = 1001
 _STORAGES = {
@@ -93,8 +113,13 @@ def read_network_pickle(data: bytes) -> Any:
     Raises:
         RefusedPickle: the stream names something else, or is damaged.
     """
-    stream = io.BytesIO(data)
-    value = _follow(stream, _NETWORK)
+    stream, budget = io.BytesIO(data), _Budget(MAX_OPCODES)
+
+    def storage(data: Any) -> np.ndarray:
+        return _storage(data, budget)
+
+    calls = _CALLS | {_STORAGE_CALL: storage}
+    value = _follow(stream, _Rules(_is_part, calls), budget)
     if stream.read(1):
         raise RefusedPickle(f"the pickle ends at byte {stream.tell() - 1}, but the file goes on")
     return value
@@ -106,11 +131,12 @@ def quoted(text: object) -> str:
     return ascii(shown if len(shown) <= 80 else shown[:77] + "...")[1:-1].replace("\\'", "'")
 
 
-def _follow(stream: io.BytesIO, rules: _Rules) -> Any:
+def _follow(stream: io.BytesIO, rules: _Rules, budget: _Budget) -> Any:
     """Follows one pickle to its STOP; the stream is left just behind it."""
     machine, start, position = _Machine(rules), stream.tell(), None
     try:
         for opcode, argument, position in pickletools.genops(stream):  # noqa: B007, named in errors
+            budget.spend()
             if opcode.name == "STOP":
                 return machine.stack.pop()
             machine.step(opcode.name, argument)
@@ -272,7 +298,7 @@ def _expect(value: Any, *kinds: type) -> Any:
 def _module(meta: Any) -> Module:
     """A persistent class: its source text, which the format carries along, is left unread."""
     meta = _expect(meta, dict)
-    if meta.get("type") != "class":
+    if _expect(meta.get("type"), str) != "class":
         raise RefusedPickle("it is not a persistent class")
     return Module(_expect(meta.get("class_name"), str), _expect(meta.get("state"), dict))
 
@@ -290,10 +316,13 @@ def _parameter(array: Any, requires_grad: Any, hooks: Any) -> np.ndarray:
 def _tensor(storage: Any, offset: Any, size: Any, stride: Any, *rest: Any) -> np.ndarray:
     storage = _expect(storage, np.ndarray)
     size, stride = _expect(size, tuple), _expect(stride, tuple)
+    # Before the product is taken, which of many large numbers would fill the memory.
+    if len(size) > _MAX_DIMENSIONS or len(stride) != len(size):
+        raise RefusedPickle(f"a tensor of {len(size)} dimensions and {len(stride)} strides is no network's")
     numbers = [_expect(number, int) for number in (offset, *size, *stride)]
     count = math.prod(size)
     last = offset + sum((n - 1) * step for n, step in zip(size, stride, strict=True))
-    if min(numbers) < 0 or len(size) > _MAX_DIMENSIONS or count > storage.size or last >= storage.size > 0:
+    if min(numbers) < 0 or count > storage.size or last >= storage.size > 0:
         raise RefusedPickle(f"a tensor of shape {quoted(size)} reaches beyond its storage of {storage.size}")
     steps = tuple(step * storage.itemsize for step in stride)
     return np.lib.stride_tricks.as_strided(storage[offset:], size, steps, writeable=False)
@@ -307,21 +336,22 @@ def _scalar(dtype: Any, data: Any) -> Any:
 
 
 def _dtype(code: Any, *rest: Any) -> _DType:
-    if code not in ("f2", "f4", "f8", "i1", "i2", "i4", "i8", "u1", "u2", "u4", "u8", "b1"):
+    if _expect(code, str) not in ("f2", "f4", "f8", "i1", "i2", "i4", "i8", "u1", "u2", "u4", "u8", "b1"):
         raise RefusedPickle(f"type {quoted(code)} is not a number's")
     return _DType(code)
 
 
-def _storage(data: Any) -> np.ndarray:
+def _storage(data: Any, budget: _Budget) -> np.ndarray:
     """A tensor's numbers: five pickles, then count and bytes (PyTorch's format before its zip files)."""
     data = _expect(data, bytes)
     stream = io.BytesIO(data)
-    magic, protocol, system = (_follow(stream, _PLAIN) for _ in range(3))
+    magic, protocol, system = (_follow(stream, _PLAIN, budget) for _ in range(3))
     if magic != _LEGACY_MAGIC or protocol != _LEGACY_PROTOCOL:
         raise RefusedPickle("it is not a storage as PyTorch writes them into pickles")
     if _expect(system, dict).get("little_endian") is not True:
         raise RefusedPickle("it holds numbers of another byte order")
-    found, keys = _expect(_follow(stream, _STORAGE), _StorageId), _follow(stream, _PLAIN)
+    found = _expect(_follow(stream, _STORAGE, budget), _StorageId)
+    keys = _follow(stream, _PLAIN, budget)
     count, start = int.from_bytes(stream.read(8), "little"), stream.tell()
     declared, held = found.count * found.dtype.itemsize, len(data) - start
     if keys != [found.key] or count != found.count or held != declared:
@@ -336,18 +366,21 @@ def _storage_id(identity: Any) -> _StorageId:
     return _StorageId(np.dtype(_STORAGES[_expect(name, _Name).text]), _expect(key, str), count)
 
 
+_STORAGE_CALL = "torch.storage._load_from_bytes"
 _CALLS = {
     "torch_utils.persistence._reconstruct_persistent_obj": _module,
     "collections.OrderedDict": _ordered_dict,
     "torch._utils._rebuild_parameter": _parameter,
     "torch._utils._rebuild_tensor_v2": _tensor,
-    "torch.storage._load_from_bytes": _storage,
     "numpy.dtype": _dtype,
     "numpy.core.multiarray.scalar": _scalar,
     "numpy._core.multiarray.scalar": _scalar,
 }
-_NETWORK = _Rules(
-    lambda name: name in _CALLS or name in _EASY_DICT or _MODULE_CLASS.fullmatch(name) is not None, _CALLS
-)
 _PLAIN = _Rules(lambda name: False, {})
 _STORAGE = _Rules(_STORAGES.__contains__, {}, _storage_id)
+
+
+def _is_part(name: str) -> bool:
+    """Whether a network pickle may name it."""
+    known = name in _CALLS or name == _STORAGE_CALL or name in _EASY_DICT
+    return known or (len(name) <= _MAX_NAME and _MODULE_CLASS.fullmatch(name) is not None)

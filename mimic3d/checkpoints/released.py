@@ -29,6 +29,8 @@ NETWORK = "G_ema"
 _OTHERS = {"G": "generator", "D": "dual", "D_patch": "patch"}
 # Deeper than the released networks nest their parts.
 _MAX_DEPTH = 16
+# Several times the largest of the released files, all of which is read into memory.
+_MAX_BYTES = 4 * 2**30
 _FIR = np.outer([1, 3, 3, 1], [1, 3, 3, 1]) / 64
 
 
@@ -69,7 +71,8 @@ def read_released(file: str | Path) -> tuple[Generator, Config]:
 def _networks(file: str | Path, generator_only: bool) -> tuple[Generator, Config, dict[str, Tensor]]:
     """The averaged generator, its config, and the tensors of the other networks by their parts' names."""
     try:
-        root = read_network_pickle(_read(Path(file)))
+        data = _read(Path(file))
+        root = read_network_pickle(data)
         network = root.get(NETWORK) if isinstance(root, dict) else None
         if not isinstance(network, Module):
             raise ValueError(f"it holds no network {NETWORK}: it is not an EG3D or Mimic3D checkpoint")
@@ -79,6 +82,7 @@ def _networks(file: str | Path, generator_only: bool) -> tuple[Generator, Config
                 if not isinstance(root[name], Module):
                     raise ValueError(f"its {name} is no network")
                 found[name] = _named(name, lambda part=root[name]: dict(_tensors(part)))
+        _require_own_numbers(found, len(data))
         shapes = {name: _shapes(tensors) for name, tensors in found.items()}
         config = released_config(shapes[NETWORK], network.state, shapes.get("D"))
         scale = label_scale(network.state)
@@ -117,10 +121,22 @@ def _named(name: str, read: Callable[[], Any]) -> Any:
         raise ValueError(f"in {name}, {error} (to import the generator alone: --generator-only)") from None
 
 
+def _require_own_numbers(networks: dict[str, dict[str, np.ndarray]], size: int) -> None:
+    """Raises ValueError where tensors share their numbers, by which a small file would become a large one."""
+    held = sum(array.nbytes for tensors in networks.values() for array in tensors.values())
+    if held > size:
+        raise ValueError(f"its tensors share their numbers: they are {held} bytes in a file of {size}")
+
+
 def _read(file: Path) -> bytes:
+    if file.is_dir():
+        raise ValueError("it is a folder, not a network pickle (.pkl)")
     if not file.is_file():
         raise ValueError("there is no such file")
     try:
+        size = file.stat().st_size
+        if size > _MAX_BYTES:
+            raise ValueError(f"it is of {size} bytes, larger than any network pickle ({_MAX_BYTES} at most)")
         data = file.read_bytes()
     except OSError as error:
         raise ValueError(f"it cannot be read ({error.strerror or error})") from None
