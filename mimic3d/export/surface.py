@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator
 
 import numpy as np
 
-# No density is nearer to the level than this. A vertex then keeps off the corners of its cell, where the
-# vertices of several edges would fall on one place and could not be told apart.
+# No density is nearer to the level than this share of its neighbours' distance from it. A vertex then keeps
+# off the corners of its cell by as much. There the vertices of several edges would fall on one place, and
+# programs that read the mesh would join them, which tears it.
 _CLEARANCE = 1e-3
-# What stands outside of a closed volume: so far below the level that the surface lies at the volume's side.
-_EMPTY = 1e4
+# What stands outside of a closed volume is so many times as far below the level as the sample at its side is
+# above: the surface lies at the side, a two-hundredth of a cell outside of it.
+_EMPTY = 200.0
+# So that no sample lies on the level where all its neighbours do.
+_LEAST = 1e-20
 
 
 class NoSurface(ValueError):
@@ -36,14 +41,16 @@ def slab_surface(
         NoSurface: no value lies above the level, or, unless `closed`, none below.
     """
     vertices, faces = [], []
-    before = np.zeros((0, 2)), np.zeros(0, np.int64)  # the seam: its vertices' places and their numbers
+    before: tuple[np.ndarray, np.ndarray] | None = None  # the seam: its vertices' places and their numbers
     start, count, highest = 0, 0, -np.inf
-    for volume in _slabs(_padded(slices, level) if closed else slices, slab):
+    cleared = _cleared(slices, level)
+    for volume in _slabs(_padded(cleared) if closed else cleared, slab):
         highest = max(highest, float(volume.max()))
-        found, triangles = _march(volume, level)
+        found, triangles = _march(volume)
         at_start, at_end = found[:, 0] == 0, found[:, 0] == len(volume) - 1
         number = np.full(len(found), -1, np.int64)
-        number[at_start] = _matched(found[at_start, 1:], *before)
+        if before is not None:
+            number[at_start] = _matched(found[at_start, 1:], *before)
         new = number < 0
         number[new] = count + np.arange(new.sum())
         before = found[at_end, 1:], number[at_end]
@@ -54,9 +61,9 @@ def slab_surface(
         start += len(volume) - 1
     if count == 0:
         raise NoSurface(
-            f"no surface: the density reaches {highest:.3g} in the box, level {level:g} is not below it; "
-            "give a lower level or train for longer"
-            if highest <= level
+            f"no surface: the density reaches {highest + level:.3g} in the box, level {level:g} is not below "
+            "it; give a lower level or train for longer"
+            if highest <= 0
             else f"no surface: the density is above {level:g} in the whole box; give a higher level"
         )
     origin = 1.0 if closed else 0.0
@@ -75,25 +82,49 @@ def _slabs(slices: Iterator[np.ndarray], size: int) -> Iterator[np.ndarray]:
         yield np.stack(held)
 
 
-def _padded(slices: Iterator[np.ndarray], level: float) -> Iterator[np.ndarray]:
-    empty = level - _EMPTY
-    last = None
+def _cleared(slices: Iterator[np.ndarray], level: float) -> Iterator[np.ndarray]:
+    """How far above the level each sample is, float32; see `_CLEARANCE`."""
+    before: np.ndarray | None = None
+    here: np.ndarray | None = None
+    for one in itertools.chain(slices, [None]):
+        after = None if one is None else one.astype(np.float32) - np.float32(level)
+        if here is not None:
+            yield _clear(here, [each for each in (before, after) if each is not None])
+        before, here = here, after
+
+
+def _clear(here: np.ndarray, beside: list[np.ndarray]) -> np.ndarray:
+    """One slice, between those `beside` it, kept off zero."""
+    size = np.abs(here)
+    reach = size.copy()
+    for first, second in ((np.s_[1:], np.s_[:-1]), (np.s_[:, 1:], np.s_[:, :-1])):
+        np.maximum(reach[first], size[second], out=reach[first])
+        np.maximum(reach[second], size[first], out=reach[second])
+    for other in beside:
+        np.maximum(reach, np.abs(other), out=reach)
+    least = np.maximum(reach * np.float32(_CLEARANCE), np.float32(_LEAST))
+    return np.where(here > 0, np.maximum(size, least), -np.maximum(size, least))
+
+
+def _padded(slices: Iterator[np.ndarray]) -> Iterator[np.ndarray]:
+    """With nothing around them."""
+    last: np.ndarray | None = None
     for one in slices:
-        padded = np.pad(one, 1, constant_values=empty)
+        empty = np.abs(np.pad(one, 1, mode="edge")) * -np.float32(_EMPTY)
         if last is None:
-            yield np.full_like(padded, empty)
+            yield empty
+        padded = empty.copy()
+        padded[1:-1, 1:-1] = one
         yield padded
-        last = padded
+        last = empty
     if last is not None:
-        yield np.full_like(last, empty)
+        yield last
 
 
-def _march(volume: np.ndarray, level: float) -> tuple[np.ndarray, np.ndarray]:
+def _march(above: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """The surface within one slab: float64 vertices, the first axis first, and faces."""
     from skimage.measure import marching_cubes
 
-    above = volume - np.float32(level)
-    above = np.where(above > 0, np.maximum(above, _CLEARANCE), np.minimum(above, -_CLEARANCE))
     if above.min() > 0 or above.max() < 0:
         return np.zeros((0, 3)), np.zeros((0, 3), np.int64)
     vertices, faces, _, _ = marching_cubes(above, 0.0, gradient_direction="ascent")

@@ -1,5 +1,6 @@
 """Marching cubes in slabs: the same closed surface as in one piece, in a fraction of the memory."""
 
+import io
 import subprocess
 import sys
 from pathlib import Path
@@ -8,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+import trimesh
 from trimesh import Trimesh
 
 from mimic3d.export.surface import NoSurface, slab_surface
@@ -54,6 +56,32 @@ def test_an_open_surface_ends_at_the_side_and_a_closed_one_is_closed_there() -> 
     assert flat.area == pytest.approx(16, rel=1e-4)
     assert closed.is_watertight and closed.volume == pytest.approx(4 * 16, rel=0.01)
     assert closed.bounds == pytest.approx(np.array([[0, 0, 0], [4, 4, 4]]), abs=0.01)
+
+
+def test_an_open_surface_may_reach_every_side() -> None:
+    volume = rough_volume(24, 4)
+    whole = mesh_of(volume, 3.0, closed=False, slab=100)
+    assert not whole.is_watertight and whole.is_winding_consistent
+    for axis in range(3):
+        assert (whole.vertices[:, axis] == 0).any() and (whole.vertices[:, axis] == 23).any()
+    for slab in (2, 5):
+        pieces = mesh_of(volume, 3.0, closed=False, slab=slab)
+        assert (len(pieces.vertices), len(pieces.faces)) == (len(whole.vertices), len(whole.faces))
+        assert pieces.area == pytest.approx(whole.area, rel=1e-6)
+
+
+@pytest.mark.parametrize("ending", ["ply", "glb"])
+@pytest.mark.parametrize("steepness", [1e-3, 1.0, 1e3])
+def test_a_reader_that_joins_near_vertices_tears_nothing(ending: str, steepness: float) -> None:
+    volume = rough_volume(32, 2) * steepness
+    volume[5:9, 5:9, 5:9] = 3 * steepness  # flat, and on the level
+    volume[::7, ::5, ::3] += 1e-6 * steepness
+    mesh = mesh_of(volume, 3.0 * steepness, closed=True)
+    mesh.apply_transform(np.diag([1 / 512] * 3 + [1]))  # as small as the cells of a fine mesh are
+    read = trimesh.load(io.BytesIO(mesh.export(file_type=ending)), file_type=ending, force="mesh")
+    read.merge_vertices()
+    assert len(read.vertices) == len(mesh.vertices) and read.is_watertight
+    assert read.volume == pytest.approx(mesh.volume, rel=1e-4)
 
 
 def test_a_volume_without_a_surface_is_said_to_be_one() -> None:
