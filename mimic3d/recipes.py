@@ -23,7 +23,7 @@ from mimic3d.config import (
 )
 
 # How long: EG3D takes 24 s for 1000 images on eight V100 and stage 2 half as long again, so at 512² the two
-# stages are about 7 and 6 days of eight such GPUs.
+# stages are about 7 and 6 days of eight such GPUs. Smaller images, of which no time is published, take less.
 
 
 def ffhq512() -> Config:
@@ -38,7 +38,8 @@ def ffhq512() -> Config:
 def ffhq256() -> Config:
     """Faces at 256², as published: FID 5.14 of the 3D branch.
 
-    mimic3d train ffhq256 --data s3://…; data, GPUs and images as `ffhq512`, 31 GB on each of eight GPUs.
+    mimic3d train ffhq256 --data s3://…; data and images as `ffhq512`, on eight GPUs, 31 GB on each; at most
+    its 13 days of V100s.
     """
     base = ffhq512()
     return replace(
@@ -63,8 +64,8 @@ def _of_cats(base: Config, recipe: str) -> Config:
 def cats512() -> Config:
     """AFHQ's cats at 512², as published: FID 4.29 of the 3D branch.
 
-    mimic3d train cats512 --data s3://…, AFHQv2's cats with mirror images and camera labels; hardware and
-    images as `ffhq512`. EG3D's authors begin cats with faces: --set start=… takes a trained run's weights.
+    mimic3d train cats512 --data s3://…, AFHQv2's cats with mirror images and camera labels; images, GPUs and
+    days as `ffhq512`. EG3D's authors begin cats with faces: --set start=… takes a trained run's weights.
     """
     return _of_cats(ffhq512(), "cats512")
 
@@ -72,7 +73,7 @@ def cats512() -> Config:
 def cats256() -> Config:
     """AFHQ's cats at 256², as published: FID 4.14 of the 3D branch.
 
-    mimic3d train cats256 --data s3://…; as `cats512`, sizes and weights as `ffhq256`.
+    mimic3d train cats256 --data s3://…; data as `cats512`; sizes, weights, eight GPUs and days as `ffhq256`.
     """
     return _of_cats(ffhq256(), "cats256")
 
@@ -80,7 +81,8 @@ def cats256() -> Config:
 def cars128() -> Config:
     """Cars at 128², with the paper's settings for ShapeNet-Cars; the paper publishes no FID of them.
 
-    mimic3d train cars128 --data s3://…; the paper trained on 40 million images, 32 at a time on eight GPUs.
+    mimic3d train cars128 --data s3://…; the paper trained on 40 million images, 32 at a time on eight GPUs;
+    at most the 13 days of `ffhq512`.
     """
     return Config(
         recipe="cars128",
@@ -186,7 +188,8 @@ def cars_demo() -> Config:
 def ffhq256_joint() -> Config:
     """Faces at 256², both branches from scratch: FID 5.03 in the supplement (II.1).
 
-    mimic3d train ffhq256-joint --data s3://…; data, hardware and images as `ffhq256`.
+    mimic3d train ffhq256-joint --data s3://…; data, images and eight GPUs as `ffhq256`. Each image takes
+    stage 2's time: at most 17 days of V100s.
     """
     return joint(ffhq256(), "ffhq256-joint")
 
@@ -207,7 +210,8 @@ def ffhq512_eg3d() -> Config:
 def cars128_eg3d() -> Config:
     """EG3D on cars at 128², with its own R1 weight of 0.3.
 
-    mimic3d train cars128-eg3d --data s3://…; 25 million images, 32 at a time on eight GPUs.
+    mimic3d train cars128-eg3d --data s3://…; 25 million images, 32 at a time on eight GPUs: at most 7 days of
+    V100s.
     """
     return eg3d(cars128(), "cars128-eg3d", r1_gamma=0.3)
 
@@ -221,7 +225,7 @@ def ffhq512_patch_gan() -> Config:
     """EpiGRAF's way of training on faces at 512²: EpiGRAF itself publishes FID 9.92.
 
     mimic3d train ffhq512-patch-gan --data s3://…; 64² rays of windows from the whole image down to an eighth,
-    on eight GPUs.
+    40 million images on eight GPUs: at most the 13 days of `ffhq512`.
     """
     return patch_gan(ffhq512(), "ffhq512-patch-gan")
 

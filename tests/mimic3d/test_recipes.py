@@ -53,7 +53,6 @@ def reduced(config: Config) -> Config:
 def test_a_recipe_builds_at_its_own_size(name: str) -> None:
     config = get_recipe(name)
     assert config.recipe == name and from_dict(to_dict(config)) == config
-    assert RECIPES[name].__doc__, "a recipe says what it is and how to run it"
     model = config.model
     widths = (model.discriminator_channel_base, model.discriminator_channel_max)
     with torch.device("meta"):
@@ -62,6 +61,15 @@ def test_a_recipe_builds_at_its_own_size(name: str) -> None:
         PatchDiscriminator(config.patch_resolution, *widths)
     assert generator.backbone.synthesis.resolutions[-1] == model.triplane_resolution
     assert dual.resolutions[0] == model.image_resolution
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_a_recipe_says_how_it_is_run_on_what_and_for_how_long(name: str) -> None:
+    said = RECIPES[name].__doc__ or ""
+    assert f"mimic3d train {name} " in said or (name == "cars-demo" and "make demo" in said)
+    assert "GPU" in said or "CPU cores" in said or "V100" in said
+    if not name.startswith(("cars-demo", "cars64")):
+        assert "days" in said and ("FID" in said or name.startswith("cars128"))
 
 
 @pytest.mark.parametrize("name", RECIPES)
