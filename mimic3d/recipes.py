@@ -225,7 +225,7 @@ def ffhq512_patch_gan() -> Config:
     """EpiGRAF's way of training on faces at 512²: EpiGRAF itself publishes FID 9.92.
 
     mimic3d train ffhq512-patch-gan --data s3://…; 64² rays of windows from the whole image down to an eighth,
-    40 million images on eight GPUs: at most the 13 days of `ffhq512`.
+    40 million images on eight GPUs: at most 17 days of V100s.
     """
     return patch_gan(ffhq512(), "ffhq512-patch-gan")
 
