@@ -4,6 +4,8 @@ VENV := .venv
 BIN := $(VENV)/bin
 # A folder of reference numbers (JSON); without one, the figures in the repository.
 REFERENCE ?= $(wildcard ../shared/reference)
+# The root first: tests/mimic3d is no package of that name.
+SOURCES := $(CURDIR):$(CURDIR)/platform:$(CURDIR)/tests
 
 .PHONY: setup demo test chaos lint up down parity bench-data clean
 
@@ -25,8 +27,8 @@ test-all: setup ## those that take a whole cluster or sweep too
 	$(BIN)/pytest
 
 chaos: setup ## ends things at random twenty times in one run; its weights must be those of a run left alone
-	PYTHONPATH=platform:tests $(BIN)/python tests/chaos.py
-	PYTHONPATH=platform:tests $(BIN)/python tests/chaos_nodes.py
+	PYTHONPATH=$(SOURCES) $(BIN)/python tests/chaos.py
+	PYTHONPATH=$(SOURCES) $(BIN)/python tests/chaos_nodes.py
 
 lint: setup ## style and formatting
 	$(BIN)/ruff check .

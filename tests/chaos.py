@@ -29,17 +29,18 @@ from mimic3d_command import start_mimic3d
 from mimic3d_platform import local, runs, storage
 from mimic3d_platform.checkpoints import CheckpointStore
 from mimic3d_platform.console import Console
-from mimic3d_platform.local.state import Stack
 from mimic3d_platform.mlflow_server import client
 from mimic3d_platform.run_records import EXPERIMENT
 from mimic3d_platform.settings import use_services
 from mimic3d_platform.tracking import find_run
-from run_faults import truncate_newest, wait_until, worker_processes
+from run_faults import kill_service, position, truncate_newest, wait_until, worker_processes
 
 DATA = "s3://mimic3d/chaos"
 BATCH = 8
-IMAGES_PER_KILL = 48
-OUTAGE_S = 20.0
+IMAGES_PER_KILL = 64
+# A service is away until the run has gone on by as many images, a checkpoint or two, at least so long, and
+# at most so long where the run waits for it.
+OUTAGE_IMAGES, OUTAGE_S, LONGEST_OUTAGE_S = 24, 5.0, 60.0
 KINDS = (
     "worker, kill -9",
     "worker, SIGTERM",
@@ -54,13 +55,13 @@ KINDS = (
 class Chaos:
     """One run of the recipe that is started again whenever it has ended before its end."""
 
-    def __init__(self, home: Path, log: Path, total: int) -> None:
+    def __init__(self, home: Path, log: Path, total: int, checkpoint_nimg: int = 2 * BATCH) -> None:
         self.home, self.log, self.total = home, log, total
         stage1 = round(total * 2 / 3) // BATCH * BATCH
         overrides = {
             "schedule.stage1_kimg": stage1 / 1000,
             "schedule.stage2_kimg": (total - stage1) / 1000,
-            "output.checkpoint_kimg": 0.016,
+            "output.checkpoint_kimg": checkpoint_nimg / 1000,
             "output.sample_kimg": 8.0,
             "output.log_steps": 1,
             "output.metric_images": 16,
@@ -98,9 +99,14 @@ class Chaos:
             except AssertionError:
                 if self.alive() or self.starts > 200:
                     raise
+                if self.process.returncode == 0:
+                    raise SystemExit(
+                        f"the run {name} reached its end before {nimg} images could be waited for: the kills "
+                        "took longer than the run, raise IMAGES_PER_KILL"
+                    ) from None
 
-    def disturb(self, kind: str, name: str, draw: random.Random) -> str:
-        """Ends something; returns what it was, in a few words."""
+    def disturb(self, kind: str, name: str, at: int, draw: random.Random) -> str:
+        """Ends something of a run that is at `at` images; returns what it was, in a few words."""
         if kind.startswith("worker"):
             workers = worker_processes(self.home)
             if not workers:
@@ -109,19 +115,24 @@ class Chaos:
             victim.kill() if kind.endswith("kill -9") else victim.terminate()
             return f"process {victim.pid}"
         if kind.startswith(("MLflow", "object storage")):
-            service = "mlflow" if kind.startswith("MLflow") else "s3"
-            leader = Stack.load(self.home).services[service].leader
-            for process in leader.family():
-                process.kill()
-            time.sleep(OUTAGE_S)
-            local.up(self.home, cpus=2)
-            return f"away for {OUTAGE_S:.0f} s"
+            return self.outage("mlflow" if kind.startswith("MLflow") else "s3", name, at)
         number = signal.SIGTERM if kind.endswith("SIGTERM") else signal.SIGKILL
         self.process.send_signal(number)
         self.process.wait(120)
         if kind.startswith("checkpoint"):
             return f"process {self.process.pid}, {truncate_newest(name)}"
         return f"process {self.process.pid}"
+
+    def outage(self, service: str, name: str, at: int) -> str:
+        """Kills a service, lets the run go on without it, and starts it again."""
+        started = time.monotonic()
+        kill_service(self.home, service)
+        while (away := time.monotonic() - started) < LONGEST_OUTAGE_S:
+            if away > OUTAGE_S and (position(name) or 0) >= at + OUTAGE_IMAGES:
+                break
+            time.sleep(0.5)
+        local.up(self.home, cpus=2)
+        return f"away for {time.monotonic() - started:.0f} s"
 
 
 def outcome(name: str) -> dict[str, object]:
@@ -184,7 +195,7 @@ def main() -> int:
             wanted = index * IMAGES_PER_KILL + draw.randrange(BATCH, IMAGES_PER_KILL)
             at = chaos.reach("disturbed", wanted)
             time.sleep(draw.random())
-            what = chaos.disturb(kind, "disturbed", draw)
+            what = chaos.disturb(kind, "disturbed", at, draw)
             rows.append((str(index + 1), kind, f"{at} images", what))
             console.say(f"{index + 1:2}. at {at} images: {kind} ({what})")
         chaos.finish("disturbed")

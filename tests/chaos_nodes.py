@@ -1,38 +1,57 @@
-"""Takes a node, then the head of a cluster away from one elastic run; prints what became of it.
+"""What befalls a cluster, in one elastic run: a node is announced to go and goes, the head goes, services go.
 
-    python tests/chaos_nodes.py     # about three minutes on two idle cores; part of `make chaos`
+    python tests/chaos_nodes.py     # part of `make chaos`
 
-A stack of its own with two Ray nodes of one CPU each, and a run of one to two workers: the second node is
-killed (its raylet and all on it), and the run goes on with one worker; then the head is killed, the command
-ends by one line, the head is started again, and the same command brings the run to its end.
+A stack of its own with two Ray nodes of one CPU each, and a run of one to two workers that makes a checkpoint
+every 80 images. Ray is told that the second node will be taken away: the run makes a checkpoint first. The
+node is killed (its raylet and all on it), and the run goes on from there with one worker. The head is killed,
+the command ends by one line, the head is started again, and the same command goes on. Then MLflow is killed
+for two minutes, and object storage for the second of them: the run waits for both at its end, if not before,
+and MLflow has every line of its log once.
 """
 
 import os
 import shutil
+import subprocess
 import sys
 import tempfile
 import time
 from pathlib import Path
 
-from chaos import Chaos, make_data
+import ray
+
+from chaos import BATCH, Chaos, make_data, outcome
 from mimic3d_platform import local, runs, storage
 from mimic3d_platform.checkpoints import CheckpointStore
 from mimic3d_platform.console import Console
-from mimic3d_platform.local.state import Stack
 from mimic3d_platform.settings import use_services
-from run_faults import wait_until, worker_processes
+from run_faults import kill_service, wait_until, worker_processes
 
 NAME = "nodes"
-TOTAL = 240
-HEAD_PATIENCE_S = 180.0
+TOTAL, CHECKPOINT = 320, 80
+NOTICE_S, HEAD_PATIENCE_S = 100, 180.0
+MLFLOW_AWAY_S, STORAGE_AWAY_S = 120.0, 60.0
 
 
-def kill_service(home: Path, name: str) -> int:
-    """Kills a service of the stack with all its processes; returns how many those were."""
-    family = Stack.load(home).services[name].leader.family()
-    for process in family:
-        process.kill()
-    return len(family)
+def announce_the_end_of_the_second_node() -> None:
+    """Tells Ray that it will be taken away, as a cloud that wants a machine back does."""
+    head = "node:__internal_head__"
+    [node] = [node for node in ray.nodes() if node["Alive"] and head not in node["Resources"]]
+    notice = ["--reason", "DRAIN_NODE_REASON_PREEMPTION", "--reason-message", "wanted back"]
+    place = ["--address", ray.get_runtime_context().gcs_address, "--node-id", node["NodeID"]]
+    command = [sys.executable, "-m", "ray.scripts.scripts", "drain-node", *place, *notice]
+    command += ["--deadline-remaining-seconds", str(NOTICE_S)]
+    subprocess.run(command, check=True, capture_output=True)
+
+
+def checkpoint_beyond(nimg: int, chaos: Chaos, patience_s: float = 600.0) -> int:
+    """Waits for a checkpoint of the run at `nimg` images or beyond; returns where it is."""
+    store, deadline = CheckpointStore(runs.DEFAULT_RUNS_URI, NAME), time.monotonic() + patience_s
+    while not (found := [stored.nimg for stored in store.whole() if stored.nimg >= nimg]):
+        if not chaos.alive() or time.monotonic() > deadline:
+            raise SystemExit(f"the run makes no checkpoint at {nimg} images or beyond")
+        time.sleep(0.2)
+    return found[0]
 
 
 def main() -> int:
@@ -40,40 +59,70 @@ def main() -> int:
     os.environ["MIMIC3D_HOME"] = str(home)
     console = Console()
     rows: list[tuple[str, str]] = []
-    done = False
+    checks: dict[str, bool] = {}
     try:
         local.up(home, nodes=2, cpus=1, on_progress=console.say)
         use_services()
         make_data(home / "meshes")
-        chaos = Chaos(home, home, TOTAL)
+        chaos = Chaos(home, home, TOTAL, CHECKPOINT)
         chaos.arguments[chaos.arguments.index("--workers") + 1] = "1:2"
         chaos.start(NAME)
-        at = wait_until(NAME, 40, chaos.alive)
+
+        at = wait_until(NAME, 2 * BATCH, chaos.alive)
         rows.append(("two nodes", f"{len(worker_processes(home))} workers at {at} images"))
-        rows.append(("node killed", f"{kill_service(home, 'ray-2')} processes at {at} images"))
-        at = wait_until(NAME, at + 32, chaos.alive)
-        rows.append(("after it", f"{len(worker_processes(home))} worker at {at} images"))
+        announce_the_end_of_the_second_node()
+        stored = checkpoint_beyond(at, chaos)
+        rows.append(("node announced to go", f"a checkpoint at {stored} images"))
+        checks["a checkpoint outside its interval, on notice"] = stored % CHECKPOINT != 0
+
+        rows.append(("node killed", f"{kill_service(home, 'ray-2')} processes"))
+        at = wait_until(NAME, stored + 4 * BATCH, chaos.alive)
+        workers = len(worker_processes(home))
+        rows.append(("after it", f"{workers} worker at {at} images"))
+        checks["on with one worker"] = workers == 1
+
+        ray.shutdown()  # Of this process; a driver whose head is gone is ended by Ray.
         kill_service(home, "ray")
         started = time.monotonic()
         status = chaos.process.wait(HEAD_PATIENCE_S)
-        said = next(home.glob(f"{NAME}-01.log")).read_text().splitlines()[-1]
-        rows.append(
-            (f"head killed at {at} images", f"status {status} in {time.monotonic() - started:.0f} s: {said}")
-        )
+        said = (home / f"{NAME}-01.log").read_text().splitlines()[-1]
+        seconds = time.monotonic() - started
+        rows.append((f"head killed at {at} images", f"status {status} in {seconds:.0f} s: {said}"))
+        checks["one line and status 2"] = status == 2 and said.startswith("error: the Ray head at ")
         local.up(home, nodes=1, cpus=1)
         use_services()
         chaos.arguments[chaos.arguments.index("--workers") + 1] = "1"
+        chaos.start(NAME)
+
+        at = wait_until(NAME, stored + 2 * BATCH, chaos.alive)
+        rows.append(("head started again", f"the same command went on, {at} images"))
+        kill_service(home, "mlflow")
+        time.sleep(MLFLOW_AWAY_S - STORAGE_AWAY_S)
+        kill_service(home, "s3")
+        time.sleep(STORAGE_AWAY_S)
+        running = chaos.alive()
+        local.up(home, nodes=1, cpus=1)
         chaos.finish(NAME)
-        newest = CheckpointStore(runs.DEFAULT_RUNS_URI, NAME).whole()[-1]
-        rows.append(("head started again", f"the same command went on, to {newest.nimg} of {TOTAL} images"))
-        done = newest.nimg == TOTAL and storage.exists(f"{runs.DEFAULT_RUNS_URI}/{NAME}/result.json")
+        waited = f"MLflow for {MLFLOW_AWAY_S:.0f} s, object storage for {STORAGE_AWAY_S:.0f} s"
+        rows.append((f"{waited} away", f"the run {'waited' if running else 'ENDED'}, then reached its end"))
+        checks["the outages were outlasted by the same command"] = running and chaos.starts == 2
+
+        found = outcome(NAME)
+        checks[f"{TOTAL} images and a result"] = found["images"] == TOTAL and storage.exists(
+            f"{runs.DEFAULT_RUNS_URI}/{NAME}/result.json"
+        )
+        lines = found["losses"]["1/loss/generator_2d"] + found["losses"]["2/loss/generator_2d"]
+        steps = [step for step, _ in lines]
+        checks["a line for each step, none twice"] = steps == list(range(BATCH, TOTAL + 1, BATCH))
     finally:
         local.down(home)
         console.table(("what", "what became of the run"), rows)
+        done = len(checks) == 6 and all(checks.values())
         if done:
             shutil.rmtree(home, ignore_errors=True)
         else:
             console.say(f"logs: {home}")
+    console.table(("held", ""), [(what, "yes" if held else "NO") for what, held in checks.items()])
     return 0 if done else 1
 
 

@@ -1,4 +1,4 @@
-"""What befalls a run from outside: how far it is, which processes are its workers, a checkpoint cut short."""
+"""What befalls a run from outside: how far it is, its workers and services killed, a checkpoint cut short."""
 
 import time
 from collections.abc import Callable
@@ -10,6 +10,7 @@ import ray
 from mimic3d_platform import runs, storage
 from mimic3d_platform.checkpoints import CheckpointStore
 from mimic3d_platform.data.parallel import join_ray
+from mimic3d_platform.local.state import Stack
 from mimic3d_platform.progress import ProgressBoard
 from stack_processes import stack_processes
 
@@ -57,6 +58,16 @@ def worker_processes(home: Path) -> list[psutil.Process]:
         except psutil.Error:
             continue
     return found
+
+
+def kill_service(home: Path, name: str) -> int:
+    """Kills a service of the stack with all its processes; returns how many those were."""
+    leader = Stack.load(home).services[name].leader
+    assert leader is not None, f"{name} does not run"
+    family = leader.family()
+    for process in family:
+        process.kill()
+    return len(family)
 
 
 def truncate_newest(run: str, runs_uri: str = runs.DEFAULT_RUNS_URI) -> str:
