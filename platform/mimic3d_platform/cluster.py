@@ -15,7 +15,7 @@ from urllib.parse import urlsplit
 from mimic3d_platform.errors import UserError
 from mimic3d_platform.settings import get_settings
 
-ASK_TIMEOUT_S = 8.0
+ASK_TIMEOUT_S = 20.0
 # The logs of a long job are one answer; a busy head takes its time over them.
 WORK_TIMEOUT_S = 60.0
 _ADDRESS = "RAY_API_SERVER_ADDRESS"

@@ -29,9 +29,9 @@ ENDED = ("SUCCEEDED", "FAILED", "STOPPED")
 POLL_S = 1.0
 # A head that is being restarted is waited for; the job itself does not need us.
 OUTAGE_PATIENCE_S = 120.0
-STOP_PATIENCE_S = 40.0
+STOP_PATIENCE_S = 90.0
 # Ray kills a stopped driver after this long; by then it has told MLflow and let its workers go.
-_DRIVER_PATIENCE_S = 30
+_DRIVER_PATIENCE_S = 60
 _SOURCES = ("mimic3d", "platform/mimic3d_platform", "jobs")
 _RUN_KEY, _KIND_KEY = "mimic3d.run", "mimic3d.kind"
 

@@ -97,7 +97,7 @@ def test_a_head_that_does_not_answer_is_told_in_bounded_time(monkeypatch: pytest
         started = time.monotonic()
         with pytest.raises(UserError, match=f"no Ray cluster answers at http://{place} .nothing within"):
             find_cluster(place).check()
-        assert time.monotonic() - started < 10
+        assert time.monotonic() - started < 60
 
 
 # Work.

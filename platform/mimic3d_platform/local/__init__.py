@@ -17,7 +17,7 @@ from mimic3d_platform.local import processes, services, state
 from mimic3d_platform.local.database import choose_database, remember_database
 from mimic3d_platform.settings import Settings, default_home
 
-START_PATIENCE_S = 240.0  # Seconds, on an idle machine; minutes on a busy one.
+START_PATIENCE_S = 400.0  # Seconds, on an idle machine; minutes on a busy one.
 Progress = Callable[[str], None]
 
 
