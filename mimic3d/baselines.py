@@ -32,7 +32,8 @@ def patch_gan(config: Config, recipe: str) -> Config:
 
     Nothing is imitated. Windows shrink from the whole image to the recipe's patch scale, and the
     discriminator is told which it sees; the generator is not told the camera: its conditioning is always
-    another sample's.
+    another sample's. Rays take both passes: samples guided by the coarse planes would find no way back once
+    a ray has lost its light, since no 2D branch restores it.
     """
     schedule = config.schedule
     both = schedule.stage1_kimg + schedule.stage2_kimg
@@ -40,6 +41,7 @@ def patch_gan(config: Config, recipe: str) -> Config:
         config,
         recipe=recipe,
         model=replace(config.model, branch_2d=False),
+        rendering=replace(config.rendering, guided_samples=0),
         imitation=replace(
             config.imitation,
             lpips_weight=0.0,

@@ -166,6 +166,8 @@ def _check_branches(config: Config) -> None:
         require(mode == "none", "augmentation.mode", mode, "none: it is of what the 2D branch's judge sees")
         why = "0: without the 2D branch there is"
         require(schedule.stage1_kimg == 0, "schedule.stage1_kimg", schedule.stage1_kimg, f"{why} no stage 1")
+        guided = config.rendering.guided_samples
+        require(guided == 0, "rendering.guided_samples", guided, f"{why} no guide")
         weight = config.imitation.lpips_weight
         require(weight == 0, "imitation.lpips_weight", weight, f"{why} nothing to imitate")
 

@@ -8,8 +8,9 @@ import torch
 from torch import Tensor
 
 from mimic3d.cameras import look_at
-from mimic3d.config import Config, ConfigError, ModelConfig, RenderingConfig
+from mimic3d.config import Config, ConfigError, ModelConfig, RenderingConfig, override
 from mimic3d.networks.generator import Generator
+from mimic3d.recipes import get_recipe
 from mimic3d.rendering.guided import light_window, window_at, window_depths
 from mimic3d.rendering.volume import composite
 
@@ -100,3 +101,18 @@ def test_guided_samples_teach_both_planes() -> None:
 def test_one_sample_is_no_segment() -> None:
     with pytest.raises(ConfigError, match=r"rendering.guided_samples is 1, but must be 0, or at least 4"):
         dataclasses.replace(Config(), rendering=RenderingConfig(guided_samples=1))
+
+
+def test_without_a_2d_branch_there_is_no_guide() -> None:
+    # A ray that has lost its light is given samples on one place: nothing that it draws could bring it back.
+    generator = Generator(MODEL, rendering(guided_samples=8)).requires_grad_()
+    with torch.no_grad():
+        generator.decoder.net["2"].bias[0] = -100
+    planes = generator.planes(generator.mapping(torch.zeros(2, 8), CAMERAS))
+    generator.branch_3d(planes, CAMERAS, torch.rand(2, 30, 2), stochastic=True).features.sum().backward()
+    assert not generator.decoder.net["2"].bias.grad[0]
+    assert get_recipe("cars-demo-patch-gan").rendering.guided_samples == 0
+    with pytest.raises(
+        ConfigError, match=r"rendering.guided_samples is 8, but must be 0: without the 2D branch"
+    ):
+        override(get_recipe("cars-demo-patch-gan"), {"rendering.guided_samples": 8})
