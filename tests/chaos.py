@@ -23,6 +23,7 @@ import tempfile
 import time
 from pathlib import Path
 
+import ray
 import trimesh
 
 from mimic3d_command import start_mimic3d
@@ -201,6 +202,7 @@ def main() -> int:
         chaos.finish("disturbed")
         results = {name: outcome(name) for name in ("steady", "disturbed")}
     finally:
+        ray.shutdown()
         local.down(home)
         if "results" in locals():
             shutil.rmtree(home, ignore_errors=True)

@@ -115,6 +115,7 @@ def main() -> int:
         steps = [step for step, _ in lines]
         checks["a line for each step, none twice"] = steps == list(range(BATCH, TOTAL + 1, BATCH))
     finally:
+        ray.shutdown()
         local.down(home)
         console.table(("what", "what became of the run"), rows)
         done = len(checks) == 6 and all(checks.values())

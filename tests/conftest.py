@@ -53,6 +53,9 @@ def stack(own_home: Path) -> Iterator[local.StackStatus]:
     before = dict(os.environ)
     use_services()
     yield status
+    import ray
+
+    ray.shutdown()  # A process that has joined the cluster is ended by Ray when the head goes.
     os.environ.clear()
     os.environ.update(before)
     processes = stack_processes(own_home)

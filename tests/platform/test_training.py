@@ -198,13 +198,16 @@ def disturb(arguments: list[str], home: Path, log: Path) -> tuple[int, dict[str,
 
 
 def finish_while_storage_is_cut(arguments: list[str], home: Path, log: Path) -> None:
-    """Goes on to the end; storage is away from the first steps until stage 1 has ended and stage 2 trains."""
+    """Goes on to the end; storage is away from the first steps until stage 1 has ended.
+
+    There the run waits, at the latest: the checkpoint that ends a stage is never left out.
+    """
     process = start_mimic3d(*arguments, log=log)
     try:
         wait_until("stopped", 1, lambda: process.poll() is None)
         kill_service(home, "s3")
         deadline = time.monotonic() + PATIENCE_S
-        while "stage 2: " not in log.read_text() and "storing the last" not in log.read_text():
+        while f": {STAGE1} of {TOTAL} images" not in log.read_text():
             assert process.poll() is None and time.monotonic() < deadline, log.read_text()
             time.sleep(0.2)
         local.up(home)
