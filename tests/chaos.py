@@ -1,6 +1,6 @@
 """Ends things at random twenty times in one run, and shows that its weights are those of a run left alone.
 
-    make chaos                      # about 15 minutes on two idle cores
+    make chaos
     python tests/chaos.py --kills 5 --seed 3
 
 A stack of its own, a tiny data set, one recipe twice: first undisturbed, then with a kill at a random image
