@@ -18,7 +18,7 @@ from mimic3d_platform.tuning.records import Records, Trial
 from mimic3d_platform.tuning.resources import TRIAL_BUNDLE
 from mimic3d_platform.tuning.search import DONE, WAIT, propose
 from mimic3d_platform.tuning.sweep import Asha, Sweep
-from mimic3d_platform.tuning.trials import FINISHED, HISTORY, run_trial, trial_config
+from mimic3d_platform.tuning.trials import FINISHED, HISTORY, KNOWN, run_trial, trial_config
 
 # Ray Tune's own: it would catch Ctrl-C and end as if all were well, and keep logs that nobody reads.
 _ENVIRONMENT = {
@@ -136,12 +136,19 @@ def _scheduler(sweep: Sweep) -> Any:
 
     if not isinstance(sweep.scheduler, Asha):
         return FIFOScheduler()
-    return ASHAScheduler(
+
+    class Halving(ASHAScheduler):
+        def on_trial_result(self, controller: Any, trial: Any, result: dict[str, Any]) -> str:
+            """What is known again is only kept, and a trial at its end is left to end by itself."""
+            decision = super().on_trial_result(controller, trial, result)
+            decided = result.get(KNOWN) or result["nimg"] >= trial.config["end"]
+            return self.CONTINUE if decided else decision
+
+    return Halving(
         time_attr="nimg",
         metric=sweep.objectives[0].metric,
         mode=sweep.objectives[0].mode,
         grace_period=round(sweep.scheduler.grace_kimg * 1000),
-        # Beyond the end: a trial that gets there ends by itself.
         max_t=sweep.base.total_nimg + 1,
         reduction_factor=sweep.scheduler.reduction,
     )
@@ -160,7 +167,7 @@ def _source(job: Job, records: Records, hours: Callable[[], float]) -> Any:
         def suggest(self, trial_id: str) -> Any:
             if replayed:
                 trial = replayed.popleft()
-                return {"index": trial.index, "replay": list(trial.reports)}
+                return {"index": trial.index, "replay": list(trial.reports), "config": None}
             if resumed:
                 return assignment(resumed.popleft())
             trials = records.before_next()
@@ -197,10 +204,11 @@ def _source(job: Job, records: Records, hours: Callable[[], float]) -> Any:
         tags |= {f"mimic3d.sweep.{path}": str(value) for path, value in trial.point.items()}
         return {
             "index": trial.index,
+            "end": config.total_nimg,
             "name": trial.name,
             "config": to_dict(config),
             "tags": tags,
-            "replay": [],
+            "replay": list(trial.reports) if halving else [],
         }
 
     return Source()
@@ -214,13 +222,13 @@ def _observer(
 
     class Observer(tune.Callback):
         def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-            if not trial.config["replay"]:
+            if trial.config["config"]:
                 on_change(records[trial.config["index"]])
 
         def on_trial_result(
             self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any
         ) -> None:
-            if not trial.config["replay"]:
+            if not result.get(KNOWN):
                 update(trial, _with_report(records[trial.config["index"]], result))
 
         def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
@@ -229,11 +237,11 @@ def _observer(
                 update(trial, replace(known, status="stopped"))
 
         def on_trial_recover(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-            if not trial.config["replay"]:
+            if trial.config["config"]:
                 on_retry(records[trial.config["index"]], _reason(trial))
 
         def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-            if not trial.config["replay"]:
+            if trial.config["config"]:
                 known = records[trial.config["index"]]
                 update(trial, replace(known, status="failed", error=_reason(trial)))
 

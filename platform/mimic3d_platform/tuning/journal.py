@@ -19,6 +19,9 @@ from mimic3d_platform.tuning.records import Trial
 from mimic3d_platform.tuning.sweep import Sweep
 
 REPORT = "report"
+_ENDED = "mimic3d.trial_ended"
+# As many as MLflow lists at once.
+_MOST_RUNS = 50000
 
 
 def params(sweep: Sweep) -> dict[str, Any]:
@@ -66,25 +69,36 @@ class Follower:
 
 def close_trial(trial: Trial, parent_run_id: str) -> None:
     """Marks a trial's run in MLflow, and closes it and its stages: a trial that Ray ended could not."""
-    tags = {"mimic3d.trial": str(trial.index), "mimic3d.trial_ended": trial.status}
+    tags = {"mimic3d.trial": str(trial.index), _ENDED: trial.status}
     run_id = tracking.start_or_resume_run(EXPERIMENT, trial.name, {}, tags, parent_run_id=parent_run_id)
     _close(run_id, "FAILED" if trial.status == "failed" else "FINISHED")
 
 
+def close_trials(trials: Sequence[Trial], parent_run_id: str) -> None:
+    """Closes trials that were not closed as they ended: the sweep was killed just then, or MLflow was away.
+
+    Raises:
+        UserError: MLflow does not answer.
+    """
+    known = {run.data.tags.get(tracking.RUN_NAME_TAG): run.data.tags for run in _below(parent_run_id)}
+    for trial in trials:
+        if trial.over and known.get(trial.name, {}).get(_ENDED) != trial.status:
+            close_trial(trial, parent_run_id)
+
+
 def close_interrupted(trials: Sequence[Trial], parent_run_id: str, status: str) -> None:
     """Closes in MLflow, as far as it answers, what the end of the sweep's process cut off."""
-    with contextlib.suppress(UserError), tracking_errors("look up a sweep's trials in"):
-        experiment = client().get_run(parent_run_id).info.experiment_id
-        for trial in trials:
-            run = None if trial.over else tracking.find_run(experiment, trial.name, parent_run_id)
-            if run is not None:
+    names = {trial.name for trial in trials if not trial.over}
+    with contextlib.suppress(UserError):
+        for run in _below(parent_run_id):
+            if run.data.tags.get(tracking.RUN_NAME_TAG) in names:
                 _close(run.info.run_id, status)
 
 
 def _close(run_id: str, status: str) -> None:
     """Closes a run and its stages."""
-    for child in _children(run_id):
-        tracking.finish_run(child, status)
+    for stage in _below(run_id):
+        tracking.finish_run(stage.info.run_id, status)
     tracking.finish_run(run_id, status)
 
 
@@ -103,9 +117,10 @@ def log_report(run_id: str, folder: Path, best: list[Trial], count: int) -> None
         client().log_artifacts(run_id, str(folder), REPORT)
 
 
-def _children(run_id: str) -> list[str]:
+def _below(run_id: str) -> list[Any]:
+    """The runs that are children of a run."""
     mlflow_client = client()
-    with tracking_errors("look up a trial's stages in"):
+    with tracking_errors("look up the runs of a sweep in"):
         experiment = mlflow_client.get_run(run_id).info.experiment_id
         clause = f"tags.`{tracking.PARENT_TAG}` = '{run_id}'"
-        return [str(run.info.run_id) for run in mlflow_client.search_runs([experiment], clause)]
+        return list(mlflow_client.search_runs([experiment], clause, max_results=_MOST_RUNS))

@@ -18,7 +18,14 @@ from mimic3d_platform.progress import ProgressBoard
 from mimic3d_platform.run_records import EXPERIMENT
 from mimic3d_platform.tuning import stage1
 from mimic3d_platform.tuning.execution import Job, run_trials
-from mimic3d_platform.tuning.journal import REPORT, Follower, close_interrupted, log_report, params
+from mimic3d_platform.tuning.journal import (
+    REPORT,
+    Follower,
+    close_interrupted,
+    close_trials,
+    log_report,
+    params,
+)
 from mimic3d_platform.tuning.objectives import with_metric_names
 from mimic3d_platform.tuning.records import Records, Trial
 from mimic3d_platform.tuning.report import SweepResult, write_report
@@ -83,6 +90,7 @@ def _run(job: Job, records: Records, sweep_uri: str, console: Console) -> None:
     try:
         with tempfile.TemporaryDirectory(prefix="mimic3d-sweep-") as scratch:
             run_trials(job, records, scratch, clock.hours, changed, follow.retried)
+        close_trials(records.all(), job.parent_run_id)
     except BaseException as error:
         clock.save()
         close_interrupted(records.all(), job.parent_run_id, _status_of(error))

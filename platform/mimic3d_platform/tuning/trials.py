@@ -12,6 +12,8 @@ from mimic3d_platform.tuning.sweep import Pbt, Sweep
 
 FINISHED, HISTORY = "finished", "history"
 """In the last report: the training has reached its end; all that it measured, by images."""
+KNOWN = "known"
+"""In a report that was made before the sweep was killed."""
 
 
 def stage1_config(sweep: Sweep) -> Config:
@@ -47,8 +49,8 @@ def run_trial(assignment: dict[str, Any], job: dict[str, Any]) -> None:
     Every measurement of the run reaches Tune as a report, the result as the last one.
 
     Args:
-        assignment: "config", "name", "tags" for MLflow, and "replay": reports of a trial that is over, which
-            the scheduler has to see again after the sweep was killed; then nothing is trained.
+        assignment: "config", "name", "tags" for MLflow, and "replay": reports which the scheduler has to see
+            again after the sweep was killed. Without a config the trial is over: nothing is trained.
         job: "runs_uri", "workers", "parent_run_id" of the sweep in MLflow, "environment" (a reference in a
             list, so that Ray leaves it to us to fetch).
     """
@@ -56,9 +58,9 @@ def run_trial(assignment: dict[str, Any], job: dict[str, Any]) -> None:
     from ray import tune
     from ray.tune.integration.ray_train import TuneReportCallback
 
-    if assignment["replay"]:
-        for report in assignment["replay"]:
-            tune.report(dict(report))
+    for report in assignment["replay"]:
+        tune.report({**report, KNOWN: True})
+    if not assignment["config"]:
         return
     os.environ.update(ray.get(job["environment"][0]))
     from mimic3d_platform.training import train
