@@ -4,6 +4,9 @@ Files bear the SHA-256 of the shard they were made from, so that sets and jobs s
 and a replaced shard is another file. Locks (`flock`) end with the process that held them: whoever is killed
 leaves nothing to clear up. A file that someone has open is not evicted; of the others, the least recently
 used go first.
+
+What is here is found without PyArrow, storage and settings: a loader process that need not fetch starts in a
+third of the time.
 """
 
 from __future__ import annotations
@@ -11,39 +14,29 @@ from __future__ import annotations
 import contextlib
 import errno
 import fcntl
-import hashlib
-import itertools
 import logging
 import os
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, BinaryIO
 
-import numpy as np
-
-from mimic3d_platform import storage
-from mimic3d_platform.data.rowfile import Damaged, PixelFile, RowFile, write_rows
-from mimic3d_platform.data.schema import CAMERA_SIZE, Shard
+from mimic3d_platform.data.rowfile import Damaged, PixelFile, RowFile
+from mimic3d_platform.data.schema import Shard
 from mimic3d_platform.errors import UserError
-from mimic3d_platform.settings import get_settings
-
-if TYPE_CHECKING:
-    import pyarrow
 
 log = logging.getLogger(__name__)
 
 CACHE_BYTES = 16 * 2**30
 
-_AGAIN = "write the data set again, or copy it anew"
 _ROWS, _PIXELS, _PARTIAL = ".rows", ".pixels", ".partial"
-# A transfer may be spoilt on its way; what is spoilt three times is spoilt where it lies.
-_TRANSFERS = 3
 _LONGEST_PAUSE_S = 5.0
+_LOOK_AGAIN_S = 0.01
 
 
 def cache_folder() -> Path:
     """`$MIMIC3D_CACHE`, else a folder of the state folder."""
+    from mimic3d_platform.settings import get_settings
+
     settings = get_settings()
     return settings.cache_folder or settings.home / "shards"
 
@@ -58,33 +51,37 @@ class ShardCache:
 
     def __init__(self, folder: Path, limit: int) -> None:
         self.folder, self.limit = folder, limit
-        with storage.translate_errors(folder, "keep shards in"):
+        with _explained(folder):
             (folder / "locks").mkdir(parents=True, exist_ok=True)
 
-    def open(self, place: str, shard: Shard) -> RowFile:
-        """A shard's rows; fetched, if no process has yet.
+    def open(self, uri: str, shard: Shard, *, leave_s: float = 0.0) -> RowFile:
+        """The rows of a shard of the set at `uri`; fetched, if no process has yet.
 
         Args:
-            place: the shard's URI.
+            leave_s: for so long the fetching is left to others, who are expected to be at it.
         """
         path = self.folder / (shard.sha256 + _ROWS)
+        until = time.monotonic() + leave_s
         while True:
             try:
                 return RowFile(path)
             except FileNotFoundError:
-                self.ensure(place, shard)
+                if time.monotonic() < until:
+                    time.sleep(_LOOK_AGAIN_S)
+                else:
+                    self.ensure(uri, shard)
             except Damaged:
                 log.warning("%s is damaged; the shard is fetched again", path)
                 path.unlink(missing_ok=True)
 
-    def ensure(self, place: str, shard: Shard) -> None:
-        """Fetches a shard unless it is here; if another process is at it, waits for that."""
+    def ensure(self, uri: str, shard: Shard, *, wait: bool = True) -> None:
+        """Fetches a shard unless it is here; if another process is at it, waits for that, or leaves it."""
         path = self.folder / (shard.sha256 + _ROWS)
         if path.exists():
             return
-        with self._lock(shard.sha256[:2]):
-            if not path.exists():
-                self._store(path, place, shard, verified_bytes(place, shard))
+        with self._lock(shard.sha256[:2], wait) as mine:
+            if mine and not path.exists():
+                self._fetch(path, uri, shard)
 
     def discard(self, shard: Shard) -> None:
         """Deletes what is kept of a shard."""
@@ -108,8 +105,14 @@ class ShardCache:
         """Bytes of all files, counting room that is set aside."""
         return sum(size for _, size, _ in self._files())
 
-    def _store(self, path: Path, place: str, shard: Shard, data: bytes) -> None:
-        """Writes a verified shard's images and cameras; waits, within patience, for room on the disk."""
+    def _fetch(self, path: Path, uri: str, shard: Shard) -> None:
+        """Reads a shard and keeps its images and cameras; waits, within patience, for room on the disk."""
+        from mimic3d_platform import storage
+        from mimic3d_platform.data.fetching import verified_bytes
+        from mimic3d_platform.settings import get_settings
+
+        place = storage.join(uri, shard.path)
+        data = verified_bytes(place, shard)
         began, pause, patience = time.monotonic(), 0.1, get_settings().patience_s
         while True:
             problem = self._try_store(path, place, shard, data)
@@ -123,6 +126,8 @@ class ShardCache:
 
     def _try_store(self, path: Path, place: str, shard: Shard, data: bytes) -> str | None:
         """What is in the way, or None when the file is there."""
+        from mimic3d_platform.data.fetching import unpack
+
         needed = RowFile.most_bytes(shard)
         partial = path.with_suffix(_PARTIAL)
         with self._lock("room"):
@@ -136,7 +141,7 @@ class ShardCache:
             file.truncate(needed)
         try:
             with file:
-                _unpack(file, place, shard, data)
+                unpack(file, place, shard, data)
                 file.truncate()
                 file.flush()
                 os.replace(partial, path)
@@ -145,7 +150,7 @@ class ShardCache:
         except OSError as error:
             partial.unlink(missing_ok=True)
             if error.errno not in (errno.ENOSPC, errno.EDQUOT):
-                with storage.translate_errors(self.folder, "keep shards in"):
+                with _explained(self.folder):
                     raise
             with self._lock("room"):
                 self._make_room(needed, max(self.used() - 1, 0))
@@ -174,60 +179,15 @@ class ShardCache:
                     yield status.st_mtime, status.st_size, Path(entry.path)
 
     @contextlib.contextmanager
-    def _lock(self, name: str) -> Iterator[None]:
-        """For one process and thread at a time on this machine."""
+    def _lock(self, name: str, wait: bool = True) -> Iterator[bool]:
+        """For one process and thread at a time on this machine; gives whether it is for this one."""
         with (self.folder / "locks" / name).open("a") as file:
-            fcntl.flock(file, fcntl.LOCK_EX)
-            yield
-
-
-def verified_bytes(place: str, shard: Shard) -> bytes:
-    """A shard's file, as the manifest describes it.
-
-    Raises:
-        UserError: see `ShardCache`.
-    """
-    for attempt in range(_TRANSFERS):
-        time.sleep(attempt * 0.2)
-        data = storage.read_bytes(place)
-        if len(data) != shard.bytes:
-            problem = f"has {len(data)} bytes and the manifest says {shard.bytes}"
-        elif hashlib.sha256(data).hexdigest() != shard.sha256:
-            problem = "is not the file that the manifest describes (SHA-256 differs)"
-        else:
-            return data
-        log.warning("%s %s, in transfer %d of %d", place, problem, attempt + 1, _TRANSFERS)
-    raise UserError(f"{place} {problem}: it is damaged or was replaced; {_AGAIN}")
-
-
-def _unpack(file: BinaryIO, place: str, shard: Shard, data: bytes) -> None:
-    """Writes a Parquet shard's images and cameras as a `RowFile`."""
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    with storage.translate_errors(place, "read"):
-        table = pq.read_table(pa.BufferReader(data), columns=["image", "camera"], use_threads=False)
-    if table.num_rows != shard.rows:
-        raise UserError(f"{place} has {table.num_rows} rows and the manifest says {shard.rows}: {_AGAIN}")
-    views = [view for chunk in table.column("image").chunks for view in _views(chunk)]
-    write_rows(file, views, camera_array(table))
-
-
-def _views(images: pyarrow.Array) -> Iterator[memoryview]:
-    """Each value of a binary array, without a copy."""
-    import pyarrow as pa
-
-    large = images.cast(pa.large_binary())
-    _, offsets, data = large.buffers()
-    places = np.frombuffer(offsets, dtype=np.int64)[large.offset : large.offset + len(large) + 1].tolist()
-    content = memoryview(data)
-    return (content[start:stop] for start, stop in itertools.pairwise(places))
-
-
-def camera_array(table: pyarrow.Table) -> np.ndarray:
-    """(rows, 25) float32 from a table's `camera` column."""
-    column = table.column("camera").combine_chunks()
-    return column.flatten().to_numpy(zero_copy_only=False).reshape(-1, CAMERA_SIZE).copy()
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                yield False
+            else:
+                yield True
 
 
 def _unlink_unused(path: Path) -> bool:
@@ -241,3 +201,15 @@ def _unlink_unused(path: Path) -> bool:
     except BlockingIOError:
         return False
     return True
+
+
+@contextlib.contextmanager
+def _explained(folder: Path) -> Iterator[None]:
+    """Turns the system's errors into one line."""
+    try:
+        yield
+    except OSError:
+        from mimic3d_platform.storage_errors import translate_errors
+
+        with translate_errors(folder, "keep shards in"):
+            raise

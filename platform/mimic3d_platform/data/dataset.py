@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from mimic3d_platform import storage
-from mimic3d_platform.data.cache import camera_array
+from mimic3d_platform.data.fetching import camera_array
 from mimic3d_platform.data.schema import MANIFEST, Manifest
 from mimic3d_platform.errors import UserError
 from mimic3d_platform.storage_errors import patient

@@ -5,11 +5,15 @@ into which slots of a piece of shared memory; over its standard output it says w
 no PyTorch and needs no guard in the main program, and when its parent is gone, so is it. One that is killed
 is replaced: what it had been told is told to the next, and since a batch is a function of its position,
 nothing is lost and nothing comes twice.
+
+Shards are fetched ahead by threads of the training's process; a loader that finds one missing for long
+fetches it itself.
 """
 
 from __future__ import annotations
 
 import contextlib
+import itertools
 import logging
 import mmap
 import os
@@ -21,13 +25,15 @@ import sys
 import tempfile
 import threading
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from mimic3d.training.order import EpochOrder
+from mimic3d.training.order import EpochOrder, Window
+from mimic3d_platform.data.cache import ShardCache
 from mimic3d_platform.data.reader import RowReader
 from mimic3d_platform.data.schema import CAMERA_SIZE, Manifest
 from mimic3d_platform.errors import UserError
@@ -37,6 +43,9 @@ log = logging.getLogger(__name__)
 _DEPTH = 3  # Batches that a process or the thread makes ahead.
 _READY = {"ready": True}
 _DEATHS = 3  # Of processes without a batch in between, until it is an error.
+_FETCHERS = 2  # Threads that fetch ahead, each with a shard in memory.
+# For so long a loader waits for them when a shard is not there; to fetch at all it has to import much.
+_LEAVE_S = 1.0
 
 
 @dataclass(frozen=True)
@@ -46,6 +55,7 @@ class Course:
     uri: str
     manifest: Manifest
     seed: int
+    cache_folder: Path
     cache_bytes: int
     skip_bad: bool
     start: int
@@ -73,40 +83,75 @@ class Made(NamedTuple):
 
 
 class BatchMaker:
-    """Makes a course's batches, fetching ahead the shards of this window and of the next."""
+    """Makes a course's batches.
 
-    def __init__(self, course: Course) -> None:
+    Args:
+        leave_s: as `RowReader`.
+    """
+
+    def __init__(self, course: Course, leave_s: float = 0.0) -> None:
         self._course = course
         self._order = EpochOrder(course.manifest, course.seed)
-        self._reader = RowReader(course.uri, course.manifest, course.cache_bytes, skip_bad=course.skip_bad)
-        self._ahead: queue.SimpleQueue[list[int] | None] = queue.SimpleQueue()
-        self._announced: tuple = ()
-        threading.Thread(target=self._fetch_ahead, name="shards ahead", daemon=True).start()
+        self._reader = RowReader(
+            course.uri,
+            course.manifest,
+            course.cache_bytes,
+            folder=course.cache_folder,
+            skip_bad=course.skip_bad,
+            leave_s=leave_s,
+        )
 
     def make(self, number: int, images: np.ndarray | None = None, cameras: np.ndarray | None = None) -> Made:
         """Batch `number`, in the given arrays or new ones."""
         course = self._course
-        position = course.start + number * course.step
-        windows = self._order.windows_from(position, 2)
-        if windows != self._announced:
-            self._announced = windows
-            self._ahead.put([shard for window in windows for shard in window.shards])
-        rows = self._order.rows(position, course.share)
+        rows = self._order.rows(course.start + number * course.step, course.share)
         images, cameras = self._reader.fetch(rows, images, cameras)
         return Made(images, cameras, frozenset(self._reader.bad_rows))
 
     def close(self) -> None:
-        self._ahead.put(None)
+        """Lets go of all files."""
         self._reader.close()
 
-    def _fetch_ahead(self) -> None:
-        while (shards := self._ahead.get()) is not None:
-            for shard in shards:
-                if not self._ahead.empty():
-                    break
-                # Whoever needs this shard meets the fault too, and then it is told.
-                with contextlib.suppress(UserError):
-                    self._reader.ensure([shard])
+
+class ShardsAhead:
+    """Threads that fetch into the cache the shards of a batch's window and of the next."""
+
+    def __init__(self, course: Course) -> None:
+        self._course = course
+        self._order = EpochOrder(course.manifest, course.seed)
+        self._announced: list[Window] = []
+        self._told = [queue.SimpleQueue[list[int] | None]() for _ in range(_FETCHERS)]
+        cache = ShardCache(course.cache_folder, course.cache_bytes)
+        for told in self._told:
+            work = (course, cache, told)
+            threading.Thread(target=_fetch_ahead, args=work, name="shards ahead", daemon=True).start()
+
+    def reach(self, number: int) -> None:
+        """Says that batch `number` will be made soon."""
+        windows = self._order.windows_from(self._course.start + number * self._course.step, 2)
+        if windows != self._announced:
+            self._announced = windows
+            for told in self._told:
+                told.put([shard for window in windows for shard in window.shards])
+
+    def close(self) -> None:
+        """Ends the threads, when the shards that they are at have come; that is not waited for."""
+        for told in self._told:
+            told.put(None)
+
+    def __del__(self) -> None:
+        self.close()
+
+
+def _fetch_ahead(course: Course, cache: ShardCache, told: queue.SimpleQueue[list[int] | None]) -> None:
+    while (shards := told.get()) is not None:
+        # First what no other thread or process is fetching, so that several shards come at a time.
+        for wait, shard in itertools.product((False, True), shards):
+            if not told.empty():
+                break
+            # Whoever needs this shard meets the fault too, and then it is told.
+            with contextlib.suppress(UserError):
+                cache.ensure(course.uri, course.manifest.shards[shard], wait=wait)
 
 
 class ThreadLoader:
@@ -114,11 +159,11 @@ class ThreadLoader:
 
     restarts = 0
 
-    def __init__(self, course: Course) -> None:
+    def __init__(self, course: Course, ahead: ShardsAhead) -> None:
         self._batches: queue.Queue[Made | BaseException] = queue.Queue(_DEPTH)
         self._stop = threading.Event()
         # The thread holds no reference to the loader, so that a forgotten one can end it.
-        work = (course, self._batches, self._stop)
+        work = (course, ahead, self._batches, self._stop)
         self._thread = threading.Thread(target=_make_all, args=work, name="training stream", daemon=True)
         self._thread.start()
 
@@ -138,13 +183,16 @@ class ThreadLoader:
         self._stop.set()
 
 
-def _make_all(course: Course, batches: queue.Queue[Made | BaseException], stop: threading.Event) -> None:
+def _make_all(
+    course: Course, ahead: ShardsAhead, batches: queue.Queue[Made | BaseException], stop: threading.Event
+) -> None:
     maker = None
     number = 0
     while not stop.is_set():
         item: Made | BaseException
         try:
             maker = maker or BatchMaker(course)
+            ahead.reach(number)
             item = maker.make(number)
         except BaseException as error:
             item = error
@@ -155,6 +203,7 @@ def _make_all(course: Course, batches: queue.Queue[Made | BaseException], stop: 
         if isinstance(item, BaseException):
             break
         number += 1
+    ahead.close()
     if maker is not None:
         maker.close()
 
@@ -166,16 +215,17 @@ class ProcessLoader:
         restarts: how many processes were replaced.
     """
 
-    def __init__(self, course: Course, processes: int) -> None:
+    def __init__(self, course: Course, ahead: ShardsAhead, processes: int) -> None:
         self.restarts = 0
-        self._course, self._next = course, 0
+        self._course, self._ahead, self._next = course, ahead, 0
+        self._maker: BatchMaker | None = None
         self._memory, self._descriptor = _shared_memory(processes * _DEPTH * course.slot_bytes)
         self._workers = [_Worker(course, self._descriptor, index, processes) for index in range(processes)]
-        self._maker: BatchMaker | None = None
 
     def take(self) -> Made:
         """The next batch, copied out of the shared memory; raises what went wrong with it."""
         worker = self._workers[self._next % len(self._workers)]
+        self._ahead.reach(self._next + _DEPTH * len(self._workers))
         if not worker.has_begun and not worker.is_ready():
             return self._make_here()
         if not worker.has_begun:
@@ -215,6 +265,7 @@ class ProcessLoader:
     def close(self) -> None:
         """Ends the processes."""
         self._close_maker()
+        self._ahead.close()
         for worker in self._workers:
             worker.end()
         self._workers = []
@@ -227,8 +278,8 @@ class ProcessLoader:
             self._maker.close()
             self._maker = None
 
-    def __del__(self) -> None:
-        with contextlib.suppress(Exception):
+    def __del__(self, at_exit: Callable[[], bool] = sys.is_finalizing) -> None:
+        if not at_exit():  # This module's names are gone then; the processes hear that their parent is.
             self.close()
 
 
@@ -339,8 +390,6 @@ def _serve(descriptor: int) -> None:
         pickle.dump(what, answers)
         answers.flush()
 
-    import pyarrow.parquet  # noqa: F401, so that the first batch does not wait for it
-
     answer(_READY)
     orders = _orders()
     course: Course = next(orders)
@@ -348,7 +397,7 @@ def _serve(descriptor: int) -> None:
     maker = None
     for number, slot in orders:
         try:
-            maker = maker or BatchMaker(course)
+            maker = maker or BatchMaker(course, _LEAVE_S)
             made = maker.make(number, *_slot(course, memory, slot))
             answer({"slot": slot, "bad_rows": made.bad_rows})
         except UserError as error:

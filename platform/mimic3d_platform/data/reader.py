@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import logging
 from collections import OrderedDict
-from collections.abc import Iterable
+from pathlib import Path
 
 import numpy as np
 
 from mimic3d.training.order import WINDOW_BYTES
-from mimic3d_platform import storage
 from mimic3d_platform.data.cache import CACHE_BYTES, ShardCache, cache_folder
 from mimic3d_platform.data.decoding import BadImage, decode_into
 from mimic3d_platform.data.rowfile import Damaged, PixelFile, RowFile
@@ -31,15 +30,24 @@ class RowReader:
 
     Args:
         cache_bytes: the bound of the machine's cache (`data.cache`).
+        folder: where it lies; by the settings if not given.
+        leave_s: for so long the fetching of a shard is left to others (`ShardCache.open`).
         skip_bad: whether an image that cannot be decoded is replaced by the next good one of its shard, and
             noted in `bad_rows`; if not, it is an error.
     """
 
     def __init__(
-        self, uri: str, manifest: Manifest, cache_bytes: int = CACHE_BYTES, *, skip_bad: bool = False
+        self,
+        uri: str,
+        manifest: Manifest,
+        cache_bytes: int = CACHE_BYTES,
+        *,
+        folder: Path | None = None,
+        skip_bad: bool = False,
+        leave_s: float = 0.0,
     ) -> None:
-        self.uri, self.manifest, self._skip_bad = uri, manifest, skip_bad
-        self.cache = ShardCache(cache_folder(), cache_bytes)
+        self.uri, self.manifest, self._skip_bad, self._leave_s = uri, manifest, skip_bad, leave_s
+        self.cache = ShardCache(folder or cache_folder(), cache_bytes)
         self.bad_rows: set[int] = set()
         self._starts = np.concatenate([[0], np.cumsum([shard.rows for shard in manifest.shards])])
         stored = sum(RowFile.most_bytes(shard) for shard in manifest.shards)
@@ -64,11 +72,6 @@ class RowReader:
         for place, row in enumerate(rows.tolist()):
             self._read_good(row, images[place], cameras[place])
         return images, cameras
-
-    def ensure(self, shards: Iterable[int]) -> None:
-        """Fetches shards into the cache; may run in a thread beside `fetch`."""
-        for shard in shards:
-            self.cache.ensure(self._place(shard), self.manifest.shards[shard])
 
     def close(self) -> None:
         """Lets go of all files."""
@@ -125,7 +128,7 @@ class RowReader:
                 self._open_bytes + described.bytes > _OPEN_BYTES or len(self._open) >= _OPEN_FILES
             ):
                 self._close_oldest()
-            file = self.cache.open(self._place(shard), described)
+            file = self.cache.open(self.uri, described, leave_s=self._leave_s)
             side = self.manifest.resolution
             pixels = self.cache.pixels(described, side) if self._keeps_pixels else None
             self._open[shard] = file, pixels
@@ -148,4 +151,6 @@ class RowReader:
         return int(np.searchsorted(self._starts, row, side="right")) - 1
 
     def _place(self, shard: int) -> str:
+        from mimic3d_platform import storage
+
         return storage.join(self.uri, self.manifest.shards[shard].path)

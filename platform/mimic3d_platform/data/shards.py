@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from mimic3d_platform import storage
-from mimic3d_platform.data.cache import verified_bytes
+from mimic3d_platform.data.fetching import verified_bytes
 from mimic3d_platform.data.schema import Shard
 from mimic3d_platform.errors import UserError
 

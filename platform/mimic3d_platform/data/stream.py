@@ -8,9 +8,9 @@ from typing import NamedTuple
 import torch
 
 from mimic3d.training.order import WINDOW_BYTES
-from mimic3d_platform.data.cache import CACHE_BYTES
+from mimic3d_platform.data.cache import CACHE_BYTES, cache_folder
 from mimic3d_platform.data.dataset import cameras_of, label_pool, open_dataset, require
-from mimic3d_platform.data.loader import Course, ProcessLoader, ThreadLoader
+from mimic3d_platform.data.loader import Course, ProcessLoader, ShardsAhead, ThreadLoader
 from mimic3d_platform.data.rowfile import RowFile
 from mimic3d_platform.errors import UserError
 
@@ -79,6 +79,7 @@ class TrainingStream:
             uri=uri,
             manifest=self.manifest,
             seed=seed,
+            cache_folder=cache_folder(),
             cache_bytes=cache_bytes,
             skip_bad=max_bad_images > 0,
             start=nimg + rank * share,
@@ -86,7 +87,9 @@ class TrainingStream:
             step=global_batch,
         )
         self._loader: ThreadLoader | ProcessLoader | None
-        self._loader = ProcessLoader(course, loaders) if loaders else ThreadLoader(course)
+        ahead = ShardsAhead(course)
+        ahead.reach(0)
+        self._loader = ProcessLoader(course, ahead, loaders) if loaders else ThreadLoader(course, ahead)
 
     @property
     def loader_restarts(self) -> int:

@@ -197,23 +197,22 @@ def test_the_bound_holds_and_the_least_recently_used_goes_first(
     manifest = write_set(tmp_path / "set", 200, side=16, shard_bytes=4000, columns=("image", "camera"))
     size = max(RowFile.most_bytes(shard) for shard in manifest.shards)
     kept = ShardCache(cache, 3 * size)
-    places = [storage.join(str(tmp_path / "set"), shard.path) for shard in manifest.shards]
-    first, second, third, fourth, *_ = zip(places, manifest.shards, strict=True)
-    for place, shard in (first, second):
-        kept.open(place, shard).close()
+    uri, (first, second, third, fourth, *_) = str(tmp_path / "set"), manifest.shards
+    for shard in (first, second):
+        kept.open(uri, shard).close()
         time.sleep(0.02)
-    kept.open(*first).close()
-    in_use = kept.open(*third)
-    while kept.used() + RowFile.most_bytes(fourth[1]) <= kept.limit:
+    kept.open(uri, first).close()
+    in_use = kept.open(uri, third)
+    while kept.used() + RowFile.most_bytes(fourth) <= kept.limit:
         kept.limit -= 256
-    kept.ensure(*fourth)
+    kept.ensure(uri, fourth)
     names = {path.stem for path in cache.glob("*.rows")}
-    assert second[1].sha256 not in names and {first[1].sha256, third[1].sha256, fourth[1].sha256} <= names
+    assert second.sha256 not in names and {first.sha256, third.sha256, fourth.sha256} <= names
     assert kept.used() <= kept.limit
     # What is open is not evicted; when all is, that is said.
     kept.limit = in_use.size + 100
     with pytest.raises(UserError, match=r"all of it is in use; raise data.cache_bytes"):
-        kept.ensure(*second)
+        kept.ensure(uri, second)
     in_use.close()
 
 
@@ -230,6 +229,15 @@ def test_a_damaged_cache_is_mended(cache: Path, folder: str) -> None:
         content[4:] = bytes(len(content) - 4)
         path.write_bytes(content)
     assert rows_of(folder) == whole
+
+
+@pytest.mark.parametrize("loaders", [0, 1])
+def test_a_cache_that_cannot_be_made_is_one_line(
+    loaders: int, tmp_path: Path, folder: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "file").write_text("no folder")
+    monkeypatch.setenv("MIMIC3D_CACHE", str(tmp_path / "file"))
+    assert f"cannot keep shards in {tmp_path / 'file'}: " in first_error(folder, loaders=loaders)
 
 
 @pytest.fixture
@@ -318,7 +326,7 @@ def test_loaders_end_with_a_parent_that_is_killed(cache: Path, folder: str) -> N
     assert len(pids) == 2
     parent.kill()
     parent.wait()
-    deadline = time.monotonic() + 30
+    deadline = time.monotonic() + 300
     while any(psutil.pid_exists(pid) and psutil.Process(pid).status() != "zombie" for pid in pids):
         assert time.monotonic() < deadline
         time.sleep(0.1)

@@ -2,6 +2,9 @@
 
 import io
 import json
+import os
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -96,6 +99,15 @@ def test_any_number_of_loader_processes_gives_the_same(
     whole = EpochOrder(open_dataset(uri), 3).rows(0, 6 * COUNT).tolist()
     got = global_rows(uri, batches, world_size=world_size, nimg=nimg, loaders=loaders)
     assert got == whole[nimg : nimg + batches * BATCH]
+
+
+def test_a_loader_starts_without_what_only_a_fetch_needs() -> None:
+    code = "import sys, mimic3d_platform.data.loader; print(*sys.modules)"
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment)
+    loaded = set(done.stdout.split())
+    assert "numpy" in loaded, done.stderr
+    assert not loaded & {"torch", "pandas", "pyarrow", "pydantic", "boto3"}
 
 
 def test_what_the_cache_keeps_changes_nothing(
