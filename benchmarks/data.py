@@ -149,6 +149,7 @@ def _measure(task: dict[str, Any]) -> None:
 
 def as_table(medians: dict[str, dict[str, float]], counts: dict[int, int], rounds: int) -> str:
     """Markdown: a line for each contestant at each size and number of workers."""
+    from benchmarks.contestants import RAW
     from mimic3d_platform.data.decoding import pyspng
 
     decoder = "libspng (pyspng)" if pyspng is not None else "Pillow"
@@ -163,9 +164,8 @@ def as_table(medians: dict[str, dict[str, float]], counts: dict[int, int], round
     ]
     for key, value in medians.items():
         side, workers, name = key.split("|")
-        cold = [f"{value['cold']:.0f}", f"{value['first_batch']:.2f} s"]
         cells = [f"{side}²", workers, name, f"{value['warm']:.0f}"]
-        cells += ["–", "–"] if name == "raw decoding" else cold
+        cells += ["–", "–"] if name == RAW else [f"{value['cold']:.0f}", f"{value['first_batch']:.2f} s"]
         lines.append(f"| {' | '.join(cells)} | {value['memory']:.0f} |")
     return "\n".join(lines)
 
@@ -185,13 +185,17 @@ def _plot(medians: dict[str, dict[str, float]]) -> Any:
     matplotlib.use("agg")
     from matplotlib import pyplot
 
+    from benchmarks.contestants import RAW
+
     sides = list(dict.fromkeys(key.split("|")[0] for key in medians))
     names = list(dict.fromkeys(key.split("|")[2] for key in medians))
     workers = max(key.split("|")[1] for key in medians)
     figure, axes = pyplot.subplots(1, len(sides), figsize=(4.2 * len(sides), 3.4), sharey=True, squeeze=False)
     for axis, side in zip(axes[0], sides, strict=True):
         for shift, measure, colour in ((-0.2, "warm", "#c44e2b"), (0.2, "cold", "#4a7ba6")):
-            shown = [name for name in names if measure == "warm" or name != "raw decoding"]
+            shown = [name for name in names if measure == "warm" or name != RAW]
+            # One that failed at a size has no bar there.
+            shown = [name for name in shown if f"{side}|{workers}|{name}" in medians]
             values = [medians[f"{side}|{workers}|{name}"][measure] for name in shown]
             bars = axis.barh(
                 [names.index(name) + shift for name in shown], values, 0.4, color=colour, label=measure
