@@ -65,8 +65,7 @@ def register_generator(
         raise UserError(
             f"{folder} holds no generator.safetensors; name a folder that a training has exported"
         )
-    if not name or any(letter in name for letter in "/:@"):
-        raise UserError(f"model name {name!r}: it must not be empty nor contain '/', ':' or '@'")
+    _require_name(name)
     digests = _digests(folder)
     whole = hashlib.sha256(digests.encode()).hexdigest()
     check_tracking()
@@ -84,6 +83,40 @@ def register_generator(
         if alias:
             mlflow_client.set_registered_model_alias(name, alias, str(version))
     return version
+
+
+def register_folder(folder: str | Path, name: str, alias: str | None = None) -> int:
+    """Registers a generator that no run of this MLflow made, such as an imported one, with a run of its own.
+
+    Done again with the same files, it finds the version that is there.
+
+    Returns:
+        The version.
+    Raises:
+        UserError: as `register_generator`, or the folder's files do not make a generator.
+    """
+    from mimic3d.checkpoints.folder import load_generator
+    from mimic3d.config import to_dict
+    from mimic3d_platform.run_records import EXPERIMENT
+    from mimic3d_platform.tracking import finish_run, start_or_resume_run
+
+    try:
+        _, config = load_generator(folder)
+    except ValueError as error:
+        raise UserError(str(error)) from error
+    _require_name(name)
+    check_tracking()
+    digest = hashlib.sha256(_digests(Path(folder)).encode()).hexdigest()
+    tags = {"mimic3d.model": str(folder), "mimic3d.model.sha256": digest}
+    run_id = start_or_resume_run(EXPERIMENT, f"register-{digest[:12]}", to_dict(config), tags)
+    version = register_generator(folder, name, run_id, {}, alias)
+    finish_run(run_id)
+    return version
+
+
+def _require_name(name: str) -> None:
+    if not name or any(letter in name for letter in "/:@"):
+        raise UserError(f"model name {name!r}: it must not be empty nor contain '/', ':' or '@'")
 
 
 def promote(name: str, version: int, alias: str) -> None:

@@ -7,6 +7,9 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from mimic3d.checkpoints.folder import load_generator, save_generator
+from mimic3d.networks.generator import build_generator
+from mimic3d.recipes import get_recipe
 from mimic3d_platform import registry
 from mimic3d_platform.errors import UserError
 from mimic3d_platform.mlflow_server import client
@@ -69,6 +72,23 @@ def test_registering_again_finds_the_version_and_a_new_model_makes_another(run_i
     assert (pulled / "generator.safetensors").read_bytes() == expected
     registry.pull(f"models:/{name}/1", pulled)  # In place of what was there.
     assert (pulled / "generator.safetensors").read_bytes() != expected
+
+
+def test_a_folder_that_no_run_made_is_registered_with_a_run_of_its_own(stack, name, tmp_path):
+    config = get_recipe("cars-demo")
+    folder = save_generator(tmp_path / "imported", build_generator(config), config)
+    assert registry.register_folder(folder, name, "champion") == 1
+    assert registry.register_folder(folder, name) == 1
+    pulled = registry.pull(f"models:/{name}@champion", tmp_path / "pulled")
+    assert load_generator(pulled)[1] == config
+    [version] = client().search_model_versions(f"name = '{name}'")
+    run = client().get_run(version.run_id)
+    assert run.info.status == "FINISHED" and run.data.params["recipe"] == "cars-demo"
+    (folder / "config.yaml").write_text("recipe: other\n")
+    with pytest.raises(UserError, match=r"model name 'a/b': it must not be empty nor contain"):
+        registry.register_folder(pulled, "a/b")
+    with pytest.raises(UserError, match=r"generator.safetensors does not fit config.yaml"):
+        registry.register_folder(folder, name)
 
 
 def test_a_model_that_changed_in_storage_is_refused(run_id, name, tmp_path):

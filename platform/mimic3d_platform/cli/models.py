@@ -1,4 +1,4 @@
-"""`mimic3d pull`, `import-checkpoint`, `render`, `mesh`: what becomes of a generator."""
+"""`mimic3d pull`, `register`, `import-checkpoint`, `render`, `mesh`: what becomes of a generator."""
 
 from __future__ import annotations
 
@@ -25,10 +25,25 @@ def pull(
     Console().say(f"{uri} is in {fetch(uri, destination)}")
 
 
+@app.command()
+def register(
+    folder: Annotated[Path, typer.Argument(help="A generator's folder, such as an imported one.")],
+    name: Annotated[str, typer.Argument(help="The model's name in the registry.")],
+    alias: Annotated[str | None, typer.Option(help="Give the registered version this alias.")] = None,
+) -> None:
+    """Register a generator that no training here made, with a run of its own in MLflow."""
+    from mimic3d_platform.registry import register_folder
+    from mimic3d_platform.settings import use_services
+
+    use_services()
+    version = register_folder(folder, name, alias)
+    Console().say(f"registered {name} version {version}" + (f" as {alias}" if alias else ""))
+
+
 @app.command("import-checkpoint")
 def import_checkpoint(
     file: Annotated[Path, typer.Argument(help="A network pickle that EG3D or Mimic3D released (.pkl).")],
-    destination: Annotated[Path, typer.Argument(help="The generator's folder, which must not exist yet.")],
+    destination: Annotated[Path, typer.Argument(help="The generator's folder, new or empty.")],
     generator_only: Annotated[
         bool, typer.Option("--generator-only", help="Leave out the discriminators, which only a start needs.")
     ] = False,
