@@ -49,6 +49,7 @@ def evaluate(
     Raises:
         UserError: no such model or data set, or services that do not answer.
     """
+    model = storage.rooted(model)
     tracking.check_tracking()
     join_ray()
     with tempfile.TemporaryDirectory(prefix="mimic3d-evaluate-") as folder:
@@ -91,7 +92,11 @@ def _config_of(
             break
     else:
         raise UserError(f"{model} is no generator (it has no {CONFIG}): name a generator's folder or a model")
-    asked = {"data.uri": data_uri, "output.metric_images": images, "output.metric_identities": identities}
+    asked = {
+        "data.uri": storage.rooted(data_uri) if data_uri else None,
+        "output.metric_images": images,
+        "output.metric_identities": identities,
+    }
     config = override(config, {key: value for key, value in asked.items() if value is not None})
     if not config.data.uri:
         raise UserError(f"{model} says of no data set that it was trained on: give --data s3://…")

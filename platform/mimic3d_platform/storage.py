@@ -91,6 +91,11 @@ def local_path(uri: str | os.PathLike[str]) -> Path:
     return Path(text).expanduser().absolute()
 
 
+def rooted(uri: str) -> str:
+    """`uri`, a relative path made absolute: workers run in folders of their own. A model or none stays."""
+    return uri if not uri or "://" in uri or uri.startswith("models:/") else str(local_path(uri))
+
+
 def join(uri: str | os.PathLike[str], *parts: str) -> str:
     """`uri` extended by `parts`, with single slashes between them."""
     return "/".join([os.fspath(uri).rstrip("/"), *(part.strip("/") for part in parts)])

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from mimic3d.config import Config, fingerprint, to_dict
+from mimic3d.config import Config, fingerprint, override, to_dict
 from mimic3d_platform import run_records, runs, scaling, start, storage, tracking, weights
 from mimic3d_platform.checkpoints import CheckpointStore
 from mimic3d_platform.data.parallel import join_ray
@@ -93,6 +93,9 @@ def train(
         KeyboardInterrupt: it was told to stop; what it had done is stored.
     """
     runs.check_name(name)
+    runs_uri = storage.rooted(runs_uri)
+    places = {"data.uri": config.data.uri, "start": config.start}
+    config = override(config, {key: storage.rooted(place) for key, place in places.items()})
     manifest = open_dataset(config.data.uri)
     require(manifest, resolution=config.model.image_resolution, where=config.data.uri)
     tracking.check_tracking()

@@ -216,3 +216,10 @@ def test_a_pair_of_keys_is_never_mixed(stored, monkeypatch) -> None:
 def test_a_damaged_stack_file_is_one_line(stored, tmp_path: Path) -> None:
     stack_file(tmp_path).write_text("{")
     assert str(stack_file(tmp_path)) in error_of(get_settings)
+
+
+def test_a_relative_place_is_the_same_in_every_folder(tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert storage.rooted("cars") == str(tmp_path / "cars")
+    for same in ("", "/data/cars", "s3://bucket/cars", "models:/cars@champion", "models:/cars/3"):
+        assert storage.rooted(same) == same
