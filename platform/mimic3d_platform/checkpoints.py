@@ -124,6 +124,10 @@ class CheckpointStore:
                 # Its name says how far it was; that none of its files can be verified is found on reading.
                 nimg = uri.rsplit("/", 1)[-1].partition("-")[0]
                 found.append(StoredCheckpoint(uri, int(nimg) if nimg.isdigit() else 0, {}))
+            except UserError:
+                if storage.exists(place):
+                    raise
+                # Listed, then deleted by the process that trains the run: it keeps newer ones.
         return sorted(found, key=lambda checkpoint: (checkpoint.nimg, checkpoint.name))
 
     def new_name(self, nimg: int) -> str:

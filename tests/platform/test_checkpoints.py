@@ -85,6 +85,23 @@ def checkpoint(nimg: int, token: str = "a", **metrics: float) -> StoredCheckpoin
     return StoredCheckpoint(f"runs/{nimg:09d}-{token}", nimg, {}, {"metrics": metrics})
 
 
+def test_one_that_is_deleted_while_it_is_listed_is_none(
+    store: CheckpointStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stored = [put(store, tmp_path / str(nimg), nimg) for nimg in (8, 16)]
+    listed = storage.list_files
+
+    def list_then_deleted(*arguments, **named):
+        places = listed(*arguments, **named)
+        if named.get("suffix"):
+            store.delete(stored[0])
+        return places
+
+    other = CheckpointStore(store.uri.removesuffix("/run/checkpoints"), "run")
+    monkeypatch.setattr(storage, "list_files", list_then_deleted)
+    assert [found.nimg for found in other.whole()] == [16]
+
+
 def test_the_newest_the_best_every_so_often_and_stage_1s_end_stay() -> None:
     there = [checkpoint(nimg) for nimg in range(100, 1100, 100)]
     there[2] = checkpoint(300, **{"fid_x/3d": 4.0, "warp_psnr/3d": 30.0})
