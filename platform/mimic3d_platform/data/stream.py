@@ -8,9 +8,10 @@ from typing import NamedTuple
 import torch
 
 from mimic3d.training.order import WINDOW_BYTES
+from mimic3d_platform.data.batches import Course, ShardsAhead
 from mimic3d_platform.data.cache import CACHE_BYTES, cache_folder
 from mimic3d_platform.data.dataset import cameras_of, label_pool, open_dataset, require
-from mimic3d_platform.data.loader import Course, ProcessLoader, ShardsAhead, ThreadLoader
+from mimic3d_platform.data.loader import ProcessLoader, ThreadLoader
 from mimic3d_platform.data.rowfile import RowFile
 from mimic3d_platform.errors import UserError
 
