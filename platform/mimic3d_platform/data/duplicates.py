@@ -16,8 +16,8 @@ import numpy as np
 
 from mimic3d_platform import storage
 from mimic3d_platform.data.parallel import run_pieces
-from mimic3d_platform.data.schema import Manifest
-from mimic3d_platform.data.shards import AGAIN, row_batches
+from mimic3d_platform.data.schema import AGAIN, Manifest
+from mimic3d_platform.data.shards import row_batches
 from mimic3d_platform.errors import UserError
 
 _GRID = 8

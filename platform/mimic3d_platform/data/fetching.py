@@ -15,12 +15,11 @@ import pyarrow.parquet as pq
 
 from mimic3d_platform import storage
 from mimic3d_platform.data.rowfile import write_rows
-from mimic3d_platform.data.schema import CAMERA_SIZE, Shard
+from mimic3d_platform.data.schema import AGAIN, CAMERA_SIZE, Shard
 from mimic3d_platform.errors import UserError
 
 log = logging.getLogger(__name__)
 
-_AGAIN = "write the data set again, or copy it anew"
 # A transfer may be spoilt on its way; what is spoilt three times is spoilt where it lies.
 _TRANSFERS = 3
 
@@ -41,7 +40,7 @@ def verified_bytes(place: str, shard: Shard) -> bytes:
         else:
             return data
         log.warning("%s %s, in transfer %d of %d", place, problem, attempt + 1, _TRANSFERS)
-    raise UserError(f"{place} {problem}: it is damaged or was replaced; {_AGAIN}")
+    raise UserError(f"{place} {problem}: it is damaged or was replaced; {AGAIN}")
 
 
 def unpack(file: BinaryIO, place: str, shard: Shard, data: bytes) -> None:
@@ -51,7 +50,7 @@ def unpack(file: BinaryIO, place: str, shard: Shard, data: bytes) -> None:
     with storage.translate_errors(place, "read"):
         table = pq.ParquetFile(pa.BufferReader(data)).read(columns=["image", "camera"], use_threads=False)
     if table.num_rows != shard.rows:
-        raise UserError(f"{place} has {table.num_rows} rows and the manifest says {shard.rows}: {_AGAIN}")
+        raise UserError(f"{place} has {table.num_rows} rows and the manifest says {shard.rows}: {AGAIN}")
     views = [view for chunk in table.column("image").chunks for view in _views(chunk)]
     write_rows(file, views, camera_array(table))
 

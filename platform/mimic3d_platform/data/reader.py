@@ -12,12 +12,11 @@ from mimic3d.training.order import WINDOW_BYTES
 from mimic3d_platform.data.cache import CACHE_BYTES, ShardCache, cache_folder
 from mimic3d_platform.data.decoding import BadImage, decode_into
 from mimic3d_platform.data.rowfile import Damaged, PixelFile, RowFile
-from mimic3d_platform.data.schema import CAMERA_SIZE, Manifest
+from mimic3d_platform.data.schema import AGAIN, CAMERA_SIZE, Manifest
 from mimic3d_platform.errors import UserError
 
 log = logging.getLogger(__name__)
 
-_AGAIN = "write the data set again, or copy it anew"
 # What a reader holds open, and thereby in the cache: a window of the training's order.
 _OPEN_BYTES, _OPEN_FILES = WINDOW_BYTES, 200
 
@@ -92,11 +91,11 @@ class RowReader:
                 where = f"row {candidate - first} of {self._place(shard)}"
                 if not self._skip_bad:
                     raise UserError(
-                        f"{where} {error}: {_AGAIN}, or let some be skipped with data.max_bad_images"
+                        f"{where} {error}: {AGAIN}, or let some be skipped with data.max_bad_images"
                     ) from error
                 log.warning("%s %s; the next good one of its shard takes its place", where, error)
                 self.bad_rows.add(candidate)
-        raise UserError(f"{self._place(shard)} has no readable image: {_AGAIN}")
+        raise UserError(f"{self._place(shard)} has no readable image: {AGAIN}")
 
     def _read(self, shard: int, offset: int, image: np.ndarray, camera: np.ndarray) -> None:
         """Reads one row; what seems damaged is fetched once more, for the disk may be to blame."""

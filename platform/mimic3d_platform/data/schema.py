@@ -32,6 +32,8 @@ MANIFEST = "manifest.json"
 CARD = "README.md"
 CAMERA_SIZE = 25
 COLUMNS = ("image", "camera", "identity", "depth", "mask")
+# What to do about a shard that is not what the manifest says.
+AGAIN = "write the data set again, or copy it anew"
 _RANGES = ("radius", "yaw", "pitch", "focal")
 
 # A reader that wants one row fetches a row group: its images have this many bytes at most when decoded.

@@ -7,14 +7,12 @@ from typing import TYPE_CHECKING
 
 from mimic3d_platform import storage
 from mimic3d_platform.data.fetching import verified_bytes
-from mimic3d_platform.data.schema import Shard
+from mimic3d_platform.data.schema import AGAIN, Shard
 from mimic3d_platform.errors import UserError
 
 if TYPE_CHECKING:
     import pyarrow
     import pyarrow.parquet
-
-AGAIN = "write the data set again, or copy it anew"
 
 
 def open_shard(uri: str, shard: Shard) -> pyarrow.parquet.ParquetFile:
