@@ -63,8 +63,11 @@ def test_a_population_copies_weights_and_perturbs_values(stage1: str, cars: str,
         assert config.start.startswith(f"{stage1}/checkpoints/000000016-")
     donor = min(first, key=lambda trial: trial.metrics[FRECHET])
     assert [trial.parent for trial in second] == [donor.index, donor.index]
-    rates = [trial.point[RATE] / donor.point[RATE] for trial in second]
-    assert rates[donor.index] == 1 and rates[1 - donor.index] in (pytest.approx(0.8), pytest.approx(1.25))
+    best = donor.point[RATE]
+    assert second[donor.index].point[RATE] == best
+    # Within the space, whose bounds the best value may be near.
+    near = [min(max(best * factor, 0.0001), 0.01) for factor in (0.8, 1.25)]
+    assert second[1 - donor.index].point[RATE] in near
     for trial in second:
         tags = run_of(trial.name, run_of("family").info.run_id).data.tags
         assert tags["mimic3d.start"] == donor.checkpoint_uri
