@@ -23,7 +23,6 @@ import tempfile
 import time
 from pathlib import Path
 
-import ray
 import trimesh
 
 from mimic3d_command import start_mimic3d
@@ -34,7 +33,7 @@ from mimic3d_platform.mlflow_server import client
 from mimic3d_platform.run_records import EXPERIMENT
 from mimic3d_platform.settings import use_services
 from mimic3d_platform.tracking import find_run
-from run_faults import kill_service, position, truncate_newest, wait_until, worker_processes
+from run_faults import kill_service, leave_ray, position, truncate_newest, wait_until, worker_processes
 
 DATA = "s3://mimic3d/chaos"
 BATCH = 8
@@ -202,7 +201,7 @@ def main() -> int:
         chaos.finish("disturbed")
         results = {name: outcome(name) for name in ("steady", "disturbed")}
     finally:
-        ray.shutdown()
+        leave_ray()
         local.down(home)
         if "results" in locals():
             shutil.rmtree(home, ignore_errors=True)

@@ -18,14 +18,12 @@ import tempfile
 import time
 from pathlib import Path
 
-import ray
-
 from chaos import BATCH, Chaos, make_data, outcome
 from mimic3d_platform import local, runs, storage
 from mimic3d_platform.checkpoints import CheckpointStore
 from mimic3d_platform.console import Console
 from mimic3d_platform.settings import use_services
-from run_faults import kill_service, wait_until, worker_processes
+from run_faults import kill_service, leave_ray, wait_until, worker_processes
 
 NAME = "nodes"
 TOTAL, CHECKPOINT = 320, 80
@@ -35,6 +33,8 @@ MLFLOW_AWAY_S, STORAGE_AWAY_S = 120.0, 60.0
 
 def announce_the_end_of_the_second_node() -> None:
     """Tells Ray that it will be taken away, as a cloud that wants a machine back does."""
+    import ray  # Only now: Ray takes the stack's settings when it is imported.
+
     head = "node:__internal_head__"
     [node] = [node for node in ray.nodes() if node["Alive"] and head not in node["Resources"]]
     notice = ["--reason", "DRAIN_NODE_REASON_PREEMPTION", "--reason-message", "wanted back"]
@@ -81,7 +81,7 @@ def main() -> int:
         rows.append(("after it", f"{workers} worker at {at} images"))
         checks["on with one worker"] = workers == 1
 
-        ray.shutdown()  # Of this process; a driver whose head is gone is ended by Ray.
+        leave_ray()
         kill_service(home, "ray")
         started = time.monotonic()
         status = chaos.process.wait(HEAD_PATIENCE_S)
@@ -115,7 +115,7 @@ def main() -> int:
         steps = [step for step, _ in lines]
         checks["a line for each step, none twice"] = steps == list(range(BATCH, TOTAL + 1, BATCH))
     finally:
-        ray.shutdown()
+        leave_ray()
         local.down(home)
         console.table(("what", "what became of the run"), rows)
         done = len(checks) == 6 and all(checks.values())

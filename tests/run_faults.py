@@ -5,7 +5,6 @@ from collections.abc import Callable
 from pathlib import Path
 
 import psutil
-import ray
 
 from mimic3d_platform import runs, storage
 from mimic3d_platform.checkpoints import CheckpointStore
@@ -20,12 +19,21 @@ WORKER = "ray::RayTrainWorker"
 def position(run: str, runs_uri: str = runs.DEFAULT_RUNS_URI) -> int | None:
     """The images that a running training has reported, or None where nothing trains."""
     join_ray()
+    import ray  # Only now: Ray takes the stack's settings when it is imported.
+
     try:
         board = ProgressBoard.find(runs_uri, run)
         report = ray.get(board.get.remote(), timeout=10) if board is not None else None
     except (ray.exceptions.RayError, ValueError):
         return None
     return report.nimg if report is not None and report.doing.startswith("stage") else None
+
+
+def leave_ray() -> None:
+    """Ends this process's part in the cluster; Ray ends whoever has a part when the head goes."""
+    import ray
+
+    ray.shutdown()
 
 
 def wait_until(

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 PATIENCE_S = 600.0
 RETRY_S = (1.0, 2.0, 5.0, 10.0)
 # What a later attempt would be told again.
-_HOPELESS = ("does not know these credentials", "refuses access", "there is no bucket")
+_HOPELESS = ("does not know these credentials", "have expired", "refuses access", "there is no bucket")
 
 
 @dataclass(frozen=True)

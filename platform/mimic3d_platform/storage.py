@@ -140,20 +140,23 @@ def write_bytes(uri: str | os.PathLike[str], data: bytes) -> None:
         _write_local(local_path(uri), data)
 
 
-@patient("list")
 def list_files(uri: str | os.PathLike[str], suffix: str = "") -> list[str]:
     """The URIs of all files below a folder whose names end in `suffix`, sorted; none if it is not there."""
+    return sorted(place for place in file_sizes(uri) if place.endswith(suffix))
+
+
+@patient("list")
+def file_sizes(uri: str | os.PathLike[str]) -> dict[str, int]:
+    """The bytes of each file below a folder, by its URI; none if the folder is not there."""
     import pyarrow.fs
 
     files, root = filesystem(uri)
     found = files.get_file_info(pyarrow.fs.FileSelector(root, recursive=True, allow_not_found=True))
-    return sorted(
-        join(uri, entry.path[len(root) :])
+    return {
+        join(uri, entry.path[len(root) :]): entry.size
         for entry in found
-        if entry.type == pyarrow.fs.FileType.File
-        and entry.path.endswith(suffix)
-        and not entry.path.endswith(_PARTIAL_SUFFIX)
-    )
+        if entry.type == pyarrow.fs.FileType.File and not entry.path.endswith(_PARTIAL_SUFFIX)
+    }
 
 
 def copy_tree(source: str | os.PathLike[str], target: str | os.PathLike[str]) -> int:

@@ -73,6 +73,24 @@ def test_a_damaged_one_is_refused_by_name(store: CheckpointStore, tmp_path: Path
         store.fetch(found, tmp_path / "read")
 
 
+@pytest.mark.parametrize("content", [None, b"state"], ids=["lost", "cut short"])
+def test_what_storage_took_but_does_not_hold_makes_no_checkpoint(
+    store: CheckpointStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, content: bytes | None
+) -> None:
+    def copy_and_lose(source: Path, target: str) -> None:
+        copy_tree(source, target)
+        place = storage.join(target, "state.pt")
+        storage.delete_tree(place)
+        if content is not None:
+            storage.write_bytes(place, content)
+
+    copy_tree = storage.copy_tree
+    with monkeypatch.context() as patched, pytest.raises(UserError, match="took state.pt, but does not hold"):
+        patched.setattr(storage, "copy_tree", copy_and_lose)
+        put(store, tmp_path / "a", 800)
+    assert store.whole() == []
+
+
 def test_a_half_written_one_is_none_and_is_swept(store: CheckpointStore, tmp_path: Path) -> None:
     kept, half = (put(store, tmp_path / "a", nimg) for nimg in (400, 800))
     storage.delete_tree(storage.join(half.uri, MANIFEST))
