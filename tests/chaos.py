@@ -57,10 +57,10 @@ class Chaos:
 
     def __init__(self, home: Path, log: Path, total: int, checkpoint_nimg: int = 2 * BATCH) -> None:
         self.home, self.log, self.total = home, log, total
-        stage1 = round(total * 2 / 3) // BATCH * BATCH
+        self.stage1 = round(total * 2 / 3) // BATCH * BATCH
         overrides = {
-            "schedule.stage1_kimg": stage1 / 1000,
-            "schedule.stage2_kimg": (total - stage1) / 1000,
+            "schedule.stage1_kimg": self.stage1 / 1000,
+            "schedule.stage2_kimg": (total - self.stage1) / 1000,
             "output.checkpoint_kimg": checkpoint_nimg / 1000,
             "output.sample_kimg": 8.0,
             "output.log_steps": 1,

@@ -65,14 +65,14 @@ def run_interruptible(work: Callable[[], Result], board: Any, say: Callable[[str
             if asked and time.monotonic() - asked[0] > STOP_PATIENCE_S:
                 raise KeyboardInterrupt
             if head.is_gone():
-                raise ClusterGoneError(
-                    f"the Ray head at {head.address} is gone: start it again (`mimic3d up`), then run the "
-                    "same command again; it goes on from the last checkpoint"
-                )
+                raise head.loss()
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
     if "error" in outcome:
+        # Ray may notice first, and then speaks of whatever it was about to call.
+        if head.was_lost_by(outcome["error"]):
+            raise head.loss() from outcome["error"]
         raise outcome["error"]
     return outcome["result"]
 
@@ -91,14 +91,34 @@ class _Head:
         self._answered: float | None = None
 
     def is_gone(self) -> bool:
+        """Whether it has not answered for `HEAD_PATIENCE_S`; asks every `HEAD_POLL_S`."""
         now = time.monotonic()
         if now - self._asked > HEAD_POLL_S:
             self._asked = now
-            host, _, port = self.address.rpartition(":")
-            with contextlib.suppress(OSError):
-                socket.create_connection((host, int(port)), HEAD_POLL_S).close()
+            if self._answers():
                 self._answered = time.monotonic()
         return self._answered is not None and time.monotonic() - self._answered > HEAD_PATIENCE_S
+
+    def was_lost_by(self, error: BaseException) -> bool:
+        """Whether an error is Ray's own and the head, which answered before, answers no longer."""
+        from ray.exceptions import RayError
+
+        return isinstance(error, RayError) and self._answered is not None and not self._answers()
+
+    def loss(self) -> ClusterGoneError:
+        """What to tell the user."""
+        return ClusterGoneError(
+            f"the Ray head at {self.address} is gone: start it again (`mimic3d up`), then run the same "
+            "command again; it goes on from the last checkpoint"
+        )
+
+    def _answers(self) -> bool:
+        host, _, port = self.address.rpartition(":")
+        try:
+            socket.create_connection((host, int(port)), HEAD_POLL_S).close()
+        except OSError:
+            return False
+        return True
 
 
 @contextlib.contextmanager
