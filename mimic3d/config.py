@@ -43,6 +43,8 @@ class ModelConfig:
     """Of the discriminators' four finest resolutions and of S2D: mixed is float16 there, as in the paper."""
     aware_s3d: bool = False
     """Makes S3D, too, of 3D-aware blocks: its convolutions read all three planes."""
+    detail_init: float = 1.0
+    """The scale of S3D's last weights at the start; at 0 stage 2 begins with what the coarse planes show."""
 
 
 @dataclass(frozen=True)

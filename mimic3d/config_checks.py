@@ -17,6 +17,7 @@ AT_LEAST = {
     "model.z_dim": 1,
     "model.w_dim": 1,
     "model.mapping_layers": 1,
+    "model.detail_init": 0,
     "rendering.coarse_samples": 4,
     "rendering.importance_samples": 4,
     "imitation.patch_anneal_kimg": 0,

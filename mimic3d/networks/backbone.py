@@ -94,6 +94,12 @@ class Synthesis(nn.Module):
         last = getattr(self, f"b3d{self.resolutions[-1]}")
         return TriPlanes(_split(aware), _split(last.super_resolve(aware, w[:, -1], noise)))
 
+    def scale_detail(self, factor: float) -> None:
+        """Multiplies the weights that S3D ends in; at 0 the detail planes add nothing at first."""
+        if self.aware3d:
+            with torch.no_grad():
+                getattr(self, f"b3d{self.resolutions[-1]}").block3.torgb.weight.mul_(factor)
+
 
 def _split(planes: Tensor) -> Tensor:
     return planes.unflatten(1, (PLANES, PLANE_CHANNELS))

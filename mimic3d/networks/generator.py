@@ -263,4 +263,6 @@ def _as_image(values: Tensor, resolution: int) -> Tensor:
 
 def build_generator(config: Config) -> Generator:
     """The generator of a run's config, at its random initialisation."""
-    return Generator(config.model, config.rendering)
+    generator = Generator(config.model, config.rendering)
+    generator.backbone.synthesis.scale_detail(config.model.detail_init)
+    return generator

@@ -12,8 +12,8 @@ from torch import Tensor
 from torch.profiler import ProfilerActivity
 
 from mimic3d.cameras import look_at
-from mimic3d.config import Config, ModelConfig, RenderingConfig
-from mimic3d.networks.generator import Generator, points_within
+from mimic3d.config import Config, ImitationConfig, ModelConfig, RenderingConfig
+from mimic3d.networks.generator import Generator, build_generator, points_within
 
 torch.set_num_threads(1)
 
@@ -85,6 +85,23 @@ def test_the_eg3d_baseline_trains_all_that_it_has() -> None:
     G.branch_2d(planes, w, CAMERAS, stochastic=True).image.square().mean().backward()
     still = {name for name, p in G.named_parameters() if p.grad is None or not p.grad.any()}
     assert still == {n for n in still if n.startswith("superresolution.") and n.endswith("noise_strength")}
+
+
+def test_detail_may_begin_at_nothing_and_learns_from_there() -> None:
+    model, imitation = dataclasses.replace(TINY, detail_init=0.0), ImitationConfig(patch_scale=0.5)
+    config = Config(model=model, rendering=RENDERING, imitation=imitation)
+    torch.manual_seed(0)
+    G = build_generator(config)
+    w = G.mapping(torch.ones(2, 8), CAMERAS)
+    uv = torch.rand(40, 2, generator=torch.Generator().manual_seed(0))
+    planes = G.planes(w, noise="random")
+    assert planes.detail is not None and not planes.detail.any()
+    G.branch_3d(planes, CAMERAS, uv).features.square().sum().backward()
+    assert G.backbone.synthesis.b3d8.block3.torgb.weight.grad.any()
+    torch.manual_seed(0)
+    as_published = build_generator(dataclasses.replace(config, model=TINY))
+    differ = {n for n, p in as_published.named_parameters() if not torch.equal(p, G.get_parameter(n))}
+    assert differ == {"backbone.synthesis.b3d8.block3.torgb.weight"}
 
 
 def test_s3d_of_3d_aware_blocks_reads_all_three_planes() -> None:
