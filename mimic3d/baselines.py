@@ -40,7 +40,8 @@ def patch_gan(config: Config, recipe: str) -> Config:
     return replace(
         config,
         recipe=recipe,
-        model=replace(config.model, branch_2d=False),
+        # No stage 1 has taught the coarse planes anything: detail begins at random, as they do.
+        model=replace(config.model, branch_2d=False, detail_init=1.0),
         rendering=replace(config.rendering, guided_samples=0),
         imitation=replace(
             config.imitation,
