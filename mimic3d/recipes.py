@@ -139,9 +139,9 @@ def cars_demo() -> Config:
     """Cars at 32²: the same method as small as it goes, for two CPU cores and a few minutes.
 
     `make demo`. Networks as small as these learn at higher rates than the paper's; with few samples on a ray,
-    those of the 3D branch are worth placing around the depth that the coarse planes have. Where minutes count,
-    detail that begins at nothing saves stage 2 from first unlearning its random start, and most of the time is
-    stage 2's, in which both branches learn.
+    those of the 3D branch are worth placing around the depth that the coarse planes have. As minutes count,
+    detail begins at nothing, so that stage 2 need not unlearn a random start, and most of the time is stage
+    2's, in which both branches learn.
     """
     base = cars64()
     return replace(
