@@ -177,14 +177,13 @@ def cars_demo() -> Config:
         schedule=ScheduleConfig(
             batch=8,
             stage1_kimg=3.2,
-            stage2_kimg=7.2,
-            ema_half_life_kimg=1.0,
-            ema_ramp_up=0.2,
+            stage2_kimg=6.0,
+            ema_half_life_kimg=0.5,
             blur_sigma=0,
             pose_swap_kimg=0,
         ),
         output=OutputConfig(
-            checkpoint_kimg=0.8, sample_kimg=1.6, log_steps=25, metric_images=1024, metric_identities=16
+            checkpoint_kimg=0.8, sample_kimg=1.6, log_steps=25, metric_images=512, metric_identities=16
         ),
     )
 
