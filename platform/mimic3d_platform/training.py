@@ -29,6 +29,9 @@ MAX_ATTEMPTS = 100
 MAX_CONTROLLER_FAILURES = 5
 # Workers that load PyTorch on a busy machine, or wait for a node to come, need more than Ray's 60 s.
 START_TIMEOUT_S = 300
+# Elastic runs do not wait so long for a node that has just gone, which Ray counts until it has missed it: the
+# next attempt goes without it.
+ELASTIC_START_TIMEOUT_S = 90
 # glibc returns large blocks to the system after each use; a CPU worker spends a third of its time on the
 # page faults of getting them back.
 MALLOC = {"MALLOC_MMAP_THRESHOLD_": "4294967296", "MALLOC_TRIM_THRESHOLD_": "4294967296"}
@@ -186,7 +189,8 @@ def _fit(
 
 def _trainer(launch: _Launch, callbacks: Sequence[Any]) -> Any:
     """Ray Train's trainer of the run. Ray is told of no checkpoint: those are the run's own."""
-    os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", str(START_TIMEOUT_S))
+    timeout = ELASTIC_START_TIMEOUT_S if launch.scale.elastic else START_TIMEOUT_S
+    os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", str(timeout))
     import ray
     from ray.train import FailureConfig, RunConfig
     from ray.train.torch import TorchConfig
