@@ -16,7 +16,7 @@ from mimic3d.config import fingerprint
 from mimic3d_platform import local, storage, tracking
 from mimic3d_platform.console import Console
 from mimic3d_platform.data.render import render_dataset
-from mimic3d_platform.drawing import Subject, draw_grid, draw_mesh, draw_video, open_generator
+from mimic3d_platform.drawing import NoSurfaceError, Subject, draw_grid, draw_mesh, draw_video, open_generator
 from mimic3d_platform.jobs import train_and_register
 from mimic3d_platform.launch import resolve_config
 from mimic3d_platform.registry import pull
@@ -121,7 +121,10 @@ def run_demo(folder: Path, console: Console, overrides: Sequence[str] = ()) -> d
 
 
 def _draw(model: Path, folder: Path, console: Console) -> dict[str, Path]:
-    """The grid, the video and the mesh of the pulled model; those that are there stay."""
+    """The grid, the video and the mesh of the pulled model; those that are there stay.
+
+    A model that has trained so little that it has no surface is shown without a mesh.
+    """
     paths = {"grid": folder / "grid.png", "orbit": folder / "orbit.mp4", "mesh": folder / "car.glb"}
     from mimic3d.export.cameras import orbit, turntable
 
@@ -134,5 +137,9 @@ def _draw(model: Path, folder: Path, console: Console) -> dict[str, Path]:
                 cameras = orbit(config.camera, FRAMES)
                 draw_video(generator, config, paths["orbit"], cars, cameras, progress=advance)
         if not paths["mesh"].is_file():
-            draw_mesh(generator, config, paths["mesh"], Subject((MESH_SEED,)), MESH_RESOLUTION)
+            try:
+                draw_mesh(generator, config, paths["mesh"], Subject((MESH_SEED,)), MESH_RESOLUTION)
+            except NoSurfaceError as error:
+                console.say(str(error))
+                del paths["mesh"]
     return paths

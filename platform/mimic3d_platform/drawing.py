@@ -22,6 +22,10 @@ if TYPE_CHECKING:
     from mimic3d.networks.generator import Generator
 
 
+class NoSurfaceError(UserError):
+    """The density does not cross the level: of a model that has hardly trained."""
+
+
 @dataclass(frozen=True)
 class Subject:
     """What is drawn of a generator."""
@@ -160,9 +164,11 @@ def draw_mesh(
     """The coloured surface of one identity; returns its number of faces.
 
     Raises:
-        UserError: another suffix than .ply and .glb, no surface where the density is sought, or no place.
+        NoSurfaceError: none where the density is sought.
+        UserError: another suffix than .ply and .glb, or no place.
     """
     from mimic3d.export.mesh import DENSITY_LEVEL, FORMATS, MAX_POINTS, extract_mesh, save_mesh
+    from mimic3d.export.surface import NoSurface
 
     if path.suffix.lower() not in FORMATS:
         raise UserError(f"{path} is no {' or '.join(FORMATS)}: name one")
@@ -182,7 +188,8 @@ def draw_mesh(
         )
     except ValueError as error:
         what = subject.latents or f"latent {subject.seeds[0]}"
-        raise UserError(f"no mesh of {what}: {error}") from error
+        kind = NoSurfaceError if isinstance(error, NoSurface) else UserError
+        raise kind(f"no mesh of {what}: {error}") from error
     partial = path.with_name(f".{path.stem}.{os.getpid()}.partial{path.suffix}")
     with storage.translate_errors(path, "write"):
         try:

@@ -32,6 +32,8 @@ OVERRIDES = (
     "output.sample_kimg=0.096",
     "output.metric_images=32",
     "output.metric_identities=2",
+    # So few images leave too little density for a mesh where detail begins at nothing.
+    "model.detail_init=1",
 )
 PARTS = ("stack", "weights", "data", "training", "pictures")
 USER_CACHE = Path.home() / ".local" / "share" / "mimic3d" / "cache"
