@@ -1,20 +1,17 @@
 """Whether two views of one object agree: one is warped into the other through its depth, and compared.
 
 This is not the measure of GRAM-HD and Mimic3D (PSNR of a NeuS fitted to 30 views of each identity), which
-takes
-hours: its numbers cannot be compared with published ones. It asks the same question of neighbouring views,
-    and is quick enough to be followed through a training. What it does:
+takes hours: its numbers cannot be compared with published ones. It asks the same question of neighbouring
+views, and is quick enough to be followed through a training. What it does:
 
 1. Two views of one identity are drawn, their cameras turned about the vertical axis by a given angle.
 2. Every pixel of the one that shows the object is carried into space by its depth along the ray, and into the
    other view by that camera. The branch's own depth is used; the 2D branch has it at its small render's
    resolution, and it is resized.
 3. Left out are pixels that land outside the other image or beside the object, and those that are hidden
-there:
-   where the other view's depth differs from the point's distance by more than a tolerance.
-4. Over all remaining pixels of all pairs, in both directions, one PSNR is taken (`warp_psnr/3d`), and
-beside it
-   the share of the object's pixels that could be compared (`warp_share/3d`).
+   there: where the other view's depth differs from the point's distance by more than a tolerance.
+4. Over all remaining pixels of all pairs, in both directions, one PSNR is taken (`warp_psnr/3d`), and beside
+   it the share of the object's pixels that could be compared (`warp_share/3d`).
 
 A featureless object agrees with itself whatever its shape, and a blurred one more than a sharp one, because
 the other view is read between its pixels: the figure means something beside a Fréchet distance, not alone.

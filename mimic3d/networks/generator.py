@@ -66,6 +66,7 @@ class Generator(nn.Module):
             model.superresolution_input,
             model.image_resolution,
             model.precision,
+            model.superresolution_border,
         )
         self.decoder = Decoder(PLANE_CHANNELS)
 

@@ -51,11 +51,14 @@ def blur_downsample(x: Tensor) -> Tensor:
     return _fir(x, padding=1, stride=2)
 
 
-def upsample(x: Tensor) -> Tensor:
+def upsample(x: Tensor, border: str = "zero") -> Tensor:
     """Inserts zeros, pads 2 before and 1 after, filters with gain 4: (N, C, H, W) to (N, C, 2H, 2W).
 
-    In polyphase form that is bilinear interpolation with zeros instead of repeated pixels at the border.
+    In polyphase form that is bilinear interpolation with zeros instead of repeated pixels at the border,
+    which darkens it by a quarter. With `border="replicate"` it does not.
     """
+    if border == "replicate":
+        return F.interpolate(x, scale_factor=2, mode="bilinear", align_corners=False)
     x = F.interpolate(F.pad(x, (1, 1, 1, 1)), scale_factor=2, mode="bilinear", align_corners=False)
     return x[..., 2:-2, 2:-2]
 

@@ -25,9 +25,11 @@ from mimic3d.networks.precision import working_dtype
 class SuperresolutionBlock(nn.Module):
     """Two modulated convolutions without noise, and an RGB skip."""
 
-    def __init__(self, in_channels: int, out_channels: int, w_dim: int, resolution: int, *, up: bool) -> None:
+    def __init__(
+        self, in_channels: int, out_channels: int, w_dim: int, resolution: int, *, up: bool, border: str
+    ) -> None:
         super().__init__()
-        self.up = up
+        self.up, self.border = up, border
         layer = {"noise": False, "clamp": CLAMP}
         self.conv0 = SynthesisLayer(in_channels, out_channels, w_dim, resolution, up=up, **layer)
         self.conv1 = SynthesisLayer(out_channels, out_channels, w_dim, resolution, **layer)
@@ -36,7 +38,8 @@ class SuperresolutionBlock(nn.Module):
     def forward(self, x: Tensor, rgb: Tensor, w: Tensor) -> tuple[Tensor, Tensor]:
         """Features of any precision and RGB (N, 3, r, r), whose sum is kept in its own, at the next size."""
         x = self.conv1(self.conv0(x, w), w)
-        return x, self.torgb(x, w).to(rgb.dtype) + (upsample(rgb) if self.up else rgb)
+        skip = upsample(rgb, self.border) if self.up else rgb
+        return x, self.torgb(x, w).to(rgb.dtype) + skip
 
 
 class Superresolution(nn.Module):
@@ -50,14 +53,16 @@ class Superresolution(nn.Module):
         input_resolution: int,
         resolution: int,
         precision: str = "fp32",
+        border: str = "zero",
     ) -> None:
         super().__init__()
         self.input_resolution, self.precision = input_resolution, precision
         middle = resolution // 2
-        self.block0 = SuperresolutionBlock(
-            in_channels, channels[0], w_dim, middle, up=middle > input_resolution
+        up = middle > input_resolution
+        self.block0 = SuperresolutionBlock(in_channels, channels[0], w_dim, middle, up=up, border=border)
+        self.block1 = SuperresolutionBlock(
+            channels[0], channels[1], w_dim, resolution, up=True, border=border
         )
-        self.block1 = SuperresolutionBlock(channels[0], channels[1], w_dim, resolution, up=True)
 
     def forward(self, features: Tensor, w: Tensor) -> Tensor:
         """(N, C, r, r), RGB first, and the last w (N, w_dim), to (N, 3, R, R)."""

@@ -2,6 +2,7 @@
 then run again."""
 
 import json
+import re
 import signal
 import time
 from collections.abc import Callable
@@ -32,8 +33,6 @@ OVERRIDES = (
     "output.sample_kimg=0.096",
     "output.metric_images=32",
     "output.metric_identities=2",
-    # So few images leave too little density for a mesh where detail begins at nothing.
-    "model.detail_init=1",
 )
 PARTS = ("stack", "weights", "data", "training", "pictures")
 USER_CACHE = Path.home() / ".local" / "share" / "mimic3d" / "cache"
@@ -147,14 +146,30 @@ def test_the_video_has_all_frames_and_they_move(shown: Shown) -> None:
     assert np.abs(frames[0] - frames[len(frames) // 2]).mean() > 0.1
 
 
-def test_the_mesh_opens_elsewhere(shown: Shown) -> None:
-    mesh = trimesh.load_mesh(shown.picture("mesh"))
+def test_a_model_too_young_for_a_surface_is_shown_without_a_mesh(shown: Shown) -> None:
+    assert "mesh" not in shown.summary["pictures"]
+    assert "no mesh of latent 0: no surface: the density reaches" in shown.said
+
+
+def test_its_mesh_at_a_lower_level_opens_elsewhere(shown: Shown, tmp_path: Path) -> None:
+    highest = re.search(r"the density reaches (\S+) in the box", shown.said)
+    assert highest is not None
+    level = f"--level={float(highest[1]) / 2}"
+    run = mimic3d(
+        "mesh",
+        str(shown.picture("grid").parent / "model"),
+        str(tmp_path / "car.glb"),
+        "--resolution=48",
+        level,
+    )
+    assert run.returncode == 0, run.stderr
+    mesh = trimesh.load_mesh(tmp_path / "car.glb")
     assert len(mesh.faces) > 100 and np.isfinite(mesh.vertices).all()
     assert np.abs(mesh.bounds).max() < 1
 
 
 def test_run_again_it_reuses_all_and_is_quick(options: list[str], shown: Shown) -> None:
-    kinds = ("grid", "orbit", "mesh")
+    kinds = ("grid", "orbit")
     before = [shown.picture(kind).stat().st_mtime_ns for kind in kinds]
     started = time.monotonic()
     run = mimic3d(*options)

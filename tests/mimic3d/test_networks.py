@@ -60,6 +60,15 @@ def test_upsampling_inserts_zeros_pads_and_filters() -> None:
     assert torch.allclose(upsample(x), literal_fir(F.pad(stuffed, (2, 1, 2, 1)), gain=4), atol=1e-6)
 
 
+def test_a_replicated_border_keeps_white_white_and_changes_nothing_within() -> None:
+    white = torch.ones(1, 3, 8, 8)
+    assert torch.equal(upsample(white, "replicate"), torch.ones(1, 3, 16, 16))
+    assert upsample(white)[..., 0, 1:-1].allclose(torch.tensor(0.75))
+    x = torch.randn(2, 3, 8, 8)
+    inside = (..., slice(1, -1), slice(1, -1))
+    assert torch.allclose(upsample(x, "replicate")[inside], upsample(x)[inside], atol=1e-6)
+
+
 def test_blur_and_downsampling_are_the_filter() -> None:
     x = torch.randn(2, 3, 8, 8)
     assert torch.allclose(blur(x, 2), literal_fir(F.pad(x, (2, 2, 2, 2)), gain=1), atol=1e-6)
