@@ -37,8 +37,8 @@ class ModelConfig:
     superresolution_input: int = 128
     superresolution_channels: tuple[int, int] = (256, 128)
     superresolution_border: Literal["zero", "replicate"] = "zero"
-    """What S2D's RGB skip finds beyond the image: zero, as in the paper, is a grey frame on a white image, which
-    the networks must learn to take off again."""
+    """What S2D's RGB skip finds beyond the image: zero, as in the paper, puts a grey frame on a white image,
+    which the networks must learn to take off again."""
     architecture: Literal["mimic3d", "eg3d"] = "mimic3d"
     branch_2d: bool = True
     """False leaves the 3D branch alone, without anything to imitate."""

@@ -41,6 +41,8 @@ class View(NamedTuple):
     """(N, 1, r, r), distance along the ray in world units."""
     opacity: Tensor
     """(N, 1, r, r), the share of the ray's light that the object takes, from 0 to 1."""
+    windows: Tensor | None = None
+    """(N, 2, r, r) of the 2D branch: where its light comes from, for `branch_3d` with the same camera."""
 
 
 class Generator(nn.Module):
@@ -168,8 +170,10 @@ class Generator(nn.Module):
         def render(uv: Tensor) -> Composite:
             return self.render_rays(coarse, *rays(camera, uv), stochastic=stochastic)
 
-        seen, depth, opacity = self._render_image(render, resolution, camera, max_points)
-        return View(self.superresolution(seen, w[:, -1]), seen[:, :3], depth, opacity)
+        seen, depth, opacity, *windows = self._render_image(
+            render, resolution, camera, max_points, windows=self.rendering.guided_samples > 0
+        )
+        return View(self.superresolution(seen, w[:, -1]), seen[:, :3], depth, opacity, *windows)
 
     def branch_3d(
         self,
@@ -182,8 +186,8 @@ class Generator(nn.Module):
     ) -> Composite:
         """The 3D branch: RGB of coarse + detail at image points (M, 2) or (N, M, 2); features (N, M, 3).
 
-        `windows` are `light_windows` of the same planes and cameras, which are found here when None and
-        `rendering.guided_samples` asks for them.
+        `windows` are those of the 2D branch's view of the same planes and cameras, or `light_windows`, which
+        are found here when None and `rendering.guided_samples` asks for them.
         """
         if planes.detail is None:
             raise ValueError("the 3D branch needs detail planes: call planes(w, detail=True)")
@@ -239,16 +243,26 @@ class Generator(nn.Module):
         return View(image, image, depth, opacity)
 
     def _render_image(
-        self, render: Callable[[Tensor], Composite], resolution: int, camera: Tensor, max_points: int | None
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """Features (N, C, resolution, resolution), depth and opacity of what `render` sees at each pixel."""
+        self,
+        render: Callable[[Tensor], Composite],
+        resolution: int,
+        camera: Tensor,
+        max_points: int | None,
+        *,
+        windows: bool = False,
+    ) -> tuple[Tensor, ...]:
+        """Features (N, C, resolution, resolution), depth and opacity of what `render` sees at each pixel.
+
+        With `windows` the light's, too.
+        """
         uv = pixel_grid(resolution, device=camera.device)
         parts = []
         for part in self._chunks(uv, len(camera), max_points):
             seen = render(part)
-            parts.append((seen.features, seen.depth, seen.weights.sum(dim=-2)))
-        features, depth, opacity = (torch.cat(kind, dim=1) for kind in zip(*parts, strict=True))
-        return _as_image(features, resolution), _as_image(depth, resolution), _as_image(opacity, resolution)
+            kinds = (seen.features, seen.depth, seen.weights.sum(dim=-2))
+            parts.append((*kinds, light_window(seen)) if windows else kinds)
+        kinds = (torch.cat(kind, dim=1) for kind in zip(*parts, strict=True))
+        return tuple(_as_image(kind, resolution) for kind in kinds)
 
     def _chunks(self, uv: Tensor, batch: int, max_points: int | None) -> tuple[Tensor, ...]:
         """`uv` in parts of which one pass of all cameras' rays takes at most `max_points` points."""

@@ -22,6 +22,7 @@ MARGIN, RIM = 0.1, 2.0
 _NO_LIGHT = 0.01
 
 
+@torch.no_grad()
 def light_window(seen: Composite) -> Tensor:
     """(N, M, 2): the depths between which nearly all of each ray's light comes from, world units.
 

@@ -13,7 +13,7 @@ from mimic3d.losses.adversarial import discriminator_loss, generator_loss, r1_pe
 from mimic3d.losses.density import density_smoothness
 from mimic3d.networks.backbone import TriPlanes
 from mimic3d.networks.discriminators import DualDiscriminator, PatchDiscriminator, resize_antialiased
-from mimic3d.networks.generator import Generator
+from mimic3d.networks.generator import Generator, View
 from mimic3d.rendering.patches import Windows, look_through, patch_uv
 from mimic3d.training.draws import Look, Views
 
@@ -63,15 +63,15 @@ class Phases:
         imitation = self.config.imitation
         w = self.generator.mapping(views.z, views.conditioning)
         planes = self.generator.planes(w, detail=now.stage == 2, noise="random")
+        view = self.generator.branch_2d(planes, w, views.camera, stochastic=True) if self.has_2d else None
         losses, log = [], {}
-        if self.has_2d:
-            view = self.generator.branch_2d(planes, w, views.camera, stochastic=True)
+        if view is not None:
             logits = self._judge(now, view.image, view.raw, views.camera, look)
             losses.append(generator_loss(logits))
             log |= {"loss/generator_2d": losses[0], "logits/fake_2d": logits.mean()}
         if now.stage == 2:
-            patch = self._render_patch(planes, views.camera, look.windows)
-            if self.has_2d:
+            patch = self._render_patch(planes, view, views.camera, look.windows)
+            if view is not None:
                 target = look_through(view.image.detach(), look.windows, self.config.patch_resolution)
                 log["loss/imitation"] = self.perceptual(patch, target).mean()
                 losses.append(imitation.lpips_weight * log["loss/imitation"])
@@ -107,7 +107,7 @@ class Phases:
             log["logits/real_sign"] = real_logits.sign().mean()
         if now.stage == 2:
             with torch.no_grad():
-                patch = self._render_patch(planes, views.camera, fake_look.windows)
+                patch = self._render_patch(planes, view, views.camera, fake_look.windows)
             fake_logits = self._judge_patch(patch, fake_look)
             patch = look_through(reals.image, real_look.windows, self.config.patch_resolution)
             real_logits = self._judge_patch(patch, real_look)
@@ -131,10 +131,12 @@ class Phases:
             losses.append(log["loss/r1_patch"] * (regular.r1_gamma_patch / 2))
         return sum(losses) * regular.r1_interval, log
 
-    def _render_patch(self, planes: TriPlanes, camera: Tensor, windows: Windows) -> Tensor:
+    def _render_patch(self, planes: TriPlanes, view: View | None, camera: Tensor, windows: Windows) -> Tensor:
+        """What the 3D branch shows in windows of the image of which the 2D branch has drawn a `view`."""
         size = self.config.patch_resolution
         uv = patch_uv(windows.corners, size, self.config.model.image_resolution, windows.sides)
-        colours = self.generator.branch_3d(planes, camera, uv, stochastic=True).features
+        light = None if view is None else view.windows
+        colours = self.generator.branch_3d(planes, camera, uv, stochastic=True, windows=light).features
         return colours.transpose(1, 2).unflatten(-1, (size, size))
 
     def _judge(self, now: Moment, image: Tensor, raw: Tensor, camera: Tensor, look: Look) -> Tensor:
