@@ -160,6 +160,7 @@ def cars_demo() -> Config:
             discriminator_channel_max=64,
             superresolution_input=16,
             superresolution_channels=(32, 32),
+            superresolution_border="replicate",
             detail_init=0.0,
         ),
         rendering=replace(
@@ -177,7 +178,7 @@ def cars_demo() -> Config:
         schedule=ScheduleConfig(
             batch=8,
             stage1_kimg=3.2,
-            stage2_kimg=6.0,
+            stage2_kimg=4.0,
             ema_half_life_kimg=0.5,
             blur_sigma=0,
             pose_swap_kimg=0,
