@@ -177,9 +177,9 @@ def cars_demo() -> Config:
         optimizer=OptimizerConfig(generator_lr=0.005, discriminator_lr=0.004),
         schedule=ScheduleConfig(
             batch=8,
-            stage1_kimg=3.2,
-            stage2_kimg=4.0,
-            ema_half_life_kimg=0.5,
+            stage1_kimg=5.6,
+            stage2_kimg=3.2,
+            ema_half_life_kimg=0.3,
             blur_sigma=0,
             pose_swap_kimg=0,
         ),

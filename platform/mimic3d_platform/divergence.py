@@ -34,6 +34,16 @@ class Divergence:
     """Whether going on is of no use."""
 
 
+def weight_not_finite(name: str, nimg: int) -> Divergence:
+    """What a checkpoint's copy shows, which may be before the log's lines do."""
+    return Divergence(
+        "not finite",
+        f"the weight {name} is not finite at {nimg} images, and no checkpoint is made of that: lower "
+        "optimizer.generator_lr or optimizer.discriminator_lr",
+        True,
+    )
+
+
 @dataclass
 class DivergenceWatch:
     """Told every line of a run since it was started or resumed; tells each kind of divergence once."""

@@ -100,10 +100,7 @@ class RunLog:
         values |= schedule_values(self._config, trainer)
         values |= self._machine.values(trainer.device)
         self._loggers[f"stage{stage}"].log_metrics(values, trainer.nimg)
-        divergence = self._watch.look(trainer.nimg, scalars)
-        if divergence is not None:
-            self.diverged(divergence)
-        return divergence
+        return self._watch.look(trainer.nimg, scalars)
 
     def diverged(self, divergence: Divergence) -> None:
         """Tags the run."""

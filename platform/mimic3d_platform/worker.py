@@ -7,6 +7,7 @@ import time
 from typing import Any
 
 from mimic3d.config import Config, ConfigError, from_dict
+from mimic3d_platform.divergence import Divergence, weight_not_finite
 from mimic3d_platform.errors import UserError
 
 GRID_ROWS = 6
@@ -194,9 +195,14 @@ class _Worker:
         speed = {"images_per_second": rate, "data_wait_share": wait}
         divergence = self.log.line(self.trainer, stage, values, speed)
         if divergence is not None:
-            self.note(f"the training has gone wrong ({divergence.kind}): {divergence.explanation}")
-            if divergence.hopeless:
-                raise FinalError(f"the training diverged ({divergence.kind}): {divergence.explanation}")
+            self.diverged(divergence)
+
+    def diverged(self, divergence: Divergence) -> None:
+        """Tags the run and tells the user; ends the run where going on is of no use."""
+        self.log.diverged(divergence)
+        self.note(f"the training has gone wrong ({divergence.kind}): {divergence.explanation}")
+        if divergence.hopeless:
+            raise FinalError(f"the training diverged ({divergence.kind}): {divergence.explanation}")
 
     def bad_images(self) -> dict[str, float]:
         """How many images all ranks have had to replace, where that is allowed; all ranks take part."""
@@ -253,10 +259,7 @@ class _Worker:
         snapshot = take_snapshot(self.trainer, self.progress)
         odd = snapshot.not_finite()
         if odd is not None:
-            raise FinalError(
-                f"the training diverged: the weight {odd} is not finite at {nimg} images, and no checkpoint "
-                "is made of that: lower optimizer.generator_lr or optimizer.discriminator_lr"
-            )
+            self.diverged(weight_not_finite(odd, nimg))
         facts = {
             "config": self.job["config_fingerprint"],
             "data": self.job["data"],

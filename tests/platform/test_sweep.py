@@ -359,6 +359,11 @@ def test_objectives_are_what_the_runs_measure(tmp_path: Path) -> None:
             with_metric_names(odd, "mobilenetv2")
 
 
+def test_a_sweep_keeps_to_the_stage1_that_its_first_start_found(tmp_path: Path) -> None:
+    assert stage1.pinned("models:/cars/3", str(tmp_path)) == "models:/cars/3"
+    assert stage1.pinned("models:/cars/4", str(tmp_path)) == "models:/cars/3"
+
+
 def test_a_named_stage1_is_found_whole_and_fitting_before_anything_starts(tmp_path: Path) -> None:
     base = loaded(tmp_path).base
     small = replace(base.model, channel_base=128, channel_max=8, z_dim=8, w_dim=8)

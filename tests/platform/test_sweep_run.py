@@ -118,6 +118,9 @@ def test_mlflow_holds_the_sweep_its_trials_and_their_stages(swept: Swept) -> Non
         assert [stage.info.run_name for stage in children_of(run.info.run_id)] == [f"{trial.name}-stage2"]
         if trial.status == "finished":
             assert trial.metrics.items() <= run.data.metrics.items()
+        else:
+            assert run.data.tags["mimic3d.diverged"] == "not finite"
+            assert "generator_lr" in run.data.tags["mimic3d.diverged.why"]
     best = min(
         (t for t in records("scales") if t.status == "finished"), key=lambda t: t.metrics["fd_mobilenetv2/3d"]
     )

@@ -12,10 +12,13 @@ from mimic3d_platform import runs, start, storage
 from mimic3d_platform.checkpoints import GENERATOR, CheckpointStore
 from mimic3d_platform.console import Console
 from mimic3d_platform.errors import UserError
+from mimic3d_platform.registry import version_of
 from mimic3d_platform.training import train
 from mimic3d_platform.tuning.sweep import SHARED, Sweep
 from mimic3d_platform.tuning.trials import stage1_config
 
+# In the sweep's folder: the start of its trials, where its file names one.
+PINNED = "stage1.uri"
 # Of the generator, what its weights do not depend on, or may lack.
 _MAY_DIFFER = ("precision", "aware_s3d")
 
@@ -23,7 +26,7 @@ _MAY_DIFFER = ("precision", "aware_s3d")
 def find(sweep: Sweep) -> str:
     """The checkpoint that the sweep's file names, whole and of the sweep's networks; "" where it names none.
 
-    Of a run's folder it is the checkpoint that ends stage 1.
+    Of a run's folder it is the checkpoint that ends stage 1, of an alias the version that bears it.
 
     Raises:
         UserError: nothing is there, it is damaged or does not fit, or the run is not that far.
@@ -46,9 +49,18 @@ def find(sweep: Sweep) -> str:
     return uri
 
 
+def pinned(uri: str, sweep_uri: str) -> str:
+    """What the sweep's first start found, though an alias or a run's folder may stand for another by now."""
+    place = storage.join(sweep_uri, PINNED)
+    if not storage.exists(place):
+        storage.write_bytes(place, uri.encode())
+    return storage.read_bytes(place).decode()
+
+
 def _checkpoint(uri: str) -> str:
     if uri.startswith("models:/"):
-        return uri
+        found = version_of(uri)
+        return f"models:/{found.name}/{found.version}"
     if not storage.exists(uri):
         raise UserError(f"there is nothing at {uri}; name a checkpoint, a run's folder, shared or own")
     place = storage.join(uri, runs.CONFIG)

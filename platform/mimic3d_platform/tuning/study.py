@@ -70,6 +70,8 @@ def run_sweep(
                 console.say(f"MLflow: {url}")
             if sweep.stage1 == SHARED:
                 start_uri = stage1.trained(sweep, name, runs_uri, run_id, console)
+            elif start_uri:
+                start_uri = stage1.pinned(start_uri, sweep_uri)
             _announce(named, records, at_once, console)
             _run(Job(named, name, runs_uri, start_uri, run_id, at_once), records, sweep_uri, console)
             trials = records.all()
