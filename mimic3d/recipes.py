@@ -177,8 +177,8 @@ def cars_demo() -> Config:
         optimizer=OptimizerConfig(generator_lr=0.005, discriminator_lr=0.004),
         schedule=ScheduleConfig(
             batch=8,
-            stage1_kimg=5.6,
-            stage2_kimg=3.2,
+            stage1_kimg=1.6,
+            stage2_kimg=5.6,
             ema_half_life_kimg=0.3,
             blur_sigma=0,
             pose_swap_kimg=0,
