@@ -81,20 +81,6 @@ class Settings(BaseSettings):
                 variables[str(field.validation_alias)] = value.get_secret_value() if secret else str(value)
         return variables
 
-    def for_workers(self) -> dict[str, str]:
-        """The environment for Ray workers, as `runtime_env={"env_vars": …}`.
-
-        Ray shows these in its dashboard and passes them in process arguments, so secrets that the stack's
-        private file holds are left out: workers on this machine read them there.
-        """
-        held = _read_stack_file(self.home)
-        exported = self.export()
-        return {
-            name: value
-            for name, value in exported.items()
-            if not (isinstance(_field_value(self, name), SecretStr) and held.get(name) == value)
-        }
-
 
 def use_services() -> Settings:
     """Put the settings into this process's environment, for libraries that read only that.
@@ -151,8 +137,3 @@ def _read_stack_file(home: Path) -> dict[str, str]:
         reason = getattr(error, "strerror", None) or "it is damaged"
         way_out = "run `mimic3d down`, then `mimic3d up`"
         raise UserError(f"cannot read the stack's settings {path}: {reason}; {way_out}") from None
-
-
-def _field_value(settings: Settings, variable: str) -> object:
-    fields = type(settings).model_fields.items()
-    return next(getattr(settings, name) for name, field in fields if field.validation_alias == variable)

@@ -20,6 +20,7 @@ from mimic3d_command import error_of, mimic3d, start_mimic3d
 from mimic3d_platform import local, runs, storage, tracking
 from mimic3d_platform.tuning.report import PAGE, TABLE, WINNER
 from tiny_sweeps import children_of, records, render_box, run_of, written
+from told_secrets import assert_no_secret_is_told
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(2400)]
 # For whatever the machine does beside.
@@ -177,3 +178,7 @@ def test_a_sweep_that_would_starve_itself_says_so_before_it_starts(cars: str, tm
     }.items():
         assert words in error_of(mimic3d("sweep", written(tmp_path, "greedy", cars, **keys, **wrong)))
     assert not storage.exists(f"{runs.DEFAULT_RUNS_URI}/greedy/sweep.yaml")
+
+
+def test_no_secret_is_in_mlflow_or_any_log(swept: Swept, own_home: Path) -> None:
+    assert_no_secret_is_told(own_home, swept.said.encode(), swept.run.stdout.encode())

@@ -9,7 +9,6 @@ Another run of the same config is never stopped.
 import contextlib
 import hashlib
 import io
-import os
 import subprocess
 import time
 from collections.abc import Iterator
@@ -32,11 +31,10 @@ from mimic3d_platform.checkpoints import CheckpointStore
 from mimic3d_platform.data.stream import open_dataset
 from mimic3d_platform.driving import STOP_PATIENCE_S
 from mimic3d_platform.launch import resolve_config
-from mimic3d_platform.local.state import Stack
 from mimic3d_platform.mlflow_server import client
 from mimic3d_platform.run_records import EXPERIMENT
-from mimic3d_platform.settings import get_settings
 from run_faults import kill_service, truncate_newest, wait_until, worker_processes
+from told_secrets import assert_no_secret_is_told
 
 # The shared runs are the set-up of the first test.
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(3600)]
@@ -405,21 +403,10 @@ def test_a_model_or_alias_that_is_not_there_is_one_line_of_what_is(story: Story,
 
 
 def test_no_secret_is_in_mlflow_the_runs_folder_or_any_log(story: Story, own_home: Path) -> None:
-    settings = get_settings()
-    secret = settings.aws_secret_access_key.get_secret_value().encode()
-    token = settings.ray_auth_token_path.read_text().strip().encode()
-    found = client().search_runs([experiment()], max_results=1000)
-    told = repr([(run.data.params, run.data.tags) for run in found]).encode()
-    for name in ("stopped", "steady"):
-        told += storage.read_bytes(f"{runs.DEFAULT_RUNS_URI}/{name}/{runs.CONFIG}")
-    assert secret not in told and token not in told
-    for root in (own_home, Stack.load(own_home).runtime):
-        for path in (path for path in root.rglob("*") if path.is_file()):
-            content = path.read_bytes()
-            if secret in content or token in content:
-                assert path.stat().st_mode & 0o077 == 0, f"{path} holds a secret, and others may read it"
-                assert path.suffix != ".log" and "logs" not in path.parts, path
-                assert os.path.commonpath([path, own_home / "stack"]) == str(own_home / "stack"), path
+    names = ("stopped", "steady")
+    assert_no_secret_is_told(
+        own_home, *(storage.read_bytes(f"{runs.DEFAULT_RUNS_URI}/{name}/{runs.CONFIG}") for name in names)
+    )
 
 
 def experiment() -> str:

@@ -68,8 +68,10 @@ class RowReader:
         if images is None or cameras is None:
             images = np.empty((len(rows), 3, side, side), dtype=np.uint8)
             cameras = np.empty((len(rows), CAMERA_SIZE), dtype=np.float32)
-        for place, row in enumerate(rows.tolist()):
-            self._read_good(row, images[place], cameras[place])
+        shards = np.searchsorted(self._starts, rows, side="right") - 1
+        wanted = zip(shards.tolist(), (rows - self._starts[shards]).tolist(), images, cameras, strict=True)
+        for shard, offset, image, camera in wanted:
+            self._read_good(shard, offset, image, camera)
         return images, cameras
 
     def close(self) -> None:
@@ -77,12 +79,10 @@ class RowReader:
         while self._open:
             self._close_oldest()
 
-    def _read_good(self, row: int, image: np.ndarray, camera: np.ndarray) -> None:
-        """Reads a row, or the next of its shard that is good if bad ones may be skipped."""
-        shard = self._shard_of(row)
+    def _read_good(self, shard: int, offset: int, image: np.ndarray, camera: np.ndarray) -> None:
+        """Reads a row of a shard, or the next of it that is good if bad ones may be skipped."""
         first, rows = int(self._starts[shard]), self.manifest.shards[shard].rows
-        for step in range(rows):
-            candidate = first + (row - first + step) % rows
+        for candidate in (first + (offset + step) % rows for step in range(rows)):
             if candidate in self.bad_rows:
                 continue
             try:
@@ -145,9 +145,6 @@ class RowReader:
             if file is not None:
                 file.close()
         self._open_bytes -= self.manifest.shards[shard].bytes
-
-    def _shard_of(self, row: int) -> int:
-        return int(np.searchsorted(self._starts, row, side="right")) - 1
 
     def _place(self, shard: int) -> str:
         from mimic3d_platform import storage

@@ -80,7 +80,7 @@ def run_trials(
         "parent_run_id": job.parent_run_id,
         "environment": [ray.put(get_settings().export())],
     }
-    with _quiet():
+    with _quiet(), _keys_kept_back():
         tuner = tune.Tuner(
             tune.with_resources(
                 tune.with_parameters(run_trial, job=shared), tune.PlacementGroupFactory([TRIAL_BUNDLE])
@@ -128,6 +128,22 @@ def _quiet() -> Iterator[None]:
                 os.environ.pop(name, None)
             else:
                 os.environ[name] = value
+
+
+@contextlib.contextmanager
+def _keys_kept_back() -> Iterator[None]:
+    """Ray Tune would give the keys of storage to its trials in their runtime environment.
+
+    Ray writes that into its logs and shows it on its pages. Trials have the keys from `run_trial`'s job.
+    """
+    from ray.tune.execution.class_cache import ENV_VARS_TO_PROPAGATE as given
+
+    keys = {name for name in given if name.startswith("AWS_")}
+    given.difference_update(keys)
+    try:
+        yield
+    finally:
+        given.update(keys)
 
 
 def _scheduler(sweep: Sweep) -> Any:
