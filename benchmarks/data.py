@@ -154,8 +154,9 @@ def as_table(medians: dict[str, dict[str, float]], counts: dict[int, int], round
 
     decoder = "libspng (pyspng)" if pyspng is not None else "Pillow"
     pictures = ", ".join(f"{count} PNG images of {side}²" for side, count in counts.items())
+    said = "One round" if rounds == 1 else f"Medians of {rounds} rounds"
     lines = [
-        f"Medians of {rounds} rounds on {os.cpu_count()} cores ({platform.machine()}), "
+        f"{said} on {os.cpu_count()} cores ({platform.machine()}), "
         f"{time.strftime('%Y-%m-%d')}; {pictures}; batches of 32, decoded by {decoder} for all. "
         "Images a second; seconds; MiB of all processes.",
         "",

@@ -16,7 +16,7 @@ from mimic3d_platform import storage
 from mimic3d_platform.data.writer import DatasetWriter
 
 # By side: an epoch of any takes seconds, so that the start of processes does not decide it.
-COUNTS = {64: 8192, 256: 1024, 512: 512}
+COUNTS = {64: 8192, 256: 768, 512: 384}
 SHARD_BYTES = 8 * 2**20  # Of every format that has shards.
 
 

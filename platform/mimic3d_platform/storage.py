@@ -17,7 +17,13 @@ from urllib.parse import unquote, urlsplit
 
 from mimic3d_platform.errors import UserError
 from mimic3d_platform.settings import Settings, get_settings
-from mimic3d_platform.storage_errors import NO_CREDENTIALS, patient, patiently, translate_errors
+from mimic3d_platform.storage_errors import (
+    NO_CREDENTIALS,
+    StorageError,
+    patient,
+    patiently,
+    translate_errors,
+)
 
 if TYPE_CHECKING:
     import pyarrow.fs
@@ -26,6 +32,8 @@ CONNECT_TIMEOUT_S = 3.0
 REQUEST_TIMEOUT_S = 30.0
 ATTEMPTS = 3
 
+# So often a file is read anew that is being replaced by others.
+_READINGS = 5
 # A file being written bears this until it is whole; `list_files` does not show it.
 _PARTIAL_SUFFIX = ".partial"
 
@@ -125,14 +133,19 @@ def _is_file(uri: str | os.PathLike[str]) -> bool:
 def read_bytes(uri: str | os.PathLike[str]) -> bytes:
     """The whole content of a file, as it was at one moment.
 
-    Of object storage that takes one request. pyarrow makes several, and of an object that is replaced in
-    between it returns a mixture.
+    pyarrow asks an object for its size, then for ranges of it, and mixes in what replaces it meanwhile. So it
+    is read again where it has another ETag at the end than at the beginning.
     """
-    if not is_s3(uri):
-        return local_path(uri).read_bytes()
-    bucket, key = split_s3(uri)
-    _arrow_keys(get_settings(), uri)  # Says in one line that there are no credentials.
-    return s3_client().get_object(Bucket=bucket, Key=key)["Body"].read()
+    files, path = filesystem(uri)
+    for _ in range(_READINGS):
+        with files.open_input_file(path) as stream:
+            data, read = stream.read(), stream.metadata()
+        if not is_s3(uri):
+            return data
+        with files.open_input_file(path) as stream:
+            if stream.metadata() == read:
+                return data
+    raise StorageError(f"cannot read {uri}: it is replaced all the time; try again", transient=True)
 
 
 @patient("write")

@@ -130,7 +130,8 @@ def test_an_outage_is_waited_out(
         (lambda proxy: proxy.answer(503, path=".parquet"), "too busy or out of order"),
         (lambda proxy: proxy.answer(403, method="GET", path=".parquet"), "have expired; renew"),
         (lambda proxy: proxy.answer(403, path=".parquet"), "have expired; renew"),
-        (lambda proxy: proxy.truncate(path=".parquet"), "too busy or out of order"),
+        (lambda proxy: proxy.answer(403, method="HEAD", path=".parquet"), "right and not expired"),
+        (lambda proxy: proxy.truncate(path=".parquet"), "nothing answers at"),
     ],
 )
 def test_what_lasts_is_one_line(proxy: FaultProxy, folder: str, spoil, says: str) -> None:
