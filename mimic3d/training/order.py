@@ -65,14 +65,19 @@ class EpochOrder:
             position, count = position + len(part), count - len(part)
         return np.concatenate(parts) if parts else np.zeros(0, dtype=np.int64)
 
-    def windows_from(self, position: int, count: int) -> list[Window]:
-        """The window at `position` and those that come next, `count` in all."""
+    def windows_from(self, first: int, last: int) -> list[Window]:
+        """The windows that hold the positions from `first` to `last`, and at least one after the first."""
         found: list[Window] = []
-        epoch, index = divmod(position, self.count)
-        while len(found) < count:
-            found += [window for window in self.windows(epoch) if window.stop > index]
+        epoch, index = divmod(first, self.count)
+        reached = -1
+        while True:
+            for window in self.windows(epoch):
+                if len(found) > 1 and reached >= last:
+                    return found
+                if window.stop > index:
+                    found.append(window)
+                    reached = epoch * self.count + window.stop - 1
             epoch, index = epoch + 1, 0
-        return found[:count]
 
     def windows(self, epoch: int) -> list[Window]:
         """An epoch's windows, in their order."""

@@ -88,7 +88,7 @@ class BatchMaker:
 
 
 class ShardsAhead:
-    """Threads that fetch into the cache the shards of a batch's window and of the next."""
+    """Threads that fetch into the cache the shards of the windows of the batches ahead, and of the next."""
 
     def __init__(self, course: Course) -> None:
         self._course = course
@@ -100,9 +100,11 @@ class ShardsAhead:
             work = (course, cache, told)
             threading.Thread(target=_fetch_ahead, args=work, name="shards ahead", daemon=True).start()
 
-    def reach(self, number: int) -> None:
-        """Says that batch `number` will be made soon."""
-        windows = self._order.windows_from(self._course.start + number * self._course.step, 2)
+    def reach(self, first: int, last: int) -> None:
+        """Says that batches `first` to `last` will be made soon."""
+        course = self._course
+        end = course.start + last * course.step + course.share - 1
+        windows = self._order.windows_from(course.start + first * course.step, end)
         if windows != self._announced:
             self._announced = windows
             for told in self._told:

@@ -80,7 +80,7 @@ def _make_all(
         item: Made | BaseException
         try:
             maker = maker or BatchMaker(course)
-            ahead.reach(number)
+            ahead.reach(number, number)
             item = maker.make(number)
         except BaseException as error:
             item = error
@@ -113,7 +113,7 @@ class ProcessLoader:
     def take(self) -> Made:
         """The next batch, copied out of the shared memory; raises what went wrong with it."""
         worker = self._workers[self._next % len(self._workers)]
-        self._ahead.reach(self._next + _DEPTH * len(self._workers))
+        self._ahead.reach(self._next, self._next + _DEPTH * len(self._workers))
         if not worker.has_begun and not worker.is_ready():
             return self._make_here()
         if not worker.has_begun:

@@ -89,7 +89,7 @@ class TrainingStream:
         )
         self._loader: ThreadLoader | ProcessLoader | None
         ahead = ShardsAhead(course)
-        ahead.reach(0)
+        ahead.reach(0, 0)
         self._loader = ProcessLoader(course, ahead, loaders) if loaders else ThreadLoader(course, ahead)
 
     @property

@@ -18,6 +18,7 @@ from PIL import Image
 
 from mimic3d.training import order
 from mimic3d.training.order import EpochOrder
+from mimic3d_platform.data.batches import Course, ShardsAhead
 from mimic3d_platform.data.rowfile import RowFile
 from mimic3d_platform.data.stream import (
     Batch,
@@ -148,6 +149,30 @@ def test_a_set_larger_than_a_window_is_shuffled_by_windows(
         assert max(sizes) == 4 or max(sizes) == 5
         # The first batch of a training waits for one shard.
         assert sizes[:3] == [1, 2, 4] if epoch == 0 else sizes[0] >= 4
+    for first, last in ((0, 0), (0, 500), (700, 700), (1990, 2600)):
+        ahead = seen.windows_from(first, last)
+        needed = np.searchsorted(bounds, seen.rows(first, last - first + 1), side="right")
+        assert {shard for window in ahead for shard in window.shards} >= set(needed.tolist())
+        assert len(ahead) == 2 or ahead[-1].start % 2000 <= last % 2000
+
+
+def test_no_shard_of_the_batches_ahead_is_left_to_the_loaders(tmp_path: Path, write_set) -> None:
+    manifest = write_set(tmp_path / "set", 600, columns=("image", "camera"), shard_bytes=1000)
+    course = Course(str(tmp_path / "set"), manifest, 0, tmp_path / "cache", 2**30, False, 0, BATCH, BATCH)
+    # The last of them is in another of the small windows that the epoch begins with than the first.
+    last = 6
+    windows = EpochOrder(manifest, 0).windows(0)
+    assert windows[1].stop <= last * BATCH
+    ahead = ShardsAhead(course)
+    ahead.reach(0, last)
+    needed = EpochOrder(manifest, 0).rows(0, (last + 1) * BATCH)
+    bounds = np.cumsum([shard.rows for shard in manifest.shards])
+    shards = {manifest.shards[index] for index in np.searchsorted(bounds, needed, side="right")}
+    until = time.monotonic() + 20
+    while not all((tmp_path / "cache" / f"{shard.sha256}.rows").exists() for shard in shards):
+        assert time.monotonic() < until
+        time.sleep(0.05)
+    ahead.close()
 
 
 def test_a_set_may_have_weights(tmp_path: Path, write_set) -> None:
