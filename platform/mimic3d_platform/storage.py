@@ -241,37 +241,28 @@ def _keys_below(uri: str | os.PathLike[str]) -> Iterator[str]:
 
 
 def s3_client(settings: Settings | None = None) -> Any:
-    """A boto3 client for what a file system cannot do; same endpoint, keys, patience.
+    """A boto3 client for what a file system cannot do (buckets); same endpoint, keys, patience.
 
     Args:
         settings: where and as whom; those of `get_settings` if not given.
     """
-    settings = settings or get_settings()
-    secrets = (settings.aws_access_key_id, settings.aws_secret_access_key, settings.aws_session_token)
-    return _client(settings.s3_endpoint, settings.aws_region, *map(_reveal, secrets))
-
-
-@functools.lru_cache(maxsize=4)
-def _client(
-    endpoint: str | None, region: str | None, key_id: str | None, secret: str | None, token: str | None
-) -> Any:
-    """One client for all threads of a process, since making one takes longer than a request."""
     import boto3
     from botocore.config import Config
 
-    return boto3.session.Session().client(
+    settings = settings or get_settings()
+    keys = {name: _reveal(getattr(settings, name)) for name in ("aws_access_key_id", "aws_secret_access_key")}
+    return boto3.client(
         "s3",
-        endpoint_url=endpoint,
-        region_name=region,
-        aws_access_key_id=key_id,
-        aws_secret_access_key=secret,
-        aws_session_token=token,
+        endpoint_url=settings.s3_endpoint,
+        region_name=settings.aws_region,
+        aws_session_token=_reveal(settings.aws_session_token),
         config=Config(
             connect_timeout=CONNECT_TIMEOUT_S,
             read_timeout=REQUEST_TIMEOUT_S,
             retries={"total_max_attempts": ATTEMPTS, "mode": "standard"},
-            s3={"addressing_style": "path" if endpoint else "auto"},
+            s3={"addressing_style": "path" if settings.s3_endpoint else "auto"},
         ),
+        **keys,
     )
 
 
