@@ -39,6 +39,8 @@ class ModelConfig:
     superresolution_border: Literal["zero", "replicate"] = "zero"
     """What S2D's RGB skip finds beyond the image: zero, as in the paper, puts a grey frame on a white image,
     which the networks must learn to take off again."""
+    plane_channels: int = 32
+    """Features of a point on each plane; the decoder's hidden layer is twice as wide."""
     architecture: Literal["mimic3d", "eg3d"] = "mimic3d"
     branch_2d: bool = True
     """False leaves the 3D branch alone, without anything to imitate."""

@@ -16,6 +16,7 @@ AT_LEAST = {
     "seed": 0,
     "model.z_dim": 1,
     "model.w_dim": 1,
+    "model.plane_channels": 3,
     "model.mapping_layers": 1,
     "model.detail_init": 0,
     "rendering.coarse_samples": 4,

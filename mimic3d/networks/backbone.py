@@ -13,36 +13,35 @@ from mimic3d.networks.discriminators import channels_at
 from mimic3d.networks.layers import SynthesisLayer, ToRGB, upsample
 from mimic3d.networks.mapping import Mapping
 
-PLANE_CHANNELS = 32
-
 
 class TriPlanes(NamedTuple):
     """The features of a scene on three axis-aligned planes."""
 
     coarse: Tensor
-    """(N, 3, 32, R, R), what the 2D branch reads."""
+    """(N, 3, C, R, R), what the 2D branch reads."""
     detail: Tensor | None
-    """(N, 3, 32, 2R, 2R), what the 3D branch reads besides, summed per plane."""
+    """(N, 3, C, 2R, 2R), what the 3D branch reads besides, summed per plane."""
 
 
 class SynthesisBlock(nn.Module):
     """One resolution of the backbone: two modulated convolutions (one at 4x4) and toRGB to the planes."""
 
-    def __init__(self, in_channels: int, out_channels: int, w_dim: int, resolution: int) -> None:
+    def __init__(self, in_channels: int, out_channels: int, w_dim: int, resolution: int, planes: int) -> None:
+        """`planes` is the width of all planes together."""
         super().__init__()
         if in_channels == 0:
             self.const = nn.Parameter(torch.randn(out_channels, resolution, resolution))
         else:
             self.conv0 = SynthesisLayer(in_channels, out_channels, w_dim, resolution, up=True)
         self.conv1 = SynthesisLayer(out_channels, out_channels, w_dim, resolution)
-        self.torgb = ToRGB(out_channels, PLANES * PLANE_CHANNELS, w_dim)
+        self.torgb = ToRGB(out_channels, planes, w_dim)
         self.is_first = in_channels == 0
         self.num_convs = 1 if self.is_first else 2
 
     def forward(
         self, x: Tensor | None, accumulated: Tensor | None, w: Tensor, noise: str
     ) -> tuple[Tensor, Tensor]:
-        """Features and accumulated planes (N, 96, R, R) from half the size; w: (N, convs + 1, w_dim)."""
+        """Features and accumulated planes (N, 3C, R, R) from half the size; w: (N, convs + 1, w_dim)."""
         x = self.const.expand(w.shape[0], -1, -1, -1) if x is None else self.conv0(x, w[:, 0], noise)
         x = self.conv1(x, w[:, self.num_convs - 1], noise)
         planes = self.torgb(x, w[:, self.num_convs])
@@ -56,6 +55,7 @@ class Synthesis(nn.Module):
         self,
         resolution: int,
         w_dim: int,
+        plane_channels: int,
         channel_base: int,
         channel_max: int,
         *,
@@ -68,9 +68,9 @@ class Synthesis(nn.Module):
         channels = 0
         for r in self.resolutions:
             out_channels = channels_at(r, channel_base, channel_max)
-            setattr(self, f"b{r}", SynthesisBlock(channels, out_channels, w_dim, r))
+            setattr(self, f"b{r}", SynthesisBlock(channels, out_channels, w_dim, r, PLANES * plane_channels))
             if aware3d:
-                block = Aware3D(PLANE_CHANNELS, w_dim, r, last=r == resolution, aware_s3d=aware_s3d)
+                block = Aware3D(plane_channels, w_dim, r, last=r == resolution, aware_s3d=aware_s3d)
                 setattr(self, f"b3d{r}", block)
             channels = out_channels
         self.num_ws = 2 * len(self.resolutions)
@@ -102,7 +102,7 @@ class Synthesis(nn.Module):
 
 
 def _split(planes: Tensor) -> Tensor:
-    return planes.unflatten(1, (PLANES, PLANE_CHANNELS))
+    return planes.unflatten(1, (PLANES, -1))
 
 
 class Backbone(nn.Module):
@@ -114,6 +114,7 @@ class Backbone(nn.Module):
         z_dim: int,
         w_dim: int,
         mapping_layers: int,
+        plane_channels: int,
         channel_base: int,
         channel_max: int,
         *,
@@ -122,6 +123,6 @@ class Backbone(nn.Module):
     ) -> None:
         super().__init__()
         self.synthesis = Synthesis(
-            resolution, w_dim, channel_base, channel_max, aware3d=aware3d, aware_s3d=aware_s3d
+            resolution, w_dim, plane_channels, channel_base, channel_max, aware3d=aware3d, aware_s3d=aware_s3d
         )
         self.mapping = Mapping(z_dim, w_dim, self.synthesis.num_ws, mapping_layers)

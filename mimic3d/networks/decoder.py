@@ -8,23 +8,22 @@ from torch import Tensor, nn
 
 from mimic3d.networks.layers import FullyConnected
 
-HIDDEN = 64
-
 
 class Decoder(nn.Module):
-    """32 plane features to 1 raw density and 32 features in [0, 1], the first three of them RGB."""
+    """C plane features to 1 raw density and C features in [0, 1], the first three of them RGB; C is 32."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
+        hidden = 2 * channels
         # Numbered as the released checkpoints number them: 1 is the activation.
         self.net = nn.ModuleDict(
-            {"0": FullyConnected(channels, HIDDEN), "2": FullyConnected(HIDDEN, 1 + channels)}
+            {"0": FullyConnected(channels, hidden), "2": FullyConnected(hidden, 1 + channels)}
         )
 
     def forward(self, features: Tensor, outputs: int | None = None) -> tuple[Tensor, Tensor]:
         """
         Args:
-            features: (..., 32).
+            features: (..., C).
             outputs: computes only that many of the features (3 is RGB); all when None.
         Returns:
             raw density (..., 1) and features (..., outputs) in [-0.001, 1.001].

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from mimic3d.cameras import pixel_grid, rays
 from mimic3d.config import Config, ModelConfig, RenderingConfig
-from mimic3d.networks.backbone import PLANE_CHANNELS, Backbone, TriPlanes
+from mimic3d.networks.backbone import Backbone, TriPlanes
 from mimic3d.networks.decoder import Decoder
 from mimic3d.networks.layers import NOISE_MODES
 from mimic3d.networks.superres import Superresolution
@@ -56,13 +56,14 @@ class Generator(nn.Module):
             model.z_dim,
             model.w_dim,
             model.mapping_layers,
+            model.plane_channels,
             model.channel_base,
             model.channel_max,
             aware3d=model.architecture == "mimic3d",
             aware_s3d=model.aware_s3d,
         )
         self.superresolution = Superresolution(
-            PLANE_CHANNELS,
+            model.plane_channels,
             model.superresolution_channels,
             model.w_dim,
             model.superresolution_input,
@@ -70,7 +71,7 @@ class Generator(nn.Module):
             model.precision,
             model.superresolution_border,
         )
-        self.decoder = Decoder(PLANE_CHANNELS)
+        self.decoder = Decoder(model.plane_channels)
 
     @property
     def branches(self) -> tuple[str, ...]:

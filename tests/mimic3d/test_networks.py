@@ -1,6 +1,7 @@
 """Layers against their literal definitions; shapes, conditioning and gradients of whole networks."""
 
 import itertools
+from dataclasses import replace
 
 import pytest
 import torch
@@ -225,6 +226,17 @@ def test_the_papers_size_is_built() -> None:
     assert generator.superresolution.block1.conv1.weight.shape == (128, 128, 3, 3)
     assert dual.resolutions == [512, 256, 128, 64, 32, 16, 8] and patch.resolutions == [64, 32, 16, 8]
     assert sum(p.numel() for p in generator.parameters()) > 25e6
+
+
+def test_planes_of_another_width_reach_both_branches() -> None:
+    generator, camera = Generator(replace(TINY, plane_channels=5), RENDERING), some_cameras()
+    planes = generator.planes(generator.mapping(torch.randn(2, 8), camera))
+    assert planes.coarse.shape == (2, 3, 5, 8, 8) and planes.detail.shape == (2, 3, 5, 16, 16)
+    assert generator.decoder.net["0"].weight.shape == (10, 5)
+    assert generator.superresolution.block0.conv0.weight.shape[1] == 5
+    w = generator.mapping(torch.randn(2, 8), camera)
+    for branch in generator.branches:
+        assert generator.view(planes, w, camera, branch).image.shape == (2, 3, 32, 32)
 
 
 def test_the_3d_branch_teaches_itself_and_the_triplane_but_not_s2d() -> None:

@@ -28,7 +28,7 @@ def data_render(
     ] = None,
     supersample: Annotated[int, typer.Option(help="S, for S x S rays a pixel.")] = 4,
     focal: Annotated[
-        float, typer.Option(help="Focal length in image widths; 1.4 fills the image with a car.")
+        float, typer.Option(help="Focal length in image widths; 1.6 fills the image with a car.")
     ] = 1.0254,
     overwrite: Annotated[bool, typer.Option(help="Replace another data set there.")] = False,
 ) -> None:
