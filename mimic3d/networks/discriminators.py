@@ -55,8 +55,10 @@ class Epilogue(nn.Module):
         self.fc = FullyConnected(channels * 16, channels, activation=True)
         self.out = FullyConnected(channels, out_features)
 
-    def forward(self, x: Tensor) -> Tensor:
-        x = self.conv(torch.cat([x, minibatch_std(x)], dim=1))
+    def forward(self, x: Tensor, sets: int = 1) -> Tensor:
+        """(N, C, 4, 4) to (N, out_features); samples are compared within each of `sets` equal parts."""
+        std = torch.cat([minibatch_std(part) for part in x.chunk(sets)])
+        x = self.conv(torch.cat([x, std], dim=1))
         return self.out(self.fc(x.flatten(1)))
 
 
@@ -109,16 +111,16 @@ class _Residual(nn.Module):
             setattr(self, f"b{r}", block)
         self.b4 = Epilogue(channels_at(4, channel_base, channel_max), out_features)
 
-    def score(self, x: Tensor) -> Tensor:
+    def score(self, x: Tensor, sets: int = 1) -> Tensor:
         full = x.dtype
         fine = working_dtype(self.precision, x)
         for index, r in enumerate(self.resolutions):
             x = getattr(self, f"b{r}")(x.to(fine if index < CLAMPED_RESOLUTIONS else full))
-        return self.b4(x.to(full))
+        return self.b4(x.to(full), sets)
 
-    def project(self, x: Tensor, direction: Tensor) -> Tensor:
+    def project(self, x: Tensor, direction: Tensor, sets: int = 1) -> Tensor:
         """(N, 1) logits of images (N, C, R, R), given the direction (N, F) of their labels."""
-        return (self.score(x) * direction).sum(dim=1, keepdim=True) / math.sqrt(direction.shape[1])
+        return (self.score(x, sets) * direction).sum(dim=1, keepdim=True) / math.sqrt(direction.shape[1])
 
 
 def channels_at(resolution: int, channel_base: int, channel_max: int) -> int:
@@ -135,17 +137,18 @@ class DualDiscriminator(_Residual):
         self.resolution = resolution
         self.mapping = LabelMapping(features)
 
-    def forward(self, image: Tensor, raw: Tensor, camera: Tensor) -> Tensor:
+    def forward(self, image: Tensor, raw: Tensor, camera: Tensor, sets: int = 1) -> Tensor:
         """
         Args:
             image: (N, 3, R, R) in [-1, 1].
             raw: (N, 3, r, r), the small render; of a real image the image resized to r.
             camera: (N, 25).
+            sets: the batch is so many equal parts one after another, each judged as a batch of its own.
         Returns:
             (N, 1) logits.
         """
         x = torch.cat([image, resize_antialiased(raw, self.resolution)], dim=1)
-        return self.project(x, self.mapping(camera))
+        return self.project(x, self.mapping(camera), sets)
 
 
 class PatchDiscriminator(_Residual):
@@ -163,6 +166,11 @@ class PatchDiscriminator(_Residual):
         super().__init__(resolution, 3, channel_base, channel_max, features, precision)
         self.mapping = LabelMapping(features, label_size) if label_size else None
 
-    def forward(self, patch: Tensor, label: Tensor | None = None) -> Tensor:
-        """(N, 3, p, p) in [-1, 1], and (N, label_size) if it was built for labels, to (N, 1) logits."""
-        return self.score(patch) if self.mapping is None else self.project(patch, self.mapping(label))
+    def forward(self, patch: Tensor, label: Tensor | None = None, sets: int = 1) -> Tensor:
+        """(N, 3, p, p) in [-1, 1], and (N, label_size) if it was built for labels, to (N, 1) logits.
+
+        `sets` as in `DualDiscriminator.forward`.
+        """
+        if self.mapping is None:
+            return self.score(patch, sets)
+        return self.project(patch, self.mapping(label), sets)

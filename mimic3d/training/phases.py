@@ -100,17 +100,24 @@ class Phases:
             view = self.generator.branch_2d(planes, w, views.camera, stochastic=True) if self.has_2d else None
         losses, log = [], {}
         if view is not None:
-            fake_logits = self._judge(now, view.image, view.raw, views.camera, fake_look)
-            real_logits = self._judge(now, reals.image, self._raw_of(reals.image), reals.camera, real_look)
+            seen = (
+                self._seen(now, view.image, view.raw, fake_look),
+                self._seen(now, reals.image, self._raw_of(reals.image), real_look),
+            )
+            # Both in one pass: what a pass costs besides its arithmetic is paid once.
+            image, raw = (torch.cat(kind) for kind in zip(*seen, strict=True))
+            logits = self.dual(image, raw, torch.cat([views.camera, reals.camera]), sets=2)
+            fake_logits, real_logits = logits.chunk(2)
             losses.append(discriminator_loss(fake_logits, real_logits, reals.weight))
             log |= {"loss/discriminator_2d": losses[0], "logits/real_2d": real_logits.mean()}
             log["logits/real_sign"] = real_logits.sign().mean()
         if now.stage == 2:
             with torch.no_grad():
-                patch = self._render_patch(planes, view, views.camera, fake_look.windows)
-            fake_logits = self._judge_patch(patch, fake_look)
-            patch = look_through(reals.image, real_look.windows, self.config.patch_resolution)
-            real_logits = self._judge_patch(patch, real_look)
+                fake = self._render_patch(planes, view, views.camera, fake_look.windows)
+            real = look_through(reals.image, real_look.windows, self.config.patch_resolution)
+            labels = [self._label(look) for look in (fake_look, real_look)]
+            logits = self.patch(torch.cat([fake, real]), torch.cat(labels), sets=2)
+            fake_logits, real_logits = logits.chunk(2)
             losses.append(discriminator_loss(fake_logits, real_logits, reals.weight))
             log |= {"loss/discriminator_patch": losses[-1], "logits/real_patch": real_logits.mean()}
         return sum(losses), log
@@ -140,14 +147,21 @@ class Phases:
         return colours.transpose(1, 2).unflatten(-1, (size, size))
 
     def _judge(self, now: Moment, image: Tensor, raw: Tensor, camera: Tensor, look: Look) -> Tensor:
+        return self.dual(*self._seen(now, image, raw, look), camera)
+
+    def _seen(self, now: Moment, image: Tensor, raw: Tensor, look: Look) -> tuple[Tensor, Tensor]:
+        """What the dual discriminator is shown of images (N, 3, R, R) and their raw renders (N, 3, r, r)."""
         image = gaussian_blur(image, now.blur_sigma)
         if look.augmentation.warp is not None:
             pair = torch.cat([image, resize_antialiased(raw, image.shape[-1])], dim=1)
             image, raw = look.augmentation.apply(pair).split(3, dim=1)
-        return self.dual(image, raw, camera)
+        return image, raw
 
     def _judge_patch(self, patch: Tensor, look: Look) -> Tensor:
-        return self.patch(patch, look.windows.label(self.config.model.image_resolution))
+        return self.patch(patch, self._label(look))
+
+    def _label(self, look: Look) -> Tensor:
+        return look.windows.label(self.config.model.image_resolution)
 
     def _raw_of(self, real: Tensor) -> Tensor:
         return resize_antialiased(real, self.config.model.neural_rendering_resolution)
