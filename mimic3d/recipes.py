@@ -181,7 +181,7 @@ def cars_demo() -> Config:
         schedule=ScheduleConfig(
             batch=8,
             stage1_kimg=1.6,
-            stage2_kimg=4.8,
+            stage2_kimg=6.4,
             ema_half_life_kimg=0.3,
             blur_sigma=0,
             pose_swap_kimg=0,
