@@ -188,6 +188,21 @@ def test_the_decoder_gives_density_first_then_features_within_bounds() -> None:
     assert torch.allclose(decoder(features, 3)[1], colours[..., :3], atol=1e-6)
 
 
+@pytest.mark.parametrize("each", [1, 2, 8])
+def test_two_sets_in_one_pass_are_judged_as_two_batches(each: int) -> None:
+    torch.manual_seed(0)
+    dual, patch = DualDiscriminator(32, 64, 8), PatchDiscriminator(16, 64, 8)
+    fake, real = ((torch.randn(each, 3, 32, 32), torch.randn(each, 3, 16, 16)) for _ in range(2))
+    camera = torch.cat([some_cameras(1)] * 2 * each)
+    both = dual(*map(torch.cat, zip(fake, real, strict=True)), camera, sets=2)
+    alone = torch.cat([dual(*fake, camera[:each]), dual(*real, camera[each:])])
+    assert torch.allclose(both, alone, atol=1e-5)
+    patches = torch.cat([fake[1], real[1]])
+    both = patch(patches, sets=2)
+    assert torch.allclose(both, torch.cat([patch(fake[1]), patch(real[1])]), atol=1e-5)
+    assert not torch.allclose(both, patch(patches), atol=1e-5), "one batch's samples are all compared"
+
+
 # Whole networks.
 
 
