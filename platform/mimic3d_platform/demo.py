@@ -67,8 +67,9 @@ def run_demo(folder: Path, console: Console, overrides: Sequence[str] = ()) -> d
         console.say(f"perceptual loss on {names[0]}, Fréchet distance on {names[1]}")
     # Data, run and pictures are named after what they are made of: another version of the recipe or of the
     # numbers here is beside them, not in conflict with them.
-    resolution = resolve_config(RECIPE, DATA_URI, list(overrides)).model.image_resolution
-    data_uri = storage.join(DATA_URI, f"{RECIPE}-{resolution}px-{COLOURINGS}x{VIEWS}")
+    config = resolve_config(RECIPE, DATA_URI, list(overrides))
+    resolution, focal = config.model.image_resolution, config.camera.focal
+    data_uri = storage.join(DATA_URI, f"{RECIPE}-{resolution}px-focal{focal:g}-{COLOURINGS}x{VIEWS}")
     config = resolve_config(RECIPE, data_uri, list(overrides))
     with clock.part("data", "cars from human-made models, ray cast, as Parquet in S3"):
         with console.progress("rendering", "images") as advance:
@@ -79,7 +80,7 @@ def run_demo(folder: Path, console: Console, overrides: Sequence[str] = ()) -> d
                 views=VIEWS,
                 seed=0,
                 supersample=4,
-                focal=config.camera.focal,
+                focal=focal,
                 on_progress=advance,
             )
         console.say(f"{manifest.count} images of {manifest.identities} cars in {data_uri}")
