@@ -10,7 +10,7 @@ from mimic3d.networks.layers import FullyConnected
 
 
 class Decoder(nn.Module):
-    """C plane features to 1 raw density and C features in [0, 1], the first three of them RGB; C is 32."""
+    """C plane features to 1 raw density and C features in [0, 1], the first three of them RGB."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
