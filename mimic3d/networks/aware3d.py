@@ -23,6 +23,8 @@ PLANES = 3
 STRIP = 3
 # Where the kernel's input channels come from: the plane itself, the next one and the one after.
 OWN, DOWN_ROWS, ALONG_COLUMNS = range(PLANES)
+# Who reads which plane, for each source in turn.
+_READINGS = [(plane, (plane + source) % PLANES) for source in range(PLANES) for plane in range(PLANES)]
 
 
 def pooled_profiles(x: Tensor) -> tuple[Tensor, Tensor]:
@@ -40,15 +42,18 @@ def pooled_profiles(x: Tensor) -> tuple[Tensor, Tensor]:
     ).flatten(1, 2)
 
 
-def plane_weight(weight: Tensor, source: int) -> Tensor:
-    """The kernel by which each plane reads `source`: (out, 3C, k, k) to (3 * out, C, k, k)."""
-    return weight.unflatten(1, (PLANES, -1)).transpose(0, 1).roll(-source, dims=0).flatten(0, 1)
+def plane_weights(weight: Tensor) -> tuple[Tensor, ...]:
+    """The kernels by which all planes read each source: (out, 3C, k, k) to three (3 * out, C, k, k)."""
+    read = torch.tensor([plane for _, plane in _READINGS], device=weight.device)
+    kernels = weight.unflatten(1, (PLANES, -1)).transpose(0, 1).index_select(0, read)
+    return kernels.view(PLANES, -1, *kernels.shape[2:]).unbind(0)
 
 
-def plane_style(style: Tensor, source: int) -> Tensor:
-    """The style by which each plane reads `source`: (N, 3 planes, 3C) to (N, 3C)."""
-    planes = torch.arange(PLANES, device=style.device)
-    return style.unflatten(2, (PLANES, -1))[:, planes, (planes + source) % PLANES].flatten(1, 2)
+def plane_styles(style: Tensor) -> tuple[Tensor, ...]:
+    """The styles by which all planes read each source: (N, 3 planes, 3C) to three (N, 3C)."""
+    read = torch.tensor([reader * PLANES + plane for reader, plane in _READINGS], device=style.device)
+    styles = style.reshape(len(style), PLANES * PLANES, -1).index_select(1, read)
+    return styles.view(len(style), PLANES, -1).unbind(1)
 
 
 def convolve_pooled(x: Tensor, weight: Tensor, style: Tensor, *, up: bool = False) -> Tensor:
@@ -61,16 +66,15 @@ def convolve_pooled(x: Tensor, weight: Tensor, style: Tensor, *, up: bool = Fals
     Returns:
         (N, 3 * out, R, R), or twice the size.
     """
-    own = x * plane_style(style, OWN)[:, :, None, None].to(x.dtype)
-    own = convolve(own, plane_weight(weight, OWN), up=up, groups=PLANES)
+    of_own, of_rows, of_columns = plane_weights(weight)
+    own_style, rows_style, columns_style = plane_styles(style.to(x.dtype))
+    own = convolve(x * own_style[:, :, None, None], of_own, up=up, groups=PLANES)
     width = STRIP if weight.shape[-1] > 1 else 1
     rows, columns = pooled_profiles(x)
-    rows = (rows * plane_style(style, DOWN_ROWS)[:, :, None].to(x.dtype))[:, :, :, None]
-    rows = convolve(rows.expand(-1, -1, -1, width), plane_weight(weight, DOWN_ROWS), up=up, groups=PLANES)
-    columns = (columns * plane_style(style, ALONG_COLUMNS)[:, :, None].to(x.dtype))[:, :, None, :]
-    columns = convolve(
-        columns.expand(-1, -1, width, -1), plane_weight(weight, ALONG_COLUMNS), up=up, groups=PLANES
-    )
+    rows = (rows * rows_style[:, :, None])[:, :, :, None].expand(-1, -1, -1, width)
+    rows = convolve(rows, of_rows, up=up, groups=PLANES)
+    columns = (columns * columns_style[:, :, None])[:, :, None, :].expand(-1, -1, width, -1)
+    columns = convolve(columns, of_columns, up=up, groups=PLANES)
     return own + _stretch(rows, 3, own.shape[3]) + _stretch(columns, 2, own.shape[2])
 
 

@@ -45,31 +45,25 @@ class _GatherPlanes(torch.autograd.Function):
     @staticmethod
     def forward(ctx, planes: Tensor, grid: Tensor) -> Tensor:
         ctx.save_for_backward(planes, grid)
-        batch, _, channels, height, width = planes.shape
-        size = torch.tensor([width, height], dtype=grid.dtype)
-        position = (grid + 1) * (size / 2) - 0.5
-        corner = position.floor()
-        fraction = position - corner
-        near = corner.long()
-        edge = torch.tensor([width - 1, height - 1])
-        x_weight, y_weight, column, row = [], [], [], []
-        for step in (0, 1):
-            at = near + step
-            weight = fraction if step else 1 - fraction
-            weight = weight * ((at >= 0) & (at <= edge))
-            at = torch.minimum(at.clamp_(min=0), edge)
-            x_weight.append(weight[..., 0])
-            y_weight.append(weight[..., 1])
-            column.append(at[..., 0])
-            row.append(at[..., 1])
-        # Planes that come channels-last from a convolution are this table already, nothing is copied.
-        table = planes.permute(0, 3, 4, 1, 2).reshape(-1, channels)
-        sample = torch.arange(batch)[:, None, None] * height
-        rows = [(sample + r) * width for r in row]
-        index = torch.stack([(r + c) * 3 + torch.arange(3) for r in rows for c in column], dim=-1)
-        weight = torch.stack([y * x for y in y_weight for x in x_weight], dim=-1) / 3
+        batch, _, channels, size, _ = planes.shape
+        # With a border of zeros, a point outside reads zeros without being asked where it is.
+        side = size + 2
+        table = planes.new_zeros(batch, side, side, 3, channels)
+        table[:, 1:-1, 1:-1] = planes.permute(0, 3, 4, 1, 2)
+        position = (grid * (size / 2)).add_(size / 2 + 0.5).clamp_(0, size + 1)
+        corner = position.floor().clamp_(max=size)
+        beyond = position.sub_(corner)
+        share = torch.stack([1 - beyond, beyond], dim=-1)
+        weight = share[..., 1, :, None] * share[..., 0, None, :] / 3  # (N, M, 3, row, column)
+        corner = corner.long()
+        index = (corner[..., 1] * side + corner[..., 0]) * 3 + torch.arange(3)
+        index += torch.arange(batch)[:, None, None] * (3 * side**2)
+        index = index[..., None] + torch.tensor([0, 3, 3 * side, 3 * side + 3])
         features = F.embedding_bag(
-            index.view(-1, 12), table, per_sample_weights=weight.view(-1, 12).to(table.dtype), mode="sum"
+            index.view(-1, 12),
+            table.view(-1, channels),
+            per_sample_weights=weight.view(-1, 12).to(table.dtype),
+            mode="sum",
         )
         return features.view(batch, -1, channels)
 

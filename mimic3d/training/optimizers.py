@@ -16,7 +16,17 @@ def lazy_adam(
     ratio = interval / (interval + 1)
     parameters = [parameter for network in networks for parameter in network.parameters()]
     betas = (settings.beta1**ratio, settings.beta2**ratio)
-    return torch.optim.Adam(parameters, lr=lr * ratio, betas=betas, eps=1e-8, foreach=True)
+    optimizer = torch.optim.Adam(parameters, lr=lr * ratio, betas=betas, eps=1e-8, fused=True)
+    optimizer.register_load_state_dict_post_hook(_lay_out_moments)
+    return optimizer
+
+
+def _lay_out_moments(optimizer: torch.optim.Optimizer) -> None:
+    """Puts loaded moments in memory as their parameters lie: fused Adam walks through all of them alike."""
+    for parameter, state in optimizer.state.items():
+        for name in ("exp_avg", "exp_avg_sq"):
+            if name in state:
+                state[name] = torch.empty_like(parameter).copy_(state[name])
 
 
 def apply_gradients(optimizer: torch.optim.Optimizer, world_size: int) -> Tensor:
@@ -25,14 +35,23 @@ def apply_gradients(optimizer: torch.optim.Optimizer, world_size: int) -> Tensor
     NaN becomes 0 and an infinity 1e5 of its sign (StyleGAN2-ADA).
     """
     parameters = [p for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
-    gradients = [p.grad for p in parameters]
-    flat = torch.cat([gradient.flatten() for gradient in gradients])
+    flat = torch.cat([_in_memory_order(parameter) for parameter in parameters])
     if world_size > 1:
         dist.all_reduce(flat)
         flat /= world_size
     norm = flat.norm()
     torch.nan_to_num(flat, nan=0.0, posinf=1e5, neginf=-1e5, out=flat)
-    mended = flat.split([gradient.numel() for gradient in gradients])
-    torch._foreach_copy_(gradients, [m.view_as(g) for m, g in zip(mended, gradients, strict=True)])
+    offset = 0
+    for parameter in parameters:
+        parameter.grad = flat.as_strided(parameter.shape, parameter.stride(), offset)
+        offset += parameter.numel()
     optimizer.step()
     return norm
+
+
+def _in_memory_order(parameter: nn.Parameter) -> Tensor:
+    """A parameter's gradient as a vector, in the order in which the parameter itself lies in memory."""
+    gradient = parameter.grad
+    if gradient.stride() != parameter.stride():
+        gradient = torch.empty_like(parameter).copy_(gradient)
+    return gradient.as_strided((gradient.numel(),), (1,))
