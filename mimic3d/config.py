@@ -149,6 +149,8 @@ class ScheduleConfig:
     blur_kimg: float = 200.0
     pose_swap_kimg: float = 1000.0
     pose_swap_final: float = 0.5
+    cooldown_kimg: float = 0.0
+    """Over the last so many kimg the learning rates fall, linearly, to nothing; 0 keeps them to the end."""
 
 
 @dataclass(frozen=True)

@@ -38,6 +38,7 @@ AT_LEAST = {
     "schedule.blur_sigma": 0,
     "schedule.blur_kimg": 0,
     "schedule.pose_swap_kimg": 0,
+    "schedule.cooldown_kimg": 0,
     "data.cache_bytes": 0,
     "data.loader_workers": 0,
     "data.max_bad_images": 0,

@@ -21,6 +21,12 @@ def lazy_adam(
     return optimizer
 
 
+def set_rate(optimizer: torch.optim.Optimizer, lr: float, interval: int) -> None:
+    """Changes the rate of a `lazy_adam` that was built with another `lr` and this `interval`."""
+    for group in optimizer.param_groups:
+        group["lr"] = lr * interval / (interval + 1)
+
+
 def _lay_out_moments(optimizer: torch.optim.Optimizer) -> None:
     """Puts loaded moments in memory as their parameters lie: fused Adam walks through all of them alike."""
     for parameter, state in optimizer.state.items():

@@ -19,6 +19,12 @@ def goes_on(config: Config, nimg: int) -> bool:
     return bool(config.start) or (stage_at(config, nimg) == 2 and not config.joint)
 
 
+def rate_factor(config: Config, nimg: int) -> float:
+    """What the learning rates are multiplied by: 1, falling to 0 during the cool-down at the end."""
+    cooldown = config.schedule.cooldown_kimg * 1000
+    return 1.0 if cooldown == 0 else min(1.0, (config.total_nimg - nimg) / cooldown)
+
+
 def ema_decay(schedule: ScheduleConfig, nimg: int, goes_on: bool) -> float:
     """The weight that the running average keeps after a batch; from scratch its half-life ramps up."""
     half_life = schedule.ema_half_life_kimg * 1000

@@ -18,10 +18,10 @@ from mimic3d.training.accumulation import in_parts, parts_of
 from mimic3d.training.augmentation import AdaptiveProbability
 from mimic3d.training.balance import CameraBalance
 from mimic3d.training.draws import Draws, Look, Views
-from mimic3d.training.optimizers import apply_gradients, lazy_adam
+from mimic3d.training.optimizers import apply_gradients, lazy_adam, set_rate
 from mimic3d.training.phases import Losses, Moment, Phases, Reals
 from mimic3d.training.randomness import seed_everything
-from mimic3d.training.schedules import blur_sigma, ema_decay, goes_on, stage_at
+from mimic3d.training.schedules import blur_sigma, ema_decay, goes_on, rate_factor, stage_at
 from mimic3d.training.start import OPTIMIZERS, load_moments, load_start
 from mimic3d.training.start import PARTS as START_PARTS
 
@@ -116,6 +116,7 @@ class Trainer:
         index, continuing = self.nimg // self.config.schedule.batch, goes_on(self.config, self.nimg)
         now = Moment(self.stage, blur_sigma(self.config.schedule, self.nimg, continuing))
         seed_everything(self.config.seed, f"step/{self.rank}", self.nimg)
+        self._set_rates()
         label_weights = self.balance.of_pool(label_pool, label_weights)
         reals = self._reals(images, cameras)
 
@@ -146,6 +147,12 @@ class Trainer:
         self.nimg += self.config.schedule.batch
         self._update_ema(continuing)
         return log
+
+    def _set_rates(self) -> None:
+        settings, regular = self.config.optimizer, self.config.regularization
+        factor = rate_factor(self.config, self.nimg)
+        set_rate(self.generator_optimizer, settings.generator_lr * factor, regular.density_interval)
+        set_rate(self.discriminator_optimizer, settings.discriminator_lr * factor, regular.r1_interval)
 
     def _reals(self, images: Tensor, cameras: Tensor) -> Reals:
         image = images.to(self.device, torch.float32, memory_format=torch.channels_last) / 127.5 - 1

@@ -18,6 +18,7 @@ from mimic3d.networks.layers import (
     FullyConnected,
     SynthesisLayer,
     ToRGB,
+    _ScaleNoiseBiasLeaky,
     blur,
     blur_downsample,
     convolve,
@@ -118,6 +119,28 @@ def test_a_modulated_convolution_is_the_one_with_a_kernel_for_each_sample(up: bo
     out = out + layer.noise_const * 0.7 + layer.bias[:, None, None]
     expected = F.leaky_relu(out, 0.2) * 2**0.5
     assert torch.allclose(layer(x, w, "const"), expected, atol=1e-5)
+
+
+@pytest.mark.parametrize("groups", [1, 3])
+@pytest.mark.parametrize("noise", [True, False])
+def test_the_end_of_a_layer_has_the_gradients_of_its_formula(groups: int, noise: bool) -> None:
+    torch.manual_seed(0)
+    shapes = {"x": (2, groups * 4, 5, 5), "scale": (2, groups * 4), "strength": (), "bias": (4,)}
+    given = {name: torch.randn(shape, dtype=torch.double) for name, shape in shapes.items()}
+    drawn = torch.randn(2, 1, 5, 5, dtype=torch.double) if noise else None
+    found, expected = (
+        {name: value.clone().requires_grad_() for name, value in given.items()} for _ in range(2)
+    )
+    out = _ScaleNoiseBiasLeaky.apply(found["x"], found["scale"], drawn, found["strength"], found["bias"])
+    of = expected["x"] * expected["scale"][:, :, None, None]
+    of = of + (0 if drawn is None else drawn * expected["strength"])
+    literal = F.leaky_relu(of + expected["bias"].repeat(groups)[:, None, None], 0.2) * 2**0.5
+    torch.testing.assert_close(out, literal)
+    weights = torch.randn_like(out)
+    (out * weights).sum().backward()
+    (literal * weights).sum().backward()
+    for name in given:
+        torch.testing.assert_close(found[name].grad, expected[name].grad, msg=name)
 
 
 def test_to_rgb_is_modulated_but_not_demodulated() -> None:

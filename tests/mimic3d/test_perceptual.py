@@ -53,6 +53,21 @@ def test_lpips_is_the_packages(weights, images):
     torch.testing.assert_close(distance(*images), reference(*images).flatten(), rtol=1e-4, atol=1e-6)
 
 
+@pytest.mark.parametrize("height, width", [(16, 16), (16, 32), (31, 17), (32, 64)])
+def test_small_images_are_judged_as_by_plain_convolutions(weights, height, width):
+    distance = PerceptualDistance(weights, "lpips-vgg16")
+    image = torch.rand(2, 3, height, width) * 2 - 1
+    hidden = (image - distance.shift) / distance.scale
+    convolutions = [layer for block in distance.blocks for layer in block if hasattr(layer, "weight")]
+    plain = iter(convolutions)
+    for index, (widths, found) in enumerate(zip(VGG16_BLOCKS, distance.features(image), strict=True)):
+        hidden = hidden if index == 0 else torch.nn.functional.max_pool2d(hidden, 2)
+        for _ in widths:
+            layer = next(plain)
+            hidden = torch.relu(torch.nn.functional.conv2d(hidden, layer.weight, layer.bias, padding=1))
+        torch.testing.assert_close(found, hidden, rtol=1e-4, atol=1e-5)
+
+
 def test_the_stand_in_has_a_name_of_its_own_and_even_channel_weights(weights, images):
     stand_in, lpips = PerceptualDistance(weights, "hed-vgg16"), PerceptualDistance(weights, "lpips-vgg16")
     assert stand_in.name == "perceptual_hedvgg16"

@@ -1,5 +1,6 @@
 """The training step: determinism, stages, ranks, resumption, schedules."""
 
+import copy
 import math
 from pathlib import Path
 
@@ -23,7 +24,14 @@ from mimic3d.config import (
     override,
 )
 from mimic3d.training.phases import gaussian_blur
-from mimic3d.training.schedules import blur_sigma, ema_decay, goes_on, pose_swap_probability, stage_at
+from mimic3d.training.schedules import (
+    blur_sigma,
+    ema_decay,
+    goes_on,
+    pose_swap_probability,
+    rate_factor,
+    stage_at,
+)
 from mimic3d.training.trainer import Trainer
 
 torch.set_num_threads(1)
@@ -207,6 +215,32 @@ def test_lazy_regularisation_slows_adam_down() -> None:
     discriminator = trainer.discriminator_optimizer.param_groups[0]
     assert discriminator["lr"] == pytest.approx(0.002 * 16 / 17)
     assert discriminator["betas"] == pytest.approx((0, 0.99 ** (16 / 17)))
+
+
+def test_moments_that_come_in_another_memory_format_mean_the_same() -> None:
+    as_stored, laid_anew = Trainer(CONFIG, MeanAbsolute()), Trainer(CONFIG, MeanAbsolute())
+    advance(as_stored, 3)
+    state = copy.deepcopy(as_stored.state_dict())
+    for name in ("generator_optimizer", "discriminator_optimizer"):
+        for moments in state[name]["state"].values():
+            moments |= {key: moments[key].contiguous() for key in ("exp_avg", "exp_avg_sq")}
+    laid_anew.load_state_dict(state)
+    advance(as_stored, 1)
+    advance(laid_anew, 1)
+    assert same(as_stored, laid_anew)
+
+
+def test_a_cool_down_brings_the_rates_to_nothing() -> None:
+    config = override(CONFIG, {"schedule.cooldown_kimg": 0.008})
+    assert [rate_factor(config, nimg) for nimg in (0, 12, 16, 18, 20)] == [1, 1, 0.5, 0.25, 0]
+    assert [rate_factor(CONFIG, nimg) for nimg in (0, 20)] == [1, 1]
+    trainer, kept = Trainer(config, MeanAbsolute()), Trainer(CONFIG, MeanAbsolute())
+    advance(trainer, 4)
+    advance(kept, 4)
+    assert same(trainer, kept)
+    advance(trainer, 1)
+    assert trainer.generator_optimizer.param_groups[0]["lr"] == pytest.approx(0.0025 * 2 / 3 / 2)
+    assert trainer.discriminator_optimizer.param_groups[0]["lr"] == pytest.approx(0.002 * 2 / 3 / 2)
 
 
 # Several ranks.
