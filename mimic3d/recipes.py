@@ -142,7 +142,8 @@ def cars_demo() -> Config:
     and of the box the cars fill, the fewer pixels and cells have nothing to learn. With few samples on a ray,
     those of the 3D branch are worth placing around the depth that the coarse planes have. As minutes count,
     detail begins at nothing, so that stage 2 need not unlearn a random start, and most of the time is stage
-    2's, in which both branches learn.
+    2's, in which both branches learn. How far a run of a few minutes comes is counted in steps, so a step has
+    few images; the rates start high and fall all through stage 2, so that it does not end at a moment's whim.
     """
     base = cars64()
     return replace(
@@ -177,17 +178,18 @@ def cars_demo() -> Config:
         camera=replace(base.camera, focal=1.6),
         imitation=replace(base.imitation, patch_gan_weight=0.5),
         regularization=RegularizationConfig(r1_gamma=0.1, r1_gamma_patch=0.1, density_points=250),
-        optimizer=OptimizerConfig(generator_lr=0.005, discriminator_lr=0.004),
+        optimizer=OptimizerConfig(generator_lr=0.006, discriminator_lr=0.005),
         schedule=ScheduleConfig(
-            batch=8,
-            stage1_kimg=1.6,
-            stage2_kimg=6.4,
+            batch=4,
+            stage1_kimg=0.8,
+            stage2_kimg=4.0,
             ema_half_life_kimg=0.3,
             blur_sigma=0,
             pose_swap_kimg=0,
+            cooldown_kimg=4.0,
         ),
         output=OutputConfig(
-            checkpoint_kimg=0.8, sample_kimg=1.6, log_steps=25, metric_images=512, metric_identities=16
+            checkpoint_kimg=0.4, sample_kimg=0.8, log_steps=50, metric_images=512, metric_identities=16
         ),
     )
 
@@ -229,7 +231,7 @@ def cars_demo_eg3d() -> Config:
     The demo's stage 1 is short because stage 2 goes on with the 2D branch; here nothing follows it.
     """
     base = eg3d(cars_demo(), "cars-demo-eg3d")
-    return replace(base, schedule=replace(base.schedule, stage1_kimg=6.4))
+    return replace(base, schedule=replace(base.schedule, stage1_kimg=3.2))
 
 
 def ffhq512_patch_gan() -> Config:

@@ -191,7 +191,7 @@ def test_there_are_the_sweeps_that_the_documentation_names() -> None:
         ({"overrides": {"schedule.stage2_kimg": 0}}, ("no stage 2 to vary",)),
         ({"recipe": "cars-demo-eg3d", "overrides": {}}, ("EG3D has no stage 2",)),
         ({"objectives": [{"metric": "a/3d", "mode": "min"}] * 2}, ("a/3d is named twice",)),
-        ({"trials": {"workers": 3}}, ("schedule.batch 8 cannot be split among 3 workers",)),
+        ({"trials": {"workers": 3}}, ("schedule.batch 4 cannot be split among 3 workers",)),
         ({"recipe": "cars-demoo"}, ("did you mean cars-demo?",)),
         ({"data": None}, ("no data set is named",)),
         ({"overrides": {"schedule.bath": 8}}, ("did you mean schedule.batch?",)),
