@@ -28,8 +28,13 @@ def leaky(x: Tensor, clamp: float | None = None) -> Tensor:
     Its gain of sqrt(2) is multiplied into the weights and biases before it: leaky ReLU commutes with
     positive factors, and a factor on a small tensor costs nothing.
     """
-    x = F.leaky_relu(x, LEAKY_SLOPE, inplace=True)
-    return x if clamp is None else x.clamp(-clamp, clamp)
+    return clamped(F.leaky_relu(x, LEAKY_SLOPE, inplace=True), clamp)
+
+
+def clamped(x: Tensor, limit: float | None) -> Tensor:
+    """x within +-`limit`, if there is one."""
+    # Not `clamp`, whose gradient takes six operations instead of one.
+    return x if limit is None else F.hardtanh(x, -limit, limit)
 
 
 def rms_normalize(x: Tensor) -> Tensor:
@@ -168,8 +173,7 @@ class NoiseBiasActivation(nn.Module):
     def finish(self, x: Tensor, scale: Tensor, noise: str, clamp: float | None = None) -> Tensor:
         """leaky(x * scale + noise + bias) of (N, groups * channels, H, W), scale without H, W."""
         drawn = self._noise(x, noise) if self.has_noise and noise != "none" else None
-        x = _ScaleNoiseBiasLeaky.apply(x, scale, drawn, self.noise_strength, self.bias)
-        return x if clamp is None else x.clamp(-clamp, clamp)
+        return clamped(_ScaleNoiseBiasLeaky.apply(x, scale, drawn, self.noise_strength, self.bias), clamp)
 
     def _noise(self, x: Tensor, mode: str) -> Tensor:
         if mode == "const":
@@ -264,4 +268,4 @@ class ToRGB(nn.Module):
         """(N, in, H, W) and (N, w_dim) to (N, out, H, W)."""
         style = (self.affine(w) * self.style_gain)[:, :, None, None].to(x.dtype)
         x = F.conv2d(x * style, self.weight.to(x.dtype), self.bias.to(x.dtype))
-        return x if self.clamp is None else x.clamp(-self.clamp, self.clamp)
+        return clamped(x, self.clamp)
