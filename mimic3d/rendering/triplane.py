@@ -55,7 +55,7 @@ class _GatherPlanes(torch.autograd.Function):
         beyond = position.sub_(corner)
         share = torch.stack([1 - beyond, beyond], dim=-1)
         weight = share[..., 1, :, None] * share[..., 0, None, :] / 3  # (N, M, 3, row, column)
-        corner = corner.long()
+        corner = corner.long().clamp_(min=0)  # A point that is not a number reads no memory but the table's.
         index = (corner[..., 1] * side + corner[..., 0]) * 3 + torch.arange(3)
         index += torch.arange(batch)[:, None, None] * (3 * side**2)
         index = index[..., None] + torch.tensor([0, 3, 3 * side, 3 * side + 3])

@@ -13,7 +13,7 @@ def lazy_adam(
     networks: list[nn.Module], lr: float, settings: OptimizerConfig, interval: int
 ) -> torch.optim.Adam:
     """Adam whose rate and decays allow for a regularisation step every `interval` (StyleGAN2, appendix B)."""
-    ratio = interval / (interval + 1)
+    ratio = _share_of_main(interval)
     parameters = [parameter for network in networks for parameter in network.parameters()]
     betas = (settings.beta1**ratio, settings.beta2**ratio)
     optimizer = torch.optim.Adam(parameters, lr=lr * ratio, betas=betas, eps=1e-8, fused=True)
@@ -24,7 +24,12 @@ def lazy_adam(
 def set_rate(optimizer: torch.optim.Optimizer, lr: float, interval: int) -> None:
     """Changes the rate of a `lazy_adam` that was built with another `lr` and this `interval`."""
     for group in optimizer.param_groups:
-        group["lr"] = lr * interval / (interval + 1)
+        group["lr"] = lr * _share_of_main(interval)
+
+
+def _share_of_main(interval: int) -> float:
+    """Of all steps, with one of regularisation every `interval` of the others."""
+    return interval / (interval + 1)
 
 
 def _lay_out_moments(optimizer: torch.optim.Optimizer) -> None:

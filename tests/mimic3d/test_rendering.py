@@ -185,6 +185,16 @@ def test_outside_the_box_a_plane_reads_zero() -> None:
     assert read.tolist() == pytest.approx([1.0, 0.0, 1 / 3])
 
 
+def test_a_point_that_is_not_a_number_reads_no_number_and_harms_no_other() -> None:
+    planes = torch.ones(2, 3, 4, 8, 8)
+    points = torch.zeros(2, 3, 3)
+    points[1, 1] = torch.nan
+    points[0, 2] = torch.inf
+    read = sample_triplane(planes, points, 1.0)
+    assert read[1, 1].isnan().all() and (read[0, 2] == 0).all()
+    assert torch.allclose(read[[0, 0, 1, 1], [0, 1, 0, 2]], torch.ones(4, 4))
+
+
 # Patches.
 
 
