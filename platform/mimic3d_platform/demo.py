@@ -27,7 +27,7 @@ RECIPE = "cars-demo"
 DATA_URI = "s3://mimic3d/data"
 MODEL = "mimic3d-cars"
 ALIAS = "champion"
-COLOURINGS, VIEWS = 12, 12
+COLOURINGS, VIEWS = 16, 12
 IDENTITIES, FRAMES, MESH_RESOLUTION = 6, 48, 96
 MESH_SEED = 0
 
@@ -79,7 +79,7 @@ def run_demo(folder: Path, console: Console, overrides: Sequence[str] = ()) -> d
                 colourings=COLOURINGS,
                 views=VIEWS,
                 seed=0,
-                supersample=3,
+                supersample=4,
                 focal=focal,
                 on_progress=advance,
             )
