@@ -182,11 +182,11 @@ def cars_demo() -> Config:
         schedule=ScheduleConfig(
             batch=4,
             stage1_kimg=0.8,
-            stage2_kimg=3.4,
+            stage2_kimg=4.0,
             ema_half_life_kimg=0.3,
             blur_sigma=0,
             pose_swap_kimg=0,
-            cooldown_kimg=3.4,
+            cooldown_kimg=4.0,
         ),
         output=OutputConfig(
             checkpoint_kimg=0.4, sample_kimg=0.8, log_steps=50, metric_images=512, metric_identities=16
