@@ -27,7 +27,7 @@ def folder(write_set, tmp_path: Path) -> Path:
 
 
 def test_a_local_folder_gives_the_batches_of_the_platforms_stream(folder: Path) -> None:
-    config = override(get_recipe("cars-demo"), {"seed": 5, "data.uri": str(folder)})
+    config = override(get_recipe("cars-demo"), {"seed": 5, "schedule.batch": 8, "data.uri": str(folder)})
     shards = LocalShards(folder)
     assert shards.weights is None and shards.cameras.shape == (ROWS, 25)
     stream = TrainingStream(str(folder), global_batch=8, seed=5, nimg=16)
