@@ -228,8 +228,8 @@ def cars128_eg3d() -> Config:
 def cars_demo_eg3d() -> Config:
     """cars-demo by EG3D alone, on two CPU cores: mimic3d train cars-demo-eg3d --data s3://…
 
-    The demo's stage 1 is short because stage 2 goes on with the 2D branch; here nothing follows it, and it has
-    the images of both.
+    The demo's stage 1 is short because stage 2 goes on with the 2D branch; here nothing follows it, and it
+    has the images of both.
     """
     demo = cars_demo()
     base = eg3d(demo, "cars-demo-eg3d")
