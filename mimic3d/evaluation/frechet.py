@@ -104,14 +104,22 @@ class FeatureStatistics:
         return cls(int(tensors["count"]), tensors["mean"], tensors["scatter"])
 
 
-def frechet_distance(a: FeatureStatistics, b: FeatureStatistics) -> float:
+def covariance_root(a: FeatureStatistics) -> Tensor:
+    """(D, D), the symmetric square root of the covariance."""
+    values, vectors = torch.linalg.eigh(a.covariance())
+    return (vectors * values.clamp(min=0).sqrt()) @ vectors.T
+
+
+def frechet_distance(a: FeatureStatistics, b: FeatureStatistics, root: Tensor | None = None) -> float:
     """|μa - μb|² + tr(Σa + Σb - 2 (Σa Σb)^½), the squared Fréchet distance of two normal distributions.
 
     The trace of the root is taken as that of the symmetric (Σa^½ Σb Σa^½)^½, by eigenvalues, which stays real
     and exact where covariances are singular: fewer images than features.
+
+    Args:
+        root: `covariance_root(a)`, most of the work, from whoever compares `a` with many.
     """
-    values, vectors = torch.linalg.eigh(a.covariance())
-    root = (vectors * values.clamp(min=0).sqrt()) @ vectors.T
+    root = covariance_root(a) if root is None else root
     product = root @ b.covariance() @ root
     cross = torch.linalg.eigvalsh((product + product.T) / 2).clamp(min=0).sqrt().sum()
     trace = a.covariance().trace() + b.covariance().trace() - 2 * cross
@@ -208,7 +216,8 @@ def frechet_of_generator(
         options: of `generated_images`.
     """
     generated = generated_statistics(G, extractor, cameras, range(count), **options)
+    root = covariance_root(reals)
     return {
-        frechet_name(extractor.name, branch): frechet_distance(reals, statistics)
+        frechet_name(extractor.name, branch): frechet_distance(reals, statistics, root)
         for branch, statistics in generated.items()
     }

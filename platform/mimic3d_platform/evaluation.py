@@ -54,18 +54,18 @@ class Evaluator:
             cache_uri, FEATURES_FOLDER, f"{self.manifest.fingerprint}-{self._extractor.name}.safetensors"
         )
         self._reals: FeatureStatistics | None = None
+        self._reals_root: torch.Tensor | None = None
 
     def measure(self, generator: Generator) -> dict[str, float]:
         """All metrics, under their names; every rank gets them."""
-        from mimic3d.evaluation.frechet import frechet_distance, frechet_name, generated_statistics
+        from mimic3d.evaluation.frechet import frechet_name, generated_statistics
 
-        reals = self._real_statistics()
         mine = range(self._rank, self._output.metric_images, self._world_size)
         parts = generated_statistics(
             generator, self._extractor, self.cameras, mine, seed=METRIC_SEED, batch=BATCH
         )
         metrics = {
-            frechet_name(self._extractor.name, branch): frechet_distance(reals, self._merge(part))
+            frechet_name(self._extractor.name, branch): self._distance_from_reals(part)
             for branch, part in parts.items()
         }
         for branch in parts:
@@ -104,9 +104,17 @@ class Evaluator:
             generator, self._extractor, self.cameras, mine, other_camera=True, **options
         )
         for branch, part in other.items():
-            distance = frechet.frechet_distance(self._real_statistics(), self._merge(part))
-            metrics[frechet.frechet_name(name, branch, other_camera=True)] = distance
+            metrics[frechet.frechet_name(name, branch, other_camera=True)] = self._distance_from_reals(part)
         return metrics
+
+    def _distance_from_reals(self, part: FeatureStatistics) -> float:
+        """The Fréchet distance of what the ranks have gathered, this one `part` of it."""
+        from mimic3d.evaluation.frechet import covariance_root, frechet_distance
+
+        reals = self._real_statistics()
+        if self._reals_root is None:
+            self._reals_root = covariance_root(reals)
+        return frechet_distance(reals, self._merge(part), self._reals_root)
 
     def _real_statistics(self) -> FeatureStatistics:
         """Of all real images: computed once for a data set and an extractor, then read."""

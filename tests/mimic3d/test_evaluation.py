@@ -12,6 +12,7 @@ from mimic3d.evaluation.consistency import DepthView, compare_views, turned, vie
 from mimic3d.evaluation.features import FeatureExtractor, InceptionFeatures, MobileNetV2Features
 from mimic3d.evaluation.frechet import (
     FeatureStatistics,
+    covariance_root,
     frechet_distance,
     frechet_name,
     frechet_of_generator,
@@ -79,6 +80,7 @@ def test_frechet_distance_agrees_with_a_matrix_square_root():
     expected = (a.mean - b.mean).square().sum() + (a.covariance() + b.covariance() - 2 * root).trace()
     assert frechet_distance(a, b) == pytest.approx(float(expected), rel=1e-6)
     assert frechet_distance(b, a) == pytest.approx(float(expected), rel=1e-6)
+    assert frechet_distance(a, b, covariance_root(a)) == frechet_distance(a, b)
 
 
 def test_frechet_distance_bears_fewer_images_than_features():

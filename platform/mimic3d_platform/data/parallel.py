@@ -55,6 +55,20 @@ def _read_token_again() -> None:
     AuthenticationTokenLoader.instance().reset_cache()
 
 
+def start_workers(work: Callable[..., Any]) -> None:
+    """Has Ray start the workers that `run_pieces(work, …)` will need, and goes on without waiting for them.
+
+    Raises:
+        UserError: no cluster is named, or none answers.
+    """
+    join_ray()
+    import ray
+
+    task = ray.remote(num_cpus=1, runtime_env=_runtime_env())(_load)
+    for _ in range(int(ray.cluster_resources().get("CPU", 1))):
+        task.remote(work)
+
+
 def run_pieces(
     work: Callable[..., Result],
     count: int,
@@ -82,11 +96,7 @@ def run_pieces(
     # The settings hold secrets: they travel as an object, not in the runtime environment that Ray displays.
     environment = ray.put(get_settings().export())
     references = [ray.put(value) for value in shared]
-    task = ray.remote(
-        num_cpus=1,
-        max_retries=_RETRIES,
-        runtime_env={"env_vars": {"PYTHONPATH": os.pathsep.join(_source_roots())}},
-    )(_run_piece)
+    task = ray.remote(num_cpus=1, max_retries=_RETRIES, runtime_env=_runtime_env())(_run_piece)
     window = max(2 * int(ray.cluster_resources().get("CPU", 1)), 2)
     results: dict[int, Result] = {}
     running: dict[Any, int] = {}
@@ -129,11 +139,16 @@ def _run_here(
     return result
 
 
-def _source_roots() -> list[str]:
+def _runtime_env() -> dict[str, Any]:
     """Where workers import the packages from: a checkout need not be installed, nor be where they run."""
     packages = [Path(str(module.__file__)).parents[1] for module in (mimic3d, mimic3d_platform)]
     given = os.environ.get("PYTHONPATH", "").split(os.pathsep)
-    return list(dict.fromkeys([*map(str, packages), *filter(None, given)]))
+    roots = dict.fromkeys([*map(str, packages), *filter(None, given)])
+    return {"env_vars": {"PYTHONPATH": os.pathsep.join(roots)}}
+
+
+def _load(work: Callable[..., Any]) -> None:
+    """Loads the modules that `work` comes from, by being given it."""
 
 
 def _run_piece(work: Callable[..., Result], environment: dict[str, str], index: int, *shared: Any) -> Result:

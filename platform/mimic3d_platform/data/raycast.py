@@ -6,6 +6,9 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+import trimesh
+from scipy.spatial import ConvexHull, QhullError
+from trimesh.ray.ray_pyembree import RayMeshIntersector
 
 from mimic3d import cameras as geometry
 from mimic3d_platform.data.meshes import Mesh
@@ -39,9 +42,6 @@ class RayCaster:
     """A mesh in a ray-tracing scene, kept for any number of colourings and cameras."""
 
     def __init__(self, mesh: Mesh) -> None:
-        import trimesh
-        from trimesh.ray.ray_pyembree import RayMeshIntersector
-
         self.mesh = mesh
         # process=False keeps the faces in order: a hit is an index into the mesh's own faces.
         self._scene = RayMeshIntersector(trimesh.Trimesh(mesh.vertices, mesh.faces, process=False))
@@ -49,6 +49,7 @@ class RayCaster:
         normals = np.cross(corners[:, 1] - corners[:, 0], corners[:, 2] - corners[:, 0])
         self._normals = normals / np.linalg.norm(normals, axis=1, keepdims=True)
         self._anchors = corners[:, 0]
+        self._outline = _outline(mesh.vertices)
 
     def render(self, colours: np.ndarray, cameras: torch.Tensor, resolution: int, supersample: int) -> Views:
         """Renders every camera, all their rays in one query.
@@ -60,7 +61,7 @@ class RayCaster:
             supersample: S; S×S rays a pixel make colour and coverage, one more finds the depth.
         """
         labels = cameras.to(torch.float64)
-        windows = [_window(label, self.mesh.vertices, resolution) for label in labels]
+        windows = [_window(label, self._outline, resolution) for label in labels]
         shading = [(view, window.scaled(supersample), True) for view, window in enumerate(windows)]
         sounding = [(view, window.within(resolution), False) for view, window in enumerate(windows)]
         jobs = shading + sounding
@@ -156,8 +157,16 @@ class _Window:
         return _Window(self.top * factor, self.left * factor, self.height * factor, self.width * factor)
 
 
+def _outline(vertices: np.ndarray) -> np.ndarray:
+    """The corners of the convex hull: of all vertices, these reach furthest in any view."""
+    try:
+        return vertices[ConvexHull(vertices).vertices]
+    except QhullError:  # It is flat.
+        return vertices
+
+
 def _window(label: torch.Tensor, vertices: np.ndarray, resolution: int) -> _Window:
-    """The pixels that the mesh can touch, in the image or within the filter's reach of it."""
+    """The pixels that a mesh with these vertices can touch, in the image or within the filter's reach."""
     low, high = -_REACH, resolution + _REACH
     uv, distance = geometry.project(label[None], torch.from_numpy(vertices)[None])
     if (distance <= 0).any():  # some of it is behind the camera

@@ -6,6 +6,7 @@ a run that was killed goes on with the shards it lacks, and the same call on a f
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import io
 import json
@@ -25,7 +26,7 @@ from mimic3d_platform.data.card import model_records
 from mimic3d_platform.data.colouring import recolour
 from mimic3d_platform.data.furniture import load_cars
 from mimic3d_platform.data.meshes import Mesh, load_folder
-from mimic3d_platform.data.parallel import run_pieces
+from mimic3d_platform.data.parallel import run_pieces, start_workers
 from mimic3d_platform.data.raycast import RayCaster
 from mimic3d_platform.data.schema import MANIFEST, Manifest
 from mimic3d_platform.data.writer import (
@@ -65,6 +66,9 @@ LOWEST, HIGHEST = math.radians(5), math.radians(60)
 
 _MIN_SHARD_ROWS = 256
 _MANY_SHARDS = 64
+
+_MOST_CASTERS = 16
+_casters: dict[str, RayCaster] = {}
 
 Progress = Callable[[int, int], None]
 
@@ -121,17 +125,23 @@ def render_shard(index: int, layout: Layout, plan: Plan, meshes: list[Mesh]) -> 
     """Renders and writes one shard, or takes the one that an earlier run of the plan left."""
     if (record := read_record(layout, index, plan.digest)) is not None:
         return record
-    casters: dict[int, RayCaster] = {}
     rows = []
     for model, colouring, views in plan.shards()[index]:
-        caster = (
-            casters.setdefault(model, RayCaster(meshes[model])) if model not in casters else casters[model]
-        )
-        rows += _render_identity(caster, colouring, views, plan)
+        rows += _render_identity(_caster(meshes[model]), colouring, views, plan)
     order = counter.permutation(plan.seed, "rows", index, size=len(rows))
     record = write_shard(layout, index, [rows[position] for position in order])
     write_record(layout, record, plan.digest)
     return record
+
+
+def _caster(mesh: Mesh) -> RayCaster:
+    """The mesh's, from this process's last few: shards deal the identities of a model at random."""
+    key = mesh.digest()
+    caster = _casters.pop(key, None) or RayCaster(mesh)
+    _casters[key] = caster
+    if len(_casters) > _MOST_CASTERS:
+        del _casters[next(iter(_casters))]
+    return caster
 
 
 def _render_identity(caster: RayCaster, colouring: int, chosen: range, plan: Plan) -> list[dict[str, Any]]:
@@ -207,6 +217,11 @@ def render_dataset(
         )
     if not _FOCALS[0] <= focal <= _FOCALS[1]:
         raise UserError(f"focal is {focal}: give {_FOCALS[0]:g} to {_FOCALS[1]:g}, in image widths")
+    seal = storage.join(dest_uri, MANIFEST)
+    # While meshes are read here. Whatever is wrong with storage or Ray is told where they are needed.
+    with contextlib.suppress(UserError):
+        if overwrite or not storage.exists(seal):
+            start_workers(render_shard)
     loaded = (load_folder(meshes) if meshes else load_cars(get_settings().home / "cache"))[:models]
     plan = Plan(
         resolution=resolution,
@@ -224,7 +239,6 @@ def render_dataset(
             f"ask for {_MOST_IMAGES} at most"
         )
     progress = on_progress or (lambda done, total: None)
-    seal = storage.join(dest_uri, MANIFEST)
     if storage.exists(seal) and not overwrite:
         manifest = Manifest.from_json(storage.read_bytes(seal), dest_uri)
         if manifest.provenance.get("plan") == plan.digest:

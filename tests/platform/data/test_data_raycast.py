@@ -116,3 +116,22 @@ def test_cameras_cover_the_band_of_the_hemisphere() -> None:
     assert heights.mean() == pytest.approx((low + high) / 2, abs=0.01), "uniform by area is uniform in height"
     assert abs(yaw.mean()) < 0.1 and yaw.std() == pytest.approx(np.pi / 3**0.5, abs=0.05)
     assert torch.equal(sample_cameras(0, "d", 7), cameras[:7]), "a view does not depend on how many there are"
+
+
+def test_the_outline_is_seen_as_far_as_the_mesh_reaches(mesh: Mesh) -> None:
+    caster, cameras = RayCaster(mesh), sample_cameras(0, "e", 6)
+    found = caster.render(mesh.colours, cameras, SIDE, 2)
+    assert len(caster._outline) <= len(mesh.vertices)
+    caster._outline = mesh.vertices
+    every = caster.render(mesh.colours, cameras, SIDE, 2)
+    for name in ("images", "depth", "mask"):
+        assert (getattr(found, name) == getattr(every, name)).all()
+
+
+def test_a_flat_mesh_has_an_outline_too() -> None:
+    corners = np.array([[-0.5, -0.5, 0], [0.5, -0.5, 0], [0.5, 0.5, 0], [-0.5, 0.5, 0]])
+    plain = np.zeros(2, np.int32)
+    faces = np.array([[0, 1, 2], [0, 2, 3]], dtype=np.int32)
+    flat = Mesh("flat", "", "", "", "", corners, faces, np.zeros((2, 3)), plain.astype(np.int8), plain)
+    camera = geometry.look_at(geometry.on_sphere(torch.zeros(1), torch.full((1,), 0.3), RADIUS), focal=FOCAL)
+    assert (render(flat, camera).mask == 255).sum() > 50
