@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 # For each plane the coordinates that run along its width and height. Mimic3D's memory order is P_xy[y, x],
 # P_yz[z, y], P_zx[x, z]; EG3D's released networks project on XY, XZ and ZX instead.
@@ -25,57 +26,64 @@ def sample_triplane(planes: Tensor, points: Tensor, box_warp: float, axes: str =
     Returns:
         (N, M, C); differentiable in `planes`, not in `points`.
     """
-    index = [axis for pair in PLANE_AXES[axes] for axis in pair]
-    grid = (points.detach() * (2 / box_warp))[..., index].unflatten(-1, (3, 2))  # (N, M, 3, 2)
+    points = points.detach() * (2 / box_warp)
+    across, along = (
+        points.index_select(-1, torch.tensor(axis, device=points.device))
+        for axis in zip(*PLANE_AXES[axes], strict=True)
+    )  # (N, M, 3) each: where on each plane's width and height
     if planes.device.type == "cpu":
-        return _GatherPlanes.apply(planes, grid)
-    batch, points_per_sample = points.shape[:2]
-    grid = grid.transpose(1, 2).reshape(batch * 3, 1, points_per_sample, 2)
+        return _GatherPlanes.apply(planes, across, along)
+    batch, count = points.shape[:2]
+    grid = torch.stack([across, along], dim=-1).transpose(1, 2).reshape(batch * 3, 1, count, 2)
     features = F.grid_sample(planes.flatten(0, 1), grid.to(planes.dtype), align_corners=False)
-    return features.view(batch, 3, -1, points_per_sample).mean(dim=1).transpose(1, 2)
+    return features.view(batch, 3, -1, count).mean(dim=1).transpose(1, 2)
 
 
 class _GatherPlanes(torch.autograd.Function):
     """`sample_triplane` for CPUs: a weighted sum of 12 contiguous rows for each point.
 
-    PyTorch's grid_sample gathers one channel at a time, and takes several times as long forwards; its
-    backward pass is used as it is.
+    PyTorch's grid_sample gathers one channel at a time, and takes several times as long.
     """
 
     @staticmethod
-    def forward(ctx, planes: Tensor, grid: Tensor) -> Tensor:
-        ctx.save_for_backward(planes, grid)
+    def forward(ctx, planes: Tensor, across: Tensor, along: Tensor) -> Tensor:
         batch, _, channels, size, _ = planes.shape
         # With a border of zeros, a point outside reads zeros without being asked where it is.
         side = size + 2
         table = planes.new_zeros(batch, side, side, 3, channels)
         table[:, 1:-1, 1:-1] = planes.permute(0, 3, 4, 1, 2)
-        position = (grid * (size / 2)).add_(size / 2 + 0.5).clamp_(0, size + 1)
-        corner = position.floor().clamp_(max=size)
-        beyond = position.sub_(corner)
-        share = torch.stack([1 - beyond, beyond], dim=-1)
-        weight = share[..., 1, :, None] * share[..., 0, None, :] / 3  # (N, M, 3, row, column)
-        corner = corner.long().clamp_(min=0)  # A point that is not a number reads no memory but the table's.
-        index = (corner[..., 1] * side + corner[..., 0]) * 3 + torch.arange(3)
-        index += torch.arange(batch)[:, None, None] * (3 * side**2)
-        index = index[..., None] + torch.tensor([0, 3, 3 * side, 3 * side + 3])
-        features = F.embedding_bag(
-            index.view(-1, 12),
-            table.view(-1, channels),
-            per_sample_weights=weight.view(-1, 12).to(table.dtype),
-            mode="sum",
-        )
+        left, right_share = _corner(across, size)
+        top, below_share = _corner(along, size)
+        below = below_share / 3
+        above = 1 / 3 - below
+        right_above, right_below = above * right_share, below * right_share
+        # The longest dimension last until here, which is what vectorises.
+        weight = torch.stack([above - right_above, right_above, below - right_below, right_below], dim=-1)
+        # A point that is not a number reads no memory but the table's, and gives its gradient to the border.
+        index = (top * side + left).int().clamp_(min=0).mul_(3)
+        index += torch.arange(3, dtype=torch.int32)
+        index += torch.arange(0, batch * 3 * side**2, 3 * side**2, dtype=torch.int32)[:, None, None]
+        neighbours = torch.tensor([0, 3, 3 * side, 3 * side + 3], dtype=torch.int32)
+        index = (index[..., None] + neighbours).view(-1, 12)
+        weight = weight.view(-1, 12).to(table.dtype)
+        ctx.save_for_backward(index, weight)
+        ctx.shape = table.shape
+        features = F.embedding_bag(index, table.view(-1, channels), per_sample_weights=weight, mode="sum")
         return features.view(batch, -1, channels)
 
     @staticmethod
-    def backward(ctx, grad: Tensor) -> tuple[Tensor | None, None]:
-        planes, grid = ctx.saved_tensors
-        batch, points, channels = grad.shape
-        spread = (grad / 3).transpose(1, 2)[:, None].expand(-1, 3, -1, -1)
-        spread = spread.reshape(batch * 3, channels, 1, points)
-        grid = grid.transpose(1, 2).reshape(batch * 3, 1, points, 2)
-        # Bilinear interpolation (0), zero padding (0), half-pixel centres; no gradient for the points.
-        grad_planes, _ = torch.ops.aten.grid_sampler_2d_backward(
-            spread, planes.flatten(0, 1).contiguous(), grid.contiguous(), 0, 0, False, [True, False]
-        )
-        return grad_planes.view_as(planes), None
+    @once_differentiable
+    def backward(ctx, grad: Tensor) -> tuple[Tensor | None, ...]:
+        index, weight = ctx.saved_tensors
+        channels = grad.shape[-1]
+        shares = weight[..., None] * grad.reshape(-1, 1, channels)
+        table = grad.new_zeros(ctx.shape)
+        table.view(-1, channels).index_add_(0, index.view(-1).long(), shares.view(-1, channels))
+        return table[:, 1:-1, 1:-1].permute(0, 3, 4, 1, 2), None, None
+
+
+def _corner(position: Tensor, size: int) -> tuple[Tensor, Tensor]:
+    """The bordered table's row or column before a position in [-1, 1], and how far it is to the next."""
+    position = (position * (size / 2)).add_(size / 2 + 0.5).clamp_(0, size + 1)
+    corner = position.floor().clamp_(max=size)
+    return corner, position.sub_(corner)
