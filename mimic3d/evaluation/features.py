@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import tempfile
 from abc import ABC, abstractmethod
 from collections.abc import Callable
@@ -9,6 +10,7 @@ from pathlib import Path
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 # ImageNet's statistics of RGB in [0, 1], to which torchvision's classifiers are trained.
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
@@ -61,7 +63,9 @@ class MobileNetV2Features(FeatureExtractor):
             raise ValueError(f"these are not the weights of MobileNetV2: {_one_line(error)}") from None
         self.register_buffer("mean", torch.tensor(IMAGENET_MEAN).view(1, 3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(IMAGENET_STD).view(1, 3, 1, 1), persistent=False)
-        self.requires_grad_(False).eval().to(memory_format=torch.channels_last)
+        self.requires_grad_(False).eval()
+        _fuse(self.features)
+        self.to(memory_format=torch.channels_last)
 
     @torch.no_grad()
     def forward(self, images: Tensor) -> Tensor:
@@ -69,6 +73,15 @@ class MobileNetV2Features(FeatureExtractor):
         size = (self.input_size, self.input_size)
         images = nn.functional.interpolate(images.float() / 255, size=size, mode="bilinear", antialias=True)
         return self.features((images - self.mean) / self.std).mean(dim=(2, 3))
+
+
+def _fuse(network: nn.Module) -> None:
+    """Draws each normalisation after a convolution into its weights: on CPUs it costs nearly as much."""
+    for parent in [module for module in network.modules() if isinstance(module, nn.Sequential)]:
+        for before, after in itertools.pairwise(range(len(parent))):
+            if isinstance(parent[before], nn.Conv2d) and isinstance(parent[after], nn.BatchNorm2d):
+                parent[before] = fuse_conv_bn_eval(parent[before], parent[after])
+                parent[after] = nn.Identity()
 
 
 class InceptionFeatures(FeatureExtractor):

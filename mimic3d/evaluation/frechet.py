@@ -67,16 +67,21 @@ class FeatureStatistics:
         if len(features):
             mean = features.mean(dim=0)
             deviations = features - mean
-            self.merge(FeatureStatistics(len(features), mean, deviations.T @ deviations))
+            self.scatter.addmm_(deviations.T, deviations)
+            self._move(len(features), mean)
 
     def merge(self, other: FeatureStatistics) -> None:
-        """Take in what another worker gathered (Chan et al.'s pairwise update)."""
-        total = self.count + other.count
-        if other.count == 0:
-            return
-        difference = other.mean - self.mean
-        self.scatter += other.scatter + difference.outer(difference) * (self.count * other.count / total)
-        self.mean = self.mean + difference * (other.count / total)
+        """Take in what another worker gathered."""
+        if other.count:
+            self.scatter += other.scatter
+            self._move(other.count, other.mean)
+
+    def _move(self, count: int, mean: Tensor) -> None:
+        """Count `count` more images of this mean, whose own scatter is in (Chan et al.'s pairwise update)."""
+        total = self.count + count
+        difference = mean - self.mean
+        self.scatter.addr_(difference, difference, alpha=self.count * count / total)
+        self.mean = self.mean + difference * (count / total)
         self.count = total
 
     def covariance(self) -> Tensor:

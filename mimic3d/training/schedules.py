@@ -20,8 +20,11 @@ def goes_on(config: Config, nimg: int) -> bool:
 
 
 def rate_factor(config: Config, nimg: int) -> float:
-    """What the learning rates are multiplied by: 1, falling to 0 during the cool-down at the end."""
-    cooldown = config.schedule.cooldown_kimg * 1000
+    """What the learning rates are multiplied by: 1, falling to 0 during the cool-down at the end.
+
+    A run that is shorter than its cool-down cools down all along.
+    """
+    cooldown = min(config.schedule.cooldown_kimg * 1000, config.total_nimg)
     return 1.0 if cooldown == 0 else min(1.0, (config.total_nimg - nimg) / cooldown)
 
 

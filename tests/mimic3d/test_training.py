@@ -234,6 +234,8 @@ def test_a_cool_down_brings_the_rates_to_nothing() -> None:
     config = override(CONFIG, {"schedule.cooldown_kimg": 0.008})
     assert [rate_factor(config, nimg) for nimg in (0, 12, 16, 18, 20)] == [1, 1, 0.5, 0.25, 0]
     assert [rate_factor(CONFIG, nimg) for nimg in (0, 20)] == [1, 1]
+    longer = override(CONFIG, {"schedule.cooldown_kimg": 1})
+    assert [rate_factor(longer, nimg) for nimg in (0, 10, 20)] == [1, 0.5, 0]
     trainer, kept = Trainer(config, MeanAbsolute()), Trainer(CONFIG, MeanAbsolute())
     advance(trainer, 4)
     advance(kept, 4)
