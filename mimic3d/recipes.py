@@ -178,15 +178,15 @@ def cars_demo() -> Config:
         camera=replace(base.camera, focal=1.6),
         imitation=replace(base.imitation, patch_gan_weight=0.5),
         regularization=RegularizationConfig(r1_gamma=0.1, r1_gamma_patch=0.1, density_points=250),
-        optimizer=OptimizerConfig(generator_lr=0.006, discriminator_lr=0.005),
+        optimizer=OptimizerConfig(generator_lr=0.005, discriminator_lr=0.005),
         schedule=ScheduleConfig(
             batch=4,
             stage1_kimg=0.8,
-            stage2_kimg=4.0,
+            stage2_kimg=3.2,
             ema_half_life_kimg=0.3,
             blur_sigma=0,
             pose_swap_kimg=0,
-            cooldown_kimg=4.0,
+            cooldown_kimg=3.2,
         ),
         output=OutputConfig(
             checkpoint_kimg=0.4, sample_kimg=0.8, log_steps=50, metric_images=512, metric_identities=16
