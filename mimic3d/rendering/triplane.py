@@ -26,11 +26,9 @@ def sample_triplane(planes: Tensor, points: Tensor, box_warp: float, axes: str =
     Returns:
         (N, M, C); differentiable in `planes`, not in `points`.
     """
-    points = points.detach() * (2 / box_warp)
-    across, along = (
-        points.index_select(-1, torch.tensor(axis, device=points.device))
-        for axis in zip(*PLANE_AXES[axes], strict=True)
-    )  # (N, M, 3) each: where on each plane's width and height
+    place = (points.detach() * (2 / box_warp)).unbind(-1)
+    # Where on the planes' widths and on their heights, (N, M, 3) each.
+    across, along = (torch.stack([place[pair[i]] for pair in PLANE_AXES[axes]], dim=-1) for i in (0, 1))
     if planes.device.type == "cpu":
         return _GatherPlanes.apply(planes, across, along)
     batch, count = points.shape[:2]
@@ -57,7 +55,7 @@ class _GatherPlanes(torch.autograd.Function):
         below = below_share / 3
         above = 1 / 3 - below
         right_above, right_below = above * right_share, below * right_share
-        # The longest dimension last until here, which is what vectorises.
+        # Written out by corner: arithmetic over pairs of corners would go through rows of two, slowly.
         weight = torch.stack([above - right_above, right_above, below - right_below, right_below], dim=-1)
         # A point that is not a number reads no memory but the table's, and gives its gradient to the border.
         index = (top * side + left).int().clamp_(min=0).mul_(3)

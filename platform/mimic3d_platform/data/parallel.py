@@ -18,6 +18,8 @@ Result = TypeVar("Result")
 
 _CONNECT_TIMEOUT_S = 3.0
 _RETRIES = 2
+# Until it is known how much work there is.
+_EARLY_WORKERS = 16
 
 
 def join_ray() -> None:
@@ -56,7 +58,7 @@ def _read_token_again() -> None:
 
 
 def start_workers(work: Callable[..., Any]) -> None:
-    """Has Ray start the workers that `run_pieces(work, …)` will need, and goes on without waiting for them.
+    """Has Ray start workers for `run_pieces(work, …)`, a few at most, and goes on without waiting for them.
 
     Raises:
         UserError: no cluster is named, or none answers.
@@ -65,7 +67,7 @@ def start_workers(work: Callable[..., Any]) -> None:
     import ray
 
     task = ray.remote(num_cpus=1, runtime_env=_runtime_env())(_load)
-    for _ in range(int(ray.cluster_resources().get("CPU", 1))):
+    for _ in range(min(int(ray.cluster_resources().get("CPU", 1)), _EARLY_WORKERS)):
         task.remote(work)
 
 
