@@ -76,7 +76,7 @@ class MobileNetV2Features(FeatureExtractor):
 
 
 def _fuse(network: nn.Module) -> None:
-    """Draws each normalisation after a convolution into its weights: on CPUs it costs nearly as much."""
+    """Draws each normalisation after a convolution into its weights: on CPUs it takes much of the time."""
     for parent in [module for module in network.modules() if isinstance(module, nn.Sequential)]:
         for before, after in itertools.pairwise(range(len(parent))):
             if isinstance(parent[before], nn.Conv2d) and isinstance(parent[after], nn.BatchNorm2d):

@@ -40,7 +40,7 @@ def sample_triplane(planes: Tensor, points: Tensor, box_warp: float, axes: str =
 class _GatherPlanes(torch.autograd.Function):
     """`sample_triplane` for CPUs: a weighted sum of 12 contiguous rows for each point.
 
-    PyTorch's grid_sample gathers one channel at a time, and takes several times as long.
+    PyTorch's grid_sample gathers one channel at a time, and takes several times as long forwards.
     """
 
     @staticmethod

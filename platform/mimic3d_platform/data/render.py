@@ -218,9 +218,10 @@ def render_dataset(
     if not _FOCALS[0] <= focal <= _FOCALS[1]:
         raise UserError(f"focal is {focal}: give {_FOCALS[0]:g} to {_FOCALS[1]:g}, in image widths")
     seal = storage.join(dest_uri, MANIFEST)
-    # While meshes are read here. Whatever is wrong with storage or Ray is told where they are needed.
-    with contextlib.suppress(UserError):
-        if overwrite or not storage.exists(seal):
+    there = not overwrite and storage.exists(seal)
+    if not there:
+        # While meshes are read here. Whatever is wrong with Ray is told where it is needed.
+        with contextlib.suppress(UserError):
             start_workers(render_shard)
     loaded = (load_folder(meshes) if meshes else load_cars(get_settings().home / "cache"))[:models]
     plan = Plan(
@@ -239,7 +240,7 @@ def render_dataset(
             f"ask for {_MOST_IMAGES} at most"
         )
     progress = on_progress or (lambda done, total: None)
-    if storage.exists(seal) and not overwrite:
+    if there:
         manifest = Manifest.from_json(storage.read_bytes(seal), dest_uri)
         if manifest.provenance.get("plan") == plan.digest:
             sweep(dest_uri, manifest)
