@@ -155,7 +155,9 @@ class Trainer:
         set_rate(self.discriminator_optimizer, settings.discriminator_lr * factor, regular.r1_interval)
 
     def _reals(self, images: Tensor, cameras: Tensor) -> Reals:
-        image = images.to(self.device, torch.float32, memory_format=torch.channels_last) / 127.5 - 1
+        image = (
+            images.to(self.device, torch.get_default_dtype(), memory_format=torch.channels_last) / 127.5 - 1
+        )
         weight = self.balance.of_reals(cameras)
         return Reals(image, cameras.to(self.device), None if weight is None else weight.to(self.device))
 
