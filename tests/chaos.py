@@ -26,13 +26,14 @@ from pathlib import Path
 import trimesh
 
 from mimic3d_command import start_mimic3d
-from mimic3d_platform import local, runs, storage
-from mimic3d_platform.checkpoints import CheckpointStore
+from mimic3d_platform import local, storage
 from mimic3d_platform.console import Console
-from mimic3d_platform.mlflow_server import client
-from mimic3d_platform.run_records import EXPERIMENT
+from mimic3d_platform.models.checkpoints import CheckpointStore
 from mimic3d_platform.settings import use_services
 from mimic3d_platform.tracking import find_run
+from mimic3d_platform.tracking.server import client
+from mimic3d_platform.training import runs
+from mimic3d_platform.training.mlflow_runs import EXPERIMENT
 from run_faults import kill_service, leave_ray, position, truncate_newest, wait_until, worker_processes
 
 DATA = "s3://mimic3d/chaos"

@@ -19,10 +19,11 @@ import time
 from pathlib import Path
 
 from chaos import BATCH, Chaos, make_data, outcome
-from mimic3d_platform import local, runs, storage
-from mimic3d_platform.checkpoints import CheckpointStore
+from mimic3d_platform import local, storage
 from mimic3d_platform.console import Console
+from mimic3d_platform.models.checkpoints import CheckpointStore
 from mimic3d_platform.settings import use_services
+from mimic3d_platform.training import runs
 from run_faults import kill_service, leave_ray, wait_until, worker_processes
 
 NAME = "nodes"

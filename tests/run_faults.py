@@ -6,11 +6,12 @@ from pathlib import Path
 
 import psutil
 
-from mimic3d_platform import runs, storage
-from mimic3d_platform.checkpoints import CheckpointStore
-from mimic3d_platform.data.parallel import join_ray
+from mimic3d_platform import storage
+from mimic3d_platform.cluster.tasks import join_ray
 from mimic3d_platform.local.state import Stack
-from mimic3d_platform.progress import ProgressBoard
+from mimic3d_platform.models.checkpoints import CheckpointStore
+from mimic3d_platform.training import runs
+from mimic3d_platform.training.progress import ProgressBoard
 from stack_processes import stack_processes
 
 WORKER = "ray::RayTrainWorker"

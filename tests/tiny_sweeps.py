@@ -7,8 +7,9 @@ import trimesh
 import yaml
 
 from mimic3d_command import mimic3d
-from mimic3d_platform import runs, tracking
-from mimic3d_platform.mlflow_server import client
+from mimic3d_platform import tracking
+from mimic3d_platform.tracking.server import client
+from mimic3d_platform.training import runs
 from mimic3d_platform.tuning.records import Records, Trial
 
 TINY = {

@@ -4,8 +4,8 @@ import os
 from pathlib import Path
 
 from mimic3d_platform.local.state import Stack
-from mimic3d_platform.mlflow_server import client
 from mimic3d_platform.settings import get_settings
+from mimic3d_platform.tracking.server import client
 
 
 def assert_no_secret_is_told(home: Path, *said: bytes) -> None:

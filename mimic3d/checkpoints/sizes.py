@@ -10,7 +10,7 @@ from typing import Any
 from mimic3d.cameras import LABEL_SIZE
 from mimic3d.checkpoints.inert_pickle import quoted
 from mimic3d.config import CameraConfig, Config, ImitationConfig, ModelConfig, RenderingConfig
-from mimic3d.recipes import cars128
+from mimic3d.config.recipes import cars128
 
 RECIPE = "imported"
 

@@ -16,7 +16,7 @@ from torch import Tensor
 from mimic3d.evaluation.features import FeatureExtractor
 from mimic3d.export.grid import to_uint8
 from mimic3d.networks.generator import DEFAULT_MAX_POINTS, Generator
-from mimic3d.training.randomness import counter_generator
+from mimic3d.randomness import counter_generator
 
 
 def frechet_name(extractor: str, branch: str, other_camera: bool = False) -> str:

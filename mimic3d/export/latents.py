@@ -13,7 +13,7 @@ from torch import Tensor
 
 from mimic3d.config import ModelConfig
 from mimic3d.networks.generator import Generator
-from mimic3d.training.randomness import counter_generator
+from mimic3d.randomness import counter_generator
 
 FORMATS = (".npy", ".safetensors")
 MAX_LATENTS = 10_000

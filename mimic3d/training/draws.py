@@ -8,9 +8,9 @@ import torch
 from torch import Tensor
 
 from mimic3d.config import Config
+from mimic3d.randomness import counter_generator
 from mimic3d.rendering.patches import Windows, random_corners
 from mimic3d.training.augmentation import Augmentation, draw_augmentation
-from mimic3d.training.randomness import counter_generator
 from mimic3d.training.schedules import goes_on, pose_swap_probability
 
 

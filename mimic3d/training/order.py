@@ -8,7 +8,7 @@ from typing import Protocol
 
 import numpy as np
 
-from mimic3d.training import counter
+from mimic3d import randomness
 
 # Rows are shuffled among as many shards as this holds, so that a set far larger than a disk is read in
 # passing. It decides the order: to change it is to break the resumption of running trainings.
@@ -82,7 +82,7 @@ class EpochOrder:
     def windows(self, epoch: int) -> list[Window]:
         """An epoch's windows, in their order."""
         if epoch not in self._windows:
-            order = counter.permutation(self._seed, "shards", epoch, size=len(self._rows))
+            order = randomness.permutation(self._seed, "shards", epoch, size=len(self._rows))
             shards = order.tolist()
             windows, start, most = [], 0, 1 if epoch == 0 else len(shards)
             while shards:
@@ -107,6 +107,6 @@ class EpochOrder:
             rows = np.concatenate([np.arange(self._starts[item], self._starts[item + 1]) for item in shards])
             while len(self._parts) > 2:
                 del self._parts[next(iter(self._parts))]
-            shuffled = counter.permutation(self._seed, "rows", epoch, number, size=len(rows))
+            shuffled = randomness.permutation(self._seed, "rows", epoch, number, size=len(rows))
             self._parts[epoch, number] = rows[shuffled]
         return self._parts[epoch, number]

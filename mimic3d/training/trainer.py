@@ -14,13 +14,13 @@ from torch import Tensor, nn
 from mimic3d.config import Config, ConfigError
 from mimic3d.networks.discriminators import DualDiscriminator, PatchDiscriminator
 from mimic3d.networks.generator import build_generator
+from mimic3d.randomness import seed_everything
 from mimic3d.training.accumulation import in_parts, parts_of
 from mimic3d.training.augmentation import AdaptiveProbability
 from mimic3d.training.balance import CameraBalance
 from mimic3d.training.draws import Draws, Look, Views
 from mimic3d.training.optimizers import apply_gradients, lazy_adam, set_rate
 from mimic3d.training.phases import Losses, Moment, Phases, Reals
-from mimic3d.training.randomness import seed_everything
 from mimic3d.training.schedules import blur_sigma, ema_decay, goes_on, rate_factor, stage_at
 from mimic3d.training.start import OPTIMIZERS, load_moments, load_start
 from mimic3d.training.start import PARTS as START_PARTS

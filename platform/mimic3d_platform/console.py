@@ -13,7 +13,7 @@ import rich.progress
 import rich.table
 
 if TYPE_CHECKING:
-    from mimic3d_platform.progress import Report
+    from mimic3d_platform.training.progress import Report
 
 # A log file gets a line of progress this often; a terminal has a bar.
 LINE_EVERY_S = 10.0

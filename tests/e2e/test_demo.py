@@ -17,10 +17,12 @@ import trimesh
 from PIL import Image
 
 from mimic3d_command import mimic3d, start_mimic3d
-from mimic3d_platform import demo, local, runs, storage
-from mimic3d_platform.data.furniture import fetch_package
-from mimic3d_platform.data.schema import MANIFEST
+from mimic3d_platform import local, storage
+from mimic3d_platform.cli import demo
+from mimic3d_platform.data.format.schema import MANIFEST
+from mimic3d_platform.data.render.furniture import fetch_package
 from mimic3d_platform.errors import UserError
+from mimic3d_platform.training import runs
 
 # The shared runs are the set-up of the first test.
 pytestmark = pytest.mark.timeout(1500)

@@ -15,7 +15,6 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from mimic3d.baselines import eg3d, joint, patch_gan
 from mimic3d.cameras import look_at, on_sphere
 from mimic3d.config import (
     AugmentationConfig,
@@ -27,6 +26,7 @@ from mimic3d.config import (
     RenderingConfig,
     ScheduleConfig,
 )
+from mimic3d.config.baselines import eg3d, joint, patch_gan
 from mimic3d.training.trainer import Trainer
 
 CURVES = Path(__file__).parent / "loss_curves.json"

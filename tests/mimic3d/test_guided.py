@@ -9,8 +9,8 @@ from torch import Tensor
 
 from mimic3d.cameras import look_at
 from mimic3d.config import Config, ConfigError, ModelConfig, RenderingConfig, override
+from mimic3d.config.recipes import get_recipe
 from mimic3d.networks.generator import Generator
-from mimic3d.recipes import get_recipe
 from mimic3d.rendering.guided import light_window, window_at, window_depths
 from mimic3d.rendering.volume import composite
 

@@ -5,9 +5,9 @@ import torch
 from test_training import MeanAbsolute, labels
 
 from mimic3d.config import Config, ConfigError, from_dict, override, to_dict
+from mimic3d.config.recipes import RECIPES, get_recipe
 from mimic3d.networks.discriminators import DualDiscriminator, PatchDiscriminator
 from mimic3d.networks.generator import build_generator
-from mimic3d.recipes import RECIPES, get_recipe
 from mimic3d.training.trainer import Trainer
 
 torch.set_num_threads(1)

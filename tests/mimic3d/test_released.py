@@ -25,7 +25,7 @@ from mimic3d.export.cameras import front
 from mimic3d.networks.generator import Generator
 from mimic3d.rendering.patches import crop, patch_uv
 from mimic3d_platform.cli import main
-from mimic3d_platform.drawing import Subject, draw_grid
+from mimic3d_platform.models.rendering import Subject, draw_grid
 
 ROOT = Path(__file__).parents[2]
 REFERENCE = ROOT.parent / "shared" / "reference" / "mimic3d_256_tiny.pkl"

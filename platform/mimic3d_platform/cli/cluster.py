@@ -13,8 +13,8 @@ from mimic3d_platform.console import Console
 from mimic3d_platform.errors import UserError
 
 if TYPE_CHECKING:
-    from mimic3d_platform.cluster import Cluster
-    from mimic3d_platform.submission import Job, Work
+    from mimic3d_platform.cluster.dashboard import Cluster
+    from mimic3d_platform.cluster.jobs import Job, Work
 
 submit = typer.Typer(
     help="Send work to a running Ray cluster; the same work sent twice is one job.", no_args_is_help=True
@@ -54,7 +54,7 @@ def submit_train(
     detach: Detach = False,
 ) -> None:
     """Train a recipe on the cluster: `mimic3d train`, there."""
-    from mimic3d_platform.work import fewest_workers, training_work
+    from mimic3d_platform.cli.job_specs import fewest_workers, training_work
 
     work = training_work(recipe, data, overrides or [], name, workers, runs, register, alias)
     _submit(work, address, fewest_workers(workers), with_code, detach)
@@ -72,7 +72,7 @@ def submit_sweep(
     detach: Detach = False,
 ) -> None:
     """Try many settings on the cluster: `mimic3d sweep`, there. The report is in MLflow."""
-    from mimic3d_platform.work import sweep_work
+    from mimic3d_platform.cli.job_specs import sweep_work
 
     _submit(sweep_work(file, data, overrides or [], name, runs), address, 1, with_code, detach)
 
@@ -96,7 +96,7 @@ def submit_data(
 @jobs.command("list")
 def jobs_list(address: Address = None) -> None:
     """List the jobs, the newest first."""
-    from mimic3d_platform.submission import jobs as list_jobs
+    from mimic3d_platform.cluster.jobs import jobs as list_jobs
 
     found = list_jobs(_connect(address))
     rows = [(job.id, job.kind, job.run, job.status, _when(job), _took(job)) for job in found]
@@ -110,31 +110,31 @@ def jobs_logs(
     follow: Annotated[bool, typer.Option("--follow", "-f", help="Go on until the job ends.")] = False,
 ) -> None:
     """Show what a job has printed."""
-    from mimic3d_platform import submission
+    from mimic3d_platform.cluster import jobs
 
     cluster = _connect(address)
-    found = submission.find(cluster, job)
+    found = jobs.find(cluster, job)
     if follow:
         _follow(cluster, found)
-    typer.echo(submission.logs(cluster, found.id), nl=False)
+    typer.echo(jobs.logs(cluster, found.id), nl=False)
 
 
 @jobs.command("stop")
 def jobs_stop(job: JobName, address: Address = None) -> None:
     """Stop a job; the same work submitted again goes on from its last checkpoint."""
-    from mimic3d_platform import submission
+    from mimic3d_platform.cluster import jobs
 
     cluster = _connect(address)
-    found = submission.find(cluster, job)
+    found = jobs.find(cluster, job)
     if not found.over:
-        found = submission.stop(cluster, found.id)
+        found = jobs.stop(cluster, found.id)
     if not found.over:
         raise UserError(f"the job {found.id} is still {found.status}: look at `mimic3d jobs list` again")
     Console().say(f"job {found.id}: {found.status}")
 
 
 def _connect(address: str | None) -> Cluster:
-    from mimic3d_platform.cluster import find_cluster
+    from mimic3d_platform.cluster.dashboard import find_cluster
 
     cluster = find_cluster(address)
     cluster.check()
@@ -144,14 +144,14 @@ def _connect(address: str | None) -> Cluster:
 def _submit_command(
     kind: str, context: typer.Context, address: str | None, with_code: bool, detach: bool
 ) -> None:
-    from mimic3d_platform.work import command_work
+    from mimic3d_platform.cli.job_specs import command_work
 
     _submit(command_work(kind, context.args), address, 1, with_code, detach)
 
 
 def _submit(work: Work, address: str | None, workers: int, with_code: bool, detach: bool) -> None:
     """Sends the work where it fits, and follows it."""
-    from mimic3d_platform.submission import submit as send
+    from mimic3d_platform.cluster.jobs import submit as send
 
     cluster = _connect(address)
     cluster.require(workers)
@@ -166,7 +166,7 @@ def _submit(work: Work, address: str | None, workers: int, with_code: bool, deta
 
 def _follow(cluster: Cluster, job: Job) -> None:
     """Shows a job's output to its end; leaves with the job's own exit status."""
-    from mimic3d_platform.submission import detachable, follow
+    from mimic3d_platform.cluster.jobs import detachable, follow
 
     console = Console()
     with detachable(cluster, job, console.say):

@@ -27,7 +27,7 @@ def evaluate(
     ] = None,
 ) -> None:
     """Measure both branches of a generator against a data set; MLflow gets the metrics too."""
-    from mimic3d_platform.measuring import evaluate as measure
+    from mimic3d_platform.evaluation.evaluate import evaluate as measure
     from mimic3d_platform.settings import use_services
     from mimic3d_platform.tracking import run_url
 

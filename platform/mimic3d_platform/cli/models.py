@@ -18,7 +18,7 @@ def pull(
     destination: Annotated[Path, typer.Argument(help="A folder.")],
 ) -> None:
     """Fetch a registered generator, every file held to its SHA-256."""
-    from mimic3d_platform.registry import pull as fetch
+    from mimic3d_platform.models.registry import pull as fetch
     from mimic3d_platform.settings import use_services
 
     use_services()
@@ -32,7 +32,7 @@ def register(
     alias: Annotated[str | None, typer.Option(help="Give the registered version this alias.")] = None,
 ) -> None:
     """Register a generator that no training here made, with a run of its own in MLflow."""
-    from mimic3d_platform.registry import register_folder
+    from mimic3d_platform.models.registry import register_folder
     from mimic3d_platform.settings import use_services
 
     use_services()
@@ -96,7 +96,7 @@ def render(
     memory: Memory = 2048,
 ) -> None:
     """Draw a grid or a video of a generator's branches, from seeds or latents, along an orbit or a path."""
-    from mimic3d_platform.drawing import (
+    from mimic3d_platform.models.rendering import (
         Subject,
         camera_path,
         chosen_seeds,
@@ -146,7 +146,7 @@ def mesh(
     memory: Memory = 2048,
 ) -> None:
     """Write the coloured surface of one object."""
-    from mimic3d_platform.drawing import Subject, draw_mesh, open_generator
+    from mimic3d_platform.models.rendering import Subject, draw_mesh, open_generator
 
     branches = (branch,) if branch else None
     subject = Subject((seed,), latents, truncation, cutoff, branches, noise=noise, memory=memory * 2**20)

@@ -64,7 +64,7 @@ def _print_stack(stack: StackStatus, console: Console) -> None:
 @app.command()
 def doctor() -> None:
     """Say what of Python, torch, GPU, Ray, S3, MLflow and weights works, and what to do about the rest."""
-    from mimic3d_platform.doctor import diagnose
+    from mimic3d_platform.local.doctor import diagnose
 
     findings = diagnose()
     rows = [(f.name, f.state, f.detail, f.remedy) for f in findings]
@@ -78,7 +78,7 @@ def weights(
     names: Annotated[list[str] | None, typer.Argument(help="Networks; those in use when none.")] = None,
 ) -> None:
     """Show the feature networks of losses and metrics, or stage them for clusters without internet."""
-    from mimic3d_platform import weights as store
+    from mimic3d_platform.evaluation import feature_weights as store
 
     console = Console()
     if stage is None and not names:

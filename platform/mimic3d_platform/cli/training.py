@@ -26,12 +26,12 @@ def train(
     alias: Annotated[str | None, typer.Option(help="Give the registered version this alias.")] = None,
 ) -> None:
     """Train both stages of a recipe on Ray Train; the same name goes on where it was."""
-    from mimic3d_platform.launch import resolve_config
+    from mimic3d_platform.training.resolve_config import resolve_config
 
     # A mistake in it is told at once, before PyTorch is loaded.
     config = resolve_config(recipe, data, overrides or [])
-    from mimic3d_platform.jobs import train_and_register
-    from mimic3d_platform.scaling import parse_workers
+    from mimic3d_platform.cluster.resources import parse_workers
+    from mimic3d_platform.training.register_run import train_and_register
 
     count = parse_workers(workers)
     console = Console()
@@ -47,6 +47,6 @@ def demo(
     overrides: Overrides = None,
 ) -> None:
     """Run the main job on this machine: render cars, train both stages, register, pull, draw."""
-    from mimic3d_platform.demo import run_demo
+    from mimic3d_platform.cli.demo import run_demo
 
     run_demo(folder, Console(), overrides or [])

@@ -8,12 +8,14 @@ from pathlib import Path
 
 from mimic3d.checkpoints.folder import CONFIG, config_from_yaml
 from mimic3d.config import Config
-from mimic3d_platform import runs, start, storage
-from mimic3d_platform.checkpoints import GENERATOR, CheckpointStore
+from mimic3d_platform import storage
 from mimic3d_platform.console import Console
 from mimic3d_platform.errors import UserError
-from mimic3d_platform.registry import version_of
-from mimic3d_platform.training import train
+from mimic3d_platform.models import sources
+from mimic3d_platform.models.checkpoints import GENERATOR, CheckpointStore
+from mimic3d_platform.models.registry import version_of
+from mimic3d_platform.training import runs
+from mimic3d_platform.training.run import train
 from mimic3d_platform.tuning.sweep import SHARED, Sweep
 from mimic3d_platform.tuning.trials import stage1_config
 
@@ -38,7 +40,7 @@ def find(sweep: Sweep) -> str:
     try:
         uri = _checkpoint(sweep.stage1)
         with tempfile.TemporaryDirectory(prefix="mimic3d-start-") as name:
-            folder = start.fetch(uri, Path(name, "start"))
+            folder = sources.fetch(uri, Path(name, "start"))
             try:
                 read_start(folder)
                 _require_fit(folder, uri, sweep.base)

@@ -9,13 +9,15 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from mimic3d_platform import runs, storage, tracking, weights
+from mimic3d_platform import storage, tracking
+from mimic3d_platform.cluster.tasks import join_ray
 from mimic3d_platform.console import Console
-from mimic3d_platform.data.parallel import join_ray
-from mimic3d_platform.data.stream import open_dataset, require
+from mimic3d_platform.data.stream.stream import open_dataset, require
 from mimic3d_platform.errors import UserError
-from mimic3d_platform.progress import ProgressBoard
-from mimic3d_platform.run_records import EXPERIMENT
+from mimic3d_platform.evaluation import feature_weights
+from mimic3d_platform.training import runs
+from mimic3d_platform.training.mlflow_runs import EXPERIMENT
+from mimic3d_platform.training.progress import ProgressBoard
 from mimic3d_platform.tuning import stage1
 from mimic3d_platform.tuning.execution import Job, run_trials
 from mimic3d_platform.tuning.journal import (
@@ -57,7 +59,7 @@ def run_sweep(
     tracking.check_tracking()
     join_ray()
     at_once, start_uri = _at_once(sweep), stage1.find(sweep)
-    named = with_metric_names(sweep, weights.best_available("frechet"))
+    named = with_metric_names(sweep, feature_weights.best_available("frechet"))
     folder = _writable(report or Path("sweeps-out", name))
     _claim(runs_uri, name, sweep)
     sweep_uri = storage.join(runs_uri, name)

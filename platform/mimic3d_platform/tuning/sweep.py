@@ -13,7 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, ValidationErro
 
 from mimic3d.config import Config, ConfigError, flatten, from_dict, override, to_dict
 from mimic3d_platform.errors import UserError
-from mimic3d_platform.launch import resolve_config
+from mimic3d_platform.training.resolve_config import resolve_config
 from mimic3d_platform.tuning.space import Space, parse_space
 
 SHARED, OWN = "shared", "own"

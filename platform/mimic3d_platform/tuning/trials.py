@@ -63,7 +63,7 @@ def run_trial(assignment: dict[str, Any], job: dict[str, Any]) -> None:
     if not assignment["config"]:
         return
     os.environ.update(ray.get(job["environment"][0]))
-    from mimic3d_platform.training import train
+    from mimic3d_platform.training.run import train
 
     result = train(
         from_dict(assignment["config"]),

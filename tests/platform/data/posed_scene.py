@@ -15,8 +15,8 @@ from PIL import Image
 from scipy.spatial.transform import Rotation
 
 from mimic3d import cameras as geometry
-from mimic3d_platform.data.meshes import Mesh
-from mimic3d_platform.data.raycast import RayCaster
+from mimic3d_platform.data.render.meshes import Mesh
+from mimic3d_platform.data.render.raycast import RayCaster
 
 SIDE = 16
 

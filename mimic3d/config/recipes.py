@@ -1,0 +1,290 @@
+"""Named recipes: the settings of an experiment, each derived from another by what differs."""
+
+from __future__ import annotations
+
+import difflib
+import math
+from collections.abc import Callable
+from dataclasses import replace
+
+from mimic3d.config import (
+    AugmentationConfig,
+    CameraConfig,
+    Config,
+    ConfigError,
+    ImitationConfig,
+    ModelConfig,
+    OptimizerConfig,
+    OutputConfig,
+    RegularizationConfig,
+    RenderingConfig,
+    ScheduleConfig,
+)
+from mimic3d.config.baselines import eg3d, joint, patch_gan
+
+# How long: EG3D takes 24 s for 1000 images on eight V100 and stage 2 half as long again, so at 512² the two
+# stages are about 7 and 6 days of eight such GPUs. Smaller images, of which no time is published, take less.
+
+
+def ffhq512() -> Config:
+    """Faces at 512², as published: FID 5.37 of the 3D branch, 50 000 images against all reals.
+
+    mimic3d train ffhq512 --data s3://…, FFHQ as EG3D aligns it, with its mirror images and camera labels. The
+    paper trained on 25 + 15 million images, 32 at a time on eight GPUs; about 13 days on V100s.
+    """
+    return Config(recipe="ffhq512", model=ModelConfig(precision="mixed"))
+
+
+def ffhq256() -> Config:
+    """Faces at 256², as published: FID 5.14 of the 3D branch.
+
+    mimic3d train ffhq256 --data s3://…; data and images as `ffhq512`, on eight GPUs, 31 GB on each; at most
+    its 13 days of V100s.
+    """
+    base = ffhq512()
+    return replace(
+        base,
+        recipe="ffhq256",
+        model=replace(base.model, image_resolution=256, superresolution_channels=(128, 64)),
+        imitation=replace(base.imitation, patch_scale=0.25, patch_gan_weight=0.2),
+    )
+
+
+def _of_cats(base: Config, recipe: str) -> Config:
+    """AFHQ's cats: few images, so stronger R1 and adaptive augmentation; a camera that looks elsewhere."""
+    return replace(
+        base,
+        recipe=recipe,
+        camera=replace(base.camera, pivot=(0.0, 0.0, -0.06)),
+        regularization=replace(base.regularization, r1_gamma=5.0, r1_gamma_patch=5.0),
+        augmentation=AugmentationConfig(mode="ada"),
+    )
+
+
+def cats512() -> Config:
+    """AFHQ's cats at 512², as published: FID 4.29 of the 3D branch.
+
+    mimic3d train cats512 --data s3://…, AFHQv2's cats with mirror images and camera labels; images, GPUs and
+    days as `ffhq512`. EG3D's authors begin cats with faces: --set start=… takes a trained run's weights.
+    """
+    return _of_cats(ffhq512(), "cats512")
+
+
+def cats256() -> Config:
+    """AFHQ's cats at 256², as published: FID 4.14 of the 3D branch.
+
+    mimic3d train cats256 --data s3://…; data as `cats512`; sizes, weights, eight GPUs and days as `ffhq256`.
+    """
+    return _of_cats(ffhq256(), "cats256")
+
+
+def cars128() -> Config:
+    """Cars at 128², with the paper's settings for ShapeNet-Cars; the paper publishes no FID of them.
+
+    mimic3d train cars128 --data s3://…; the paper trained on 40 million images, 32 at a time on eight GPUs;
+    at most the 13 days of `ffhq512`.
+    """
+    return Config(
+        recipe="cars128",
+        model=ModelConfig(
+            image_resolution=128,
+            neural_rendering_resolution=64,
+            triplane_resolution=256,
+            superresolution_input=64,
+            superresolution_channels=(128, 64),
+            precision="mixed",
+        ),
+        rendering=RenderingConfig(
+            near=0.1,
+            far=2.6,
+            box_warp=1.6,
+            coarse_samples=64,
+            importance_samples=64,
+            white_background=True,
+        ),
+        camera=CameraConfig(radius=1.7, focal=1.0254, pivot=(0.0, 0.0, 0.0), pitch=0.45, yaw_range=math.pi),
+        imitation=ImitationConfig(patch_scale=0.5, patch_gan_weight=0.2),
+    )
+
+
+def cars64() -> Config:
+    """Cars at 64²: cars128 at half the size and a tenth of its images, for one GPU.
+
+    mimic3d train cars64 --data s3://… on cars that `mimic3d data render --resolution 64` made.
+    """
+    base = cars128()
+    return replace(
+        base,
+        recipe="cars64",
+        model=replace(
+            base.model,
+            image_resolution=64,
+            neural_rendering_resolution=32,
+            triplane_resolution=64,
+            channel_base=16384,
+            channel_max=256,
+            discriminator_channel_base=16384,
+            discriminator_channel_max=256,
+            superresolution_input=32,
+            precision="fp32",
+        ),
+        rendering=replace(base.rendering, near=0.9, far=2.5, coarse_samples=32, importance_samples=32),
+        camera=replace(base.camera, focal=1.4),
+        schedule=ScheduleConfig(stage1_kimg=2400, stage2_kimg=1600, blur_sigma=1.25, pose_swap_kimg=400),
+        output=OutputConfig(checkpoint_kimg=40, sample_kimg=40, metric_images=10000),
+    )
+
+
+def cars_demo() -> Config:
+    """Cars at 32²: the same method as small as it goes, for two CPU cores and a few minutes.
+
+    `make demo`. Networks as small as these learn at higher rates than the paper's, and the more of the image
+    and of the box the cars fill, the fewer pixels and cells have nothing to learn. With few samples on a ray,
+    those of the 3D branch are worth placing around the depth that the coarse planes have. As minutes count,
+    detail begins at nothing, so that stage 2 need not unlearn a random start, and most of the time is stage
+    2's, in which both branches learn. How far a run of a few minutes comes is counted in steps, so a step has
+    few images; the rates start high and fall all through stage 2, so that it does not end at a moment's whim.
+    """
+    base = cars64()
+    return replace(
+        base,
+        recipe="cars-demo",
+        model=replace(
+            base.model,
+            image_resolution=32,
+            neural_rendering_resolution=16,
+            triplane_resolution=16,
+            plane_channels=16,
+            z_dim=32,
+            w_dim=64,
+            channel_base=1024,
+            channel_max=64,
+            discriminator_channel_base=1024,
+            discriminator_channel_max=64,
+            superresolution_input=16,
+            superresolution_channels=(32, 32),
+            superresolution_border="replicate",
+            detail_init=0.0,
+        ),
+        rendering=replace(
+            base.rendering,
+            near=1.15,
+            far=2.25,
+            box_warp=1.0,
+            coarse_samples=8,
+            importance_samples=8,
+            guided_samples=8,
+        ),
+        camera=replace(base.camera, focal=1.6),
+        imitation=replace(base.imitation, patch_gan_weight=0.5),
+        regularization=RegularizationConfig(r1_gamma=0.1, r1_gamma_patch=0.1, density_points=250),
+        optimizer=OptimizerConfig(generator_lr=0.005, discriminator_lr=0.005),
+        schedule=ScheduleConfig(
+            batch=4,
+            stage1_kimg=0.8,
+            stage2_kimg=3.2,
+            ema_half_life_kimg=0.3,
+            blur_sigma=0,
+            pose_swap_kimg=0,
+            cooldown_kimg=3.2,
+        ),
+        output=OutputConfig(
+            checkpoint_kimg=0.4, sample_kimg=0.8, log_steps=50, metric_images=512, metric_identities=16
+        ),
+    )
+
+
+def ffhq256_joint() -> Config:
+    """Faces at 256², both branches from scratch: FID 5.03 in the supplement (II.1).
+
+    mimic3d train ffhq256-joint --data s3://…; data, images and eight GPUs as `ffhq256`. Each image takes
+    stage 2's time: at most 17 days of V100s.
+    """
+    return joint(ffhq256(), "ffhq256-joint")
+
+
+def cars_demo_joint() -> Config:
+    """cars-demo with both branches from scratch, on two CPU cores: mimic3d train cars-demo-joint --data s3://…"""
+    return joint(cars_demo(), "cars-demo-joint")
+
+
+def ffhq512_eg3d() -> Config:
+    """EG3D on faces at 512²: FID 4.70 published, about 7 days of eight V100.
+
+    mimic3d train ffhq512-eg3d --data s3://…; what stage 1 is compared with.
+    """
+    return eg3d(ffhq512(), "ffhq512-eg3d")
+
+
+def cars128_eg3d() -> Config:
+    """EG3D on cars at 128², with its own R1 weight of 0.3.
+
+    mimic3d train cars128-eg3d --data s3://…; 25 million images, 32 at a time on eight GPUs: at most 7 days of
+    V100s.
+    """
+    return eg3d(cars128(), "cars128-eg3d", r1_gamma=0.3)
+
+
+def cars_demo_eg3d() -> Config:
+    """cars-demo by EG3D alone, on two CPU cores: mimic3d train cars-demo-eg3d --data s3://…
+
+    The demo's stage 1 is short because stage 2 goes on with the 2D branch; here nothing follows it, and it
+    has the images of both.
+    """
+    demo = cars_demo()
+    base = eg3d(demo, "cars-demo-eg3d")
+    return replace(base, schedule=replace(base.schedule, stage1_kimg=demo.total_nimg / 1000))
+
+
+def ffhq512_patch_gan() -> Config:
+    """EpiGRAF's way of training on faces at 512²: EpiGRAF itself publishes FID 9.92.
+
+    mimic3d train ffhq512-patch-gan --data s3://…; 64² rays of windows from the whole image down to an eighth,
+    40 million images on eight GPUs: at most 17 days of V100s.
+    """
+    return patch_gan(ffhq512(), "ffhq512-patch-gan")
+
+
+def cars_demo_patch_gan() -> Config:
+    """cars-demo by a patch discriminator alone, on two CPU cores.
+
+    mimic3d train cars-demo-patch-gan --data s3://…. Where nothing is imitated, the demo's rates and weak R1
+    leave empty images within a few hundred steps; these are gentler.
+    """
+    base = patch_gan(cars_demo(), "cars-demo-patch-gan")
+    return replace(
+        base,
+        regularization=replace(base.regularization, r1_gamma_patch=1.0),
+        optimizer=replace(base.optimizer, generator_lr=0.002, discriminator_lr=0.002),
+    )
+
+
+RECIPES: dict[str, Callable[[], Config]] = {
+    "cars-demo": cars_demo,
+    "cars-demo-joint": cars_demo_joint,
+    "cars-demo-eg3d": cars_demo_eg3d,
+    "cars-demo-patch-gan": cars_demo_patch_gan,
+    "cars64": cars64,
+    "cars128": cars128,
+    "cars128-eg3d": cars128_eg3d,
+    "ffhq256": ffhq256,
+    "ffhq256-joint": ffhq256_joint,
+    "ffhq512": ffhq512,
+    "ffhq512-eg3d": ffhq512_eg3d,
+    "ffhq512-patch-gan": ffhq512_patch_gan,
+    "cats256": cats256,
+    "cats512": cats512,
+}
+
+
+def get_recipe(name: str) -> Config:
+    """The config of a named recipe.
+
+    Raises:
+        ConfigError: no recipe bears the name.
+    """
+    if name not in RECIPES:
+        near = difflib.get_close_matches(name, RECIPES, n=1)
+        hint = f"did you mean {near[0]}? " if near else ""
+        raise ConfigError(f"unknown recipe {name}; {hint}known: {', '.join(RECIPES)}")
+    return RECIPES[name]()

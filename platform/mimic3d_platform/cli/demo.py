@@ -1,0 +1,153 @@
+"""The main job from end to end on one machine: `mimic3d demo`.
+
+Every part finds what an earlier start of it left, so a demo that was stopped anywhere goes on from there.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from mimic3d.config import fingerprint
+from mimic3d_platform import local, storage, tracking
+from mimic3d_platform.console import Console
+from mimic3d_platform.data.render.render import render_dataset
+from mimic3d_platform.evaluation.feature_weights import best_available
+from mimic3d_platform.models.registry import pull
+from mimic3d_platform.models.rendering import (
+    NoSurfaceError,
+    Subject,
+    draw_grid,
+    draw_mesh,
+    draw_video,
+    open_generator,
+)
+from mimic3d_platform.settings import use_services
+from mimic3d_platform.training.register_run import train_and_register
+from mimic3d_platform.training.resolve_config import resolve_config
+
+RECIPE = "cars-demo"
+DATA_URI = "s3://mimic3d/data"
+MODEL = "mimic3d-cars"
+ALIAS = "champion"
+COLOURINGS, VIEWS = 16, 12
+IDENTITIES, FRAMES, MESH_RESOLUTION = 6, 48, 96
+MESH_SEED = 0
+
+
+class _Clock:
+    """Times the parts, and tells which one runs."""
+
+    def __init__(self, console: Console) -> None:
+        self.seconds: dict[str, float] = {}
+        self._console = console
+
+    @contextlib.contextmanager
+    def part(self, name: str, what: str) -> Iterator[None]:
+        self._console.heading(f"{len(self.seconds) + 1}. {name}: {what}")
+        started = time.monotonic()
+        yield
+        self.seconds[name] = round(time.monotonic() - started, 1)
+
+
+def run_demo(folder: Path, console: Console, overrides: Sequence[str] = ()) -> dict[str, Any]:
+    """Renders cars, trains both stages, measures, registers, pulls and draws.
+
+    Args:
+        folder: gets the pictures and `summary.json`.
+        overrides: of the recipe, KEY=VALUE.
+    Returns:
+        the summary.
+    Raises:
+        UserError: a service or a source of data that cannot be had.
+    """
+    clock = _Clock(console)
+    with clock.part("stack", "object storage, MLflow and Ray, on loopback"):
+        local.up(on_progress=console.say)
+        use_services()
+    with clock.part("weights", "the feature networks of the loss and the metrics"):
+        names = [best_available(purpose, console.say) for purpose in ("perceptual", "frechet")]
+        console.say(f"perceptual loss on {names[0]}, Fréchet distance on {names[1]}")
+    # Data, run and pictures are named after what they are made of: another version of the recipe or of the
+    # numbers here is beside them, not in conflict with them.
+    config = resolve_config(RECIPE, DATA_URI, list(overrides))
+    resolution, focal = config.model.image_resolution, config.camera.focal
+    data_uri = storage.join(DATA_URI, f"{RECIPE}-{resolution}px-focal{focal:g}-{COLOURINGS}x{VIEWS}")
+    config = resolve_config(RECIPE, data_uri, list(overrides))
+    with clock.part("data", "cars from human-made models, ray cast, as Parquet in S3"):
+        with console.progress("rendering", "images") as advance:
+            manifest = render_dataset(
+                data_uri,
+                resolution,
+                colourings=COLOURINGS,
+                views=VIEWS,
+                seed=0,
+                supersample=4,
+                focal=focal,
+                on_progress=advance,
+            )
+        console.say(f"{manifest.count} images of {manifest.identities} cars in {data_uri}")
+    with clock.part("training", "stage 1, then stage 2, on Ray Train"):
+        name = f"{RECIPE}-{fingerprint(config)[:8]}"
+        finished = train_and_register(config, name, console, model=MODEL, alias=ALIAS)
+    pictures = folder / f"version-{finished.version}-{finished.result.run_id[:8]}"
+    with clock.part("pictures", f"models:/{MODEL}@{ALIAS} pulled back, drawn from all sides"):
+        uri = f"models:/{MODEL}@{ALIAS}"
+        paths = _draw(pull(uri, pictures / "model"), pictures, console)
+        # The grids that the training drew.
+        paths["samples"] = pictures / "samples"
+        tracking.download_artifacts(finished.result.run_id, "samples", paths["samples"])
+
+    console.heading("What came out")
+    console.metrics(finished.result.metrics)
+    console.table(("part", "seconds"), [(name, f"{seconds:.0f}") for name, seconds in clock.seconds.items()])
+    where = [
+        ("MLflow", tracking.run_url(finished.result.run_id) or ""),
+        ("Ray", local.status().services["ray"].url or ""),
+        ("model", f"{uri}, version {finished.version}"),
+        *((kind, str(path)) for kind, path in paths.items()),
+    ]
+    for what, place in where:  # Whole addresses, which a table would break.
+        console.say(f"{what:8} {place}")
+    console.say("`mimic3d down` stops the services; run the demo again and it reuses what is there")
+    summary = {
+        "recipe": RECIPE,
+        "data": {"uri": data_uri, "images": manifest.count, "fingerprint": manifest.fingerprint},
+        "metrics": {str(nimg): found for nimg, found in finished.result.metrics.items()},
+        "training_seconds": round(finished.result.seconds, 1),
+        "seconds": clock.seconds,
+        "model": {"uri": uri, "version": finished.version, "run_id": finished.result.run_id},
+        "pictures": {kind: str(path) for kind, path in paths.items()},
+        "mlflow": where[0][1],
+    }
+    storage.write_bytes(folder / "summary.json", json.dumps(summary, indent=2).encode() + b"\n")
+    return summary
+
+
+def _draw(model: Path, folder: Path, console: Console) -> dict[str, Path]:
+    """The grid, the video and the mesh of the pulled model; those that are there stay.
+
+    A model that has trained so little that it has no surface is shown without a mesh.
+    """
+    paths = {"grid": folder / "grid.png", "orbit": folder / "orbit.mp4", "mesh": folder / "car.glb"}
+    from mimic3d.export.cameras import orbit, turntable
+
+    cars = Subject(seeds=tuple(range(IDENTITIES)))
+    with open_generator(str(model)) as (generator, config):
+        if not paths["grid"].is_file():
+            draw_grid(generator, config, paths["grid"], cars, turntable(config.camera, 4))
+        if not paths["orbit"].is_file():
+            with console.progress("filming", "frames") as advance:
+                cameras = orbit(config.camera, FRAMES)
+                draw_video(generator, config, paths["orbit"], cars, cameras, progress=advance)
+        if not paths["mesh"].is_file():
+            try:
+                draw_mesh(generator, config, paths["mesh"], Subject((MESH_SEED,)), MESH_RESOLUTION)
+            except NoSurfaceError as error:
+                console.say(str(error))
+                del paths["mesh"]
+    return paths

@@ -1,0 +1,1 @@
+"""Ray itself: connecting to a cluster, its dashboard, jobs, tasks and resources."""

@@ -1,0 +1,1 @@
+"""The data set's format: Parquet shards and their manifest."""

@@ -1,0 +1,1 @@
+"""Posed images from other programs to data sets."""

@@ -1,0 +1,210 @@
+"""COLMAP's sparse models: `cameras` and `images` files, text or binary, and the images beside them.
+
+COLMAP stores world-to-camera rotations as quaternions (w, x, y, z) and translations, in OpenCV's axes; the
+camera-to-world pose is the inverse. Focal lengths and principal points are in pixels, a pixel's centre at a
+half, as ours. Distorted lenses are refused: `colmap image_undistorter` makes images of undistorted ones.
+"""
+
+from __future__ import annotations
+
+import posixpath
+import struct
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TypeVar
+
+import numpy as np
+
+from mimic3d_platform.data.format.cameras import make_labels
+from mimic3d_platform.data.ingest.archive import Source, is_picture
+from mimic3d_platform.data.ingest.listing import Listing, find_pictures, identity_of
+from mimic3d_platform.errors import UserError
+
+Parsed = TypeVar("Parsed")
+
+_FOLDERS = ("sparse/0", "sparse", "colmap/sparse/0", "")
+
+# Name and number of parameters of COLMAP's camera models, by number.
+_MODELS = (
+    ("SIMPLE_PINHOLE", 3),
+    ("PINHOLE", 4),
+    ("SIMPLE_RADIAL", 4),
+    ("RADIAL", 5),
+    ("OPENCV", 8),
+    ("OPENCV_FISHEYE", 8),
+    ("FULL_OPENCV", 12),
+    ("FOV", 5),
+    ("SIMPLE_RADIAL_FISHEYE", 4),
+    ("RADIAL_FISHEYE", 5),
+    ("THIN_PRISM_FISHEYE", 12),
+)
+# Those that are pinholes where their last parameters are 0: how many are focal lengths.
+_FOCALS = {"SIMPLE_PINHOLE": 1, "PINHOLE": 2, "SIMPLE_RADIAL": 1, "RADIAL": 1, "OPENCV": 2}
+
+
+@dataclass(frozen=True)
+class _Camera:
+    model: str
+    width: int
+    height: int
+    parameters: tuple[float, ...]
+
+
+@dataclass(frozen=True)
+class _Image:
+    """A registered image: its world-to-camera quaternion (w, x, y, z) and translation."""
+
+    name: str
+    camera: int
+    rotation: tuple[float, ...]
+    translation: tuple[float, ...]
+
+
+def find(source: Source) -> str | None:
+    """The images file of the model: `sparse/0/images.bin` and the like."""
+    for folder in _FOLDERS:
+        for suffix in (".bin", ".txt"):
+            images, cameras = (posixpath.join(folder, f"{name}{suffix}") for name in ("images", "cameras"))
+            if images in source.entries and cameras in source.entries:
+                return images
+    return None
+
+
+def read(source: Source, place: str, *, by_folder: bool | None, partial: bool) -> Listing:
+    """The listing of a source whose model's images file is at `place`.
+
+    Raises:
+        UserError: a file is damaged, a lens is distorted or unknown, or a registered image is not there and
+            `partial` is not set.
+    """
+    folder, suffix = posixpath.dirname(place), posixpath.splitext(place)[1]
+    beside = posixpath.join(folder, f"cameras{suffix}")
+    if beside not in source.entries:
+        raise UserError(f"{source.uri} has {place} and no {beside}: copy the whole model")
+    read_cameras, read_images = (
+        (_cameras_binary, _images_binary) if suffix == ".bin" else (_cameras_text, _images_text)
+    )
+    cameras = _parse(read_cameras, source, beside)
+    images = _parse(read_images, source, place)
+    if not images:
+        raise UserError(f"{place} of {source.uri} has no registered image: run COLMAP's mapper first")
+    lenses, poses, sizes = [], [], []
+    for image in images:
+        if image.camera not in cameras:
+            raise UserError(f"{place} of {source.uri} names a camera {image.camera} that {beside} lacks")
+        camera = cameras[image.camera]
+        lenses.append(_lens(camera, f"camera {image.camera} of {beside} of {source.uri}"))
+        sizes.append((camera.width, camera.height))
+        poses.append(_camera_to_world(image))
+    names = [image.name for image in images]
+    pictures = "images" if any(name.startswith("images/") for name in source.entries) else ""
+    kept, entries, missing = find_pictures(source, pictures, names, place, partial)
+    known, shown = set(entries), [names[index] for index in kept]
+    scene = posixpath.splitext(posixpath.basename(source.uri.rstrip("/")))[0]
+    return Listing(
+        form="colmap",
+        entries=entries,
+        names=shown,
+        labels=make_labels(np.stack(poses), np.array(lenses))[kept],
+        sizes=np.array(sizes, dtype=np.int64)[kept],
+        identities=[scene if by_folder is None else identity_of(name, by_folder) for name in shown],
+        # COLMAP leaves images unregistered as a matter of course.
+        left_out=missing + [name for name in source.entries if is_picture(name) and name not in known],
+    )
+
+
+def _parse(parser: Callable[[bytes], Parsed], source: Source, place: str) -> Parsed:
+    try:
+        return parser(source.read(place))
+    except (struct.error, ValueError, IndexError, KeyError, UnicodeDecodeError) as error:
+        raise UserError(
+            f"{place} of {source.uri} is damaged or no file of COLMAP's: copy it again"
+        ) from error
+
+
+def _lens(camera: _Camera, where: str) -> tuple[float, float, float, float]:
+    """fx, fy, cx, cy in image sizes."""
+    focals = _FOCALS.get(camera.model)
+    bent = [value for value in camera.parameters[(focals or 0) + 2 :] if abs(value) > 1e-9]
+    if focals is None or bent:
+        raise UserError(
+            f"{where} has a distorted lens ({camera.model}): undistort the images first, with "
+            "`colmap image_undistorter`"
+        )
+    fx, fy = camera.parameters[0], camera.parameters[focals - 1]
+    cx, cy = camera.parameters[focals : focals + 2]
+    width, height = camera.width, camera.height
+    if width < 1 or height < 1:
+        raise UserError(f"{where} has an image of {width}×{height}: correct it")
+    return fx / width, fy / height, cx / width, cy / height
+
+
+def _camera_to_world(image: _Image) -> np.ndarray:
+    w, x, y, z = np.array(image.rotation) / max(np.linalg.norm(image.rotation), 1e-12)
+    rotation = np.array(
+        [
+            [1 - 2 * (y * y + z * z), 2 * (x * y - w * z), 2 * (x * z + w * y)],
+            [2 * (x * y + w * z), 1 - 2 * (x * x + z * z), 2 * (y * z - w * x)],
+            [2 * (x * z - w * y), 2 * (y * z + w * x), 1 - 2 * (x * x + y * y)],
+        ]
+    )
+    pose = np.eye(4)
+    pose[:3, :3] = rotation.T
+    pose[:3, 3] = -rotation.T @ np.array(image.translation)
+    return pose
+
+
+def _lines(data: bytes) -> list[str]:
+    return [line for line in data.decode().splitlines() if not line.startswith("#")]
+
+
+def _cameras_text(data: bytes) -> dict[int, _Camera]:
+    cameras = {}
+    for line in _lines(data):
+        if words := line.split():
+            count = dict(_MODELS)[words[1]]
+            parameters = tuple(float(word) for word in words[4:])
+            if len(parameters) != count:
+                raise ValueError(line)
+            cameras[int(words[0])] = _Camera(words[1], int(words[2]), int(words[3]), parameters)
+    return cameras
+
+
+def _images_text(data: bytes) -> list[_Image]:
+    """Two lines an image: pose, camera and name; then its points, which may be an empty line."""
+    images = []
+    lines = iter(_lines(data))
+    for line in lines:
+        if not line.strip():
+            continue
+        words = line.split(maxsplit=9)
+        numbers = tuple(float(word) for word in words[1:8])
+        images.append(_Image(words[9].strip(), int(words[8]), numbers[:4], numbers[4:]))
+        next(lines, None)
+    return images
+
+
+def _cameras_binary(data: bytes) -> dict[int, _Camera]:
+    (count,) = struct.unpack_from("<Q", data)
+    position, cameras = 8, {}
+    for _ in range(count):
+        number, kind, width, height = struct.unpack_from("<iiQQ", data, position)
+        if not 0 <= kind < len(_MODELS):
+            raise ValueError(kind)
+        name, parameters = _MODELS[kind]
+        values = struct.unpack_from(f"<{parameters}d", data, position + 24)
+        cameras[number] = _Camera(name, width, height, values)
+        position += 24 + 8 * parameters
+    return cameras
+
+
+def _images_binary(data: bytes) -> list[_Image]:
+    (count,) = struct.unpack_from("<Q", data)
+    position, images = 8, []
+    for _ in range(count):
+        values = struct.unpack_from("<i7di", data, position)
+        end = data.index(b"\0", position + 64)
+        (points,) = struct.unpack_from("<Q", data, end + 1)
+        images.append(_Image(data[position + 64 : end].decode(), values[8], values[1:5], values[5:8]))
+        position = end + 9 + 24 * points
+    return images

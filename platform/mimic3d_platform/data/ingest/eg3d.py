@@ -1,0 +1,103 @@
+"""EG3D's data sets: images and a `dataset.json` of `{"labels": [[name, 25 numbers], …]}`.
+
+FFHQ and AFHQ come as a zip with folders of a thousand images, `00000/img00000000.png`; ShapeNet with a folder
+for each object.
+"""
+
+from __future__ import annotations
+
+import json
+import posixpath
+import re
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+
+from mimic3d_platform.data.ingest.archive import Source, is_picture
+from mimic3d_platform.data.ingest.listing import (
+    Listing,
+    find_pictures,
+    identity_of,
+    refuse_unlabelled,
+    to_label,
+)
+from mimic3d_platform.errors import UserError
+
+LISTING = "dataset.json"
+
+_START = re.compile(r'\s*\{\s*"labels"\s*:\s*\[\s*')
+_COMMA = re.compile(r"\s*([,\]])\s*")
+
+
+def find(source: Source) -> str | None:
+    """The listing's name: at the top, or in the one folder that has one."""
+    if LISTING in source.entries:
+        return LISTING
+    found = [name for name in source.entries if name.endswith(f"/{LISTING}")]
+    return found[0] if len(found) == 1 else None
+
+
+def read(source: Source, place: str, *, by_folder: bool | None, partial: bool) -> Listing:
+    """The listing of a source whose `dataset.json` is at `place`.
+
+    Raises:
+        UserError: it is damaged, has no labels, or labels and images do not match and `partial` is not set.
+    """
+    folder = posixpath.dirname(place)
+    names, labels = [], []
+    for item in _items(source, place):
+        pair = isinstance(item, list) and len(item) == 2 and isinstance(item[0], str)
+        if not pair:
+            raise UserError(f"{place} of {source.uri} has a label that is no [name, numbers]: correct it")
+        names.append(item[0])
+        labels.append(to_label(item[1], f"{item[0]} in {place} of {source.uri}"))
+    if not names:
+        raise UserError(f"{place} of {source.uri} has no labels, and every image needs its camera: add them")
+    kept, entries, missing = find_pictures(source, folder, names, place, partial)
+    known = set(entries)
+    below = f"{folder}/" if folder else ""
+    blind = [
+        name for name in source.entries if is_picture(name) and name.startswith(below) and name not in known
+    ]
+    if not partial:
+        refuse_unlabelled(source, place, blind)
+    shown = [names[index] for index in kept]
+    return Listing(
+        form="eg3d",
+        entries=entries,
+        names=shown,
+        labels=np.stack([labels[index] for index in kept]),
+        sizes=np.zeros((len(kept), 2), dtype=np.int64),
+        identities=[identity_of(name, by_folder) for name in shown],
+        left_out=missing + blind,
+    )
+
+
+def _items(source: Source, place: str) -> Iterator[Any]:
+    """The labels one by one: as Python objects, those of a million images would not fit a small machine."""
+    broken = f"{place} of {source.uri} is not JSON"
+    try:
+        text = source.read(place).decode()
+        start = _START.match(text)
+        if start is None:
+            content = json.loads(text)
+            labels = content.get("labels") if isinstance(content, dict) else None
+            yield from labels if isinstance(labels, list) else []
+            return
+        decoder, position = json.JSONDecoder(), start.end()
+        while text[position : position + 1] not in ("]", ""):
+            item, position = decoder.raw_decode(text, position)
+            yield item
+            comma = _COMMA.match(text, position)
+            if comma is None:
+                raise UserError(f"{broken} (it ends or breaks at character {position}): correct it")
+            if comma[1] == "]":
+                return
+            position = comma.end()
+        if text[position : position + 1] != "]":
+            raise UserError(f"{broken} (it ends in the middle): copy it again")
+    except UserError:
+        raise
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{broken} ({error}): correct it") from error

@@ -1,0 +1,1 @@
+"""Looking at data sets: contact sheets, verification, duplicates, export."""

@@ -1,0 +1,58 @@
+"""A picture of where a data set's cameras stand, for finding gaps before a training does."""
+
+from __future__ import annotations
+
+import io
+
+import numpy as np
+
+from mimic3d_platform.data.format.cameras import yaw_pitch_radius
+
+_INK = "#2b5d8a"
+
+
+def camera_plot(labels: np.ndarray, title: str) -> bytes:
+    """A PNG file: how often each direction (yaw, pitch) is seen, a rose of yaws, and radii and focal lengths.
+
+    Args:
+        labels: (n, 25).
+    """
+    from matplotlib.figure import Figure
+
+    yaw, pitch, radius = yaw_pitch_radius(labels)
+    figure = Figure(figsize=(12, 6.4), layout="constrained")
+    figure.suptitle(f"{title}: {len(labels)} cameras")
+    grid = figure.add_gridspec(2, 3, width_ratios=(2.2, 1.3, 1))
+    directions = figure.add_subplot(grid[:, 0])
+    spread = directions.hist2d(
+        np.degrees(yaw),
+        np.degrees(pitch),
+        bins=(72, 36) if len(labels) >= 5000 else (36, 18),
+        range=((-180, 180), (-90, 90)),
+        cmap="viridis",
+        cmin=1,
+    )
+    figure.colorbar(spread[3], ax=directions, label="images", orientation="horizontal", shrink=0.6)
+    directions.set(xlabel="yaw, °  (0 is +z, 90 is +x)", ylabel="pitch, °", title="directions seen")
+    directions.set_xticks(range(-180, 181, 60))
+    directions.set_yticks(range(-90, 91, 30))
+    directions.set_facecolor("#f2f2f2")
+
+    rose = figure.add_subplot(grid[:, 1], projection="polar")
+    counts, edges = np.histogram(yaw, bins=36, range=(-np.pi, np.pi))
+    rose.bar(edges[:-1], counts, width=np.diff(edges), align="edge", color=_INK, edgecolor="white")
+    rose.set_theta_zero_location("S")
+    rose.set_title("yaw from above, the front below")
+
+    for row, (values, name) in enumerate(
+        ((radius, "radius, world units"), (labels[:, 16], "focal length, image widths"))
+    ):
+        axes = figure.add_subplot(grid[row, 2])
+        middle = float(np.median(values))
+        # One value for all is a bar, not a histogram of rounding errors.
+        reach = max(float(np.abs(values - middle).max()), 0.05 * abs(middle), 1e-6)
+        axes.hist(values, bins=41, range=(middle - reach, middle + reach), color=_INK)
+        axes.set(xlabel=name, ylabel="images")
+    sink = io.BytesIO()
+    figure.savefig(sink, format="png", dpi=100)
+    return sink.getvalue()

@@ -1,0 +1,1 @@
+"""Meshes to data sets, by ray casting."""

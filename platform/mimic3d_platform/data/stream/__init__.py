@@ -1,0 +1,1 @@
+"""The training stream: shards to batches."""

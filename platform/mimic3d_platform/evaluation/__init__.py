@@ -1,0 +1,1 @@
+"""Metrics of a generator, and the feature networks that they and the losses stand on."""

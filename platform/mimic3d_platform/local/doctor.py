@@ -1,0 +1,203 @@
+"""What of this machine and its services is usable, and what to do about the rest (`mimic3d doctor`)."""
+
+import importlib
+import importlib.metadata
+import shutil
+import socket
+import subprocess
+import sys
+import threading
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
+
+from mimic3d_platform import local, storage
+from mimic3d_platform.settings import default_home, get_settings
+
+State = Literal["ok", "warn", "missing"]
+
+CHECK_PATIENCE_S = 9.0
+_ASK_TIMEOUT_S = 3.0
+_GB = 1000**3
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One thing looked at: whether it is usable, what was seen, and what to do where it is not."""
+
+    name: str
+    state: State
+    detail: str
+    remedy: str = ""
+
+
+def diagnose() -> list[Finding]:
+    """Look at everything, side by side; takes at most `CHECK_PATIENCE_S`, raises nothing."""
+    results: dict[str, list[Finding]] = {}
+
+    def run(name: str, check: Callable[[], list[Finding]]) -> None:
+        try:
+            results[name] = check()
+        except Exception as error:  # A check that fails is itself a finding.
+            said = " ".join(str(error).split()) or type(error).__name__
+            results[name] = [Finding(name, "missing", said[:300], _REMEDIES.get(name, ""))]
+
+    deadline = time.monotonic() + CHECK_PATIENCE_S
+    # Daemons, because one that hangs (a dead network drive, a name that cannot be looked up) is left behind.
+    threads = [threading.Thread(target=run, args=item, daemon=True) for item in _CHECKS.items()]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(max(0.0, deadline - time.monotonic()))
+    late = f"no answer within {CHECK_PATIENCE_S:.0f} s"
+    return [
+        finding
+        for name in _CHECKS
+        for finding in results.get(name, [Finding(name, "warn", late, _REMEDIES.get(name, ""))])
+    ]
+
+
+def _python() -> list[Finding]:
+    version = ".".join(map(str, sys.version_info[:3]))
+    return [Finding("Python", "ok", f"{version} at {sys.executable}")]
+
+
+def _torch() -> list[Finding]:
+    import torch
+
+    seen = f"{torch.__version__}, {torch.get_num_threads()} threads, CUDA {torch.version.cuda or 'none'}"
+    found = [Finding("torch", "ok", seen)]
+    if torch.cuda.is_available():
+        for index in range(torch.cuda.device_count()):
+            device = torch.cuda.get_device_properties(index)
+            found.append(Finding("GPU", "ok", f"{device.name}, {device.total_memory / _GB:.0f} GB"))
+    elif shutil.which("nvidia-smi"):
+        remedy = "install a torch build for this machine's driver"
+        found.append(Finding("GPU", "warn", "a driver is there but torch cannot use the GPU", remedy))
+    else:
+        remedy = "`cars-demo` needs none; `cars64` and `cars128` want a CUDA GPU"
+        found.append(Finding("GPU", "warn", "none, training runs on the CPU", remedy))
+    return found
+
+
+def _ray() -> list[Finding]:
+    version = importlib.metadata.version("ray")
+    address = get_settings().ray_address
+    if not address:
+        return [Finding("Ray", "warn", f"{version}, no cluster is named", _REMEDIES["Ray"])]
+    stack = local.status().services["ray"]
+    if stack.healthy:
+        return [Finding("Ray", "ok", f"{version}, cluster at {address}, dashboard {stack.url}")]
+    if "://" in address or ":" not in address:  # `ray://…` and names such as `auto` are for Ray to look up.
+        return [Finding("Ray", "warn", f"{version}, {address} is not looked at", "")]
+    host, _, port = address.rpartition(":")
+    try:
+        socket.create_connection((host, int(port)), timeout=_ASK_TIMEOUT_S).close()
+    except OSError:
+        return [Finding("Ray", "missing", f"{version}, nothing answers at {address}", _REMEDIES["Ray"])]
+    return [Finding("Ray", "ok", f"{version}, cluster at {address}")]
+
+
+def _s3() -> list[Finding]:
+    settings = get_settings()
+    where = settings.s3_endpoint or "Amazon S3"
+    if not settings.s3_endpoint and not settings.aws_access_key_id:
+        return [Finding("S3", "warn", "no endpoint and no credentials are set", _REMEDIES["S3"])]
+    with storage.translate_errors("s3://", "list the buckets of"):
+        buckets = [bucket["Name"] for bucket in storage.s3_client().list_buckets()["Buckets"]]
+    return [Finding("S3", "ok", f"{where}, buckets: {', '.join(buckets) or 'none'}")]
+
+
+def _mlflow() -> list[Finding]:
+    version = importlib.metadata.version("mlflow")
+    uri = get_settings().mlflow_tracking_uri
+    if not uri:
+        return [Finding("MLflow", "warn", f"{version}, no server is named", _REMEDIES["MLflow"])]
+    if not uri.startswith("http"):
+        return [Finding("MLflow", "warn", f"{version}, {uri} is not a server and is not looked at")]
+    try:
+        urllib.request.urlopen(f"{uri.rstrip('/')}/health", timeout=_ASK_TIMEOUT_S).close()
+    except urllib.error.HTTPError as error:
+        detail = f"{version}, {uri} answers with status {error.code}"
+        return [Finding("MLflow", "warn", detail, "check MLFLOW_TRACKING_URI and its credentials")]
+    except OSError:
+        return [Finding("MLflow", "missing", f"{version}, nothing answers at {uri}", _REMEDIES["MLflow"])]
+    return [Finding("MLflow", "ok", f"{version}, server at {uri}")]
+
+
+def _weights() -> list[Finding]:
+    from mimic3d_platform.evaluation import feature_weights
+
+    found = []
+    for network in feature_weights.describe():
+        name = f"weights {network.name}"
+        remedy = "" if network.ready else "fetched when first needed; `mimic3d weights` does it now"
+        state: State = "ok" if network.ready else "warn"
+        stand_in = " (stand-in)" if network.stand_in else ""
+        found.append(Finding(name, state, f"{network.purpose}{stand_in}, {network.source}", remedy))
+    return found
+
+
+def _disk() -> list[Finding]:
+    folder = default_home()
+    while not folder.exists():
+        folder = folder.parent
+    free = shutil.disk_usage(folder).free / _GB
+    state: State = "ok" if free >= 10 else "warn" if free >= 3 else "missing"
+    remedy = (
+        "" if state == "ok" else "free some, or set MIMIC3D_HOME to a larger disk; a demo takes about 3 GB"
+    )
+    return [Finding("disk", state, f"{free:.0f} GB free at {folder}", remedy)]
+
+
+def _memory() -> list[Finding]:
+    import psutil
+
+    memory = psutil.virtual_memory()
+    available, total = memory.available / _GB, memory.total / _GB
+    state: State = "ok" if available >= 6 else "warn" if available >= 3 else "missing"
+    remedy = "" if state == "ok" else "end other programs; the demo wants 8 GB in all"
+    return [Finding("memory", state, f"{available:.1f} of {total:.1f} GB available", remedy)]
+
+
+def _embreex() -> list[Finding]:
+    importlib.import_module("embreex.rtcore_scene")
+    return [Finding("embreex", "ok", f"{importlib.metadata.version('embreex')}, ray casting")]
+
+
+def _ffmpeg() -> list[Finding]:
+    import imageio_ffmpeg
+
+    program = imageio_ffmpeg.get_ffmpeg_exe()
+    said = subprocess.run([program, "-version"], capture_output=True, text=True, timeout=_ASK_TIMEOUT_S)
+    if said.returncode:
+        return [Finding("ffmpeg", "missing", f"{program} does not run", _REMEDIES["ffmpeg"])]
+    return [Finding("ffmpeg", "ok", f"{said.stdout.split()[2]}, orbit videos")]
+
+
+_CHECKS: dict[str, Callable[[], list[Finding]]] = {
+    "Python": _python,
+    "torch": _torch,
+    "Ray": _ray,
+    "S3": _s3,
+    "MLflow": _mlflow,
+    "weights": _weights,
+    "disk": _disk,
+    "memory": _memory,
+    "embreex": _embreex,
+    "ffmpeg": _ffmpeg,
+}
+
+_SERVICE = "run `mimic3d up` for a stack of your own, or set "
+_REMEDIES = {
+    "torch": "run `make setup`",
+    "Ray": _SERVICE + "RAY_ADDRESS",
+    "S3": _SERVICE + "AWS_ENDPOINT_URL, AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY",
+    "MLflow": _SERVICE + "MLFLOW_TRACKING_URI",
+    "weights": "run `mimic3d weights`",
+    "embreex": "run `make setup`; without it meshes cannot be rendered",
+    "ffmpeg": "run `make setup`, or set IMAGEIO_FFMPEG_EXE to an ffmpeg program",
+}

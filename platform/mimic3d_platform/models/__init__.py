@@ -1,0 +1,1 @@
+"""A generator by its URI: checkpoints, the registry, pictures of it."""

@@ -1,0 +1,25 @@
+"""MLflow: the server, its runs, and a logger that outlasts outages."""
+
+from mimic3d_platform.tracking.runs import (
+    PARENT_TAG,
+    RUN_NAME_TAG,
+    download_artifacts,
+    find_run,
+    finish_run,
+    flat_params,
+    run_url,
+    start_or_resume_run,
+)
+from mimic3d_platform.tracking.server import check_tracking
+
+__all__ = [
+    "PARENT_TAG",
+    "RUN_NAME_TAG",
+    "check_tracking",
+    "download_artifacts",
+    "find_run",
+    "finish_run",
+    "flat_params",
+    "run_url",
+    "start_or_resume_run",
+]

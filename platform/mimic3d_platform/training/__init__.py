@@ -1,0 +1,1 @@
+"""One run on Ray Train, from its config to its last checkpoint."""

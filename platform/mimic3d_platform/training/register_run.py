@@ -1,0 +1,53 @@
+"""Whole jobs, as the command line, the demo and a cluster's entry points run them."""
+
+from __future__ import annotations
+
+import tempfile
+from dataclasses import dataclass
+
+from mimic3d.config import Config
+from mimic3d_platform import storage
+from mimic3d_platform.console import Console
+from mimic3d_platform.models import registry
+from mimic3d_platform.training import runs
+from mimic3d_platform.training.run import TrainingResult, train
+
+
+@dataclass(frozen=True)
+class FinishedTraining:
+    """A finished run and the version under which its generator was registered, if it was."""
+
+    result: TrainingResult
+    version: int | None
+
+
+def train_and_register(
+    config: Config,
+    name: str,
+    console: Console,
+    *,
+    runs_uri: str | None = None,
+    workers: int | tuple[int, int] | None = None,
+    model: str | None = None,
+    alias: str | None = None,
+) -> FinishedTraining:
+    """Trains a run to its end, and registers its generator as `model`."""
+    with console.training() as follow:
+        result = train(
+            config,
+            name,
+            runs_uri=runs_uri or runs.DEFAULT_RUNS_URI,
+            workers=workers,
+            on_progress=follow,
+            on_note=console.say,
+        )
+    version = None
+    if model:
+        with tempfile.TemporaryDirectory(prefix="mimic3d-generator-") as folder:
+            storage.copy_tree(storage.join(result.checkpoint_uri, "generator"), folder)
+            last = max(result.metrics, default=0)
+            version = registry.register_generator(
+                folder, model, result.run_id, result.metrics.get(last, {}), alias, step=last
+            )
+        console.say(f"registered {model} version {version}" + (f" as {alias}" if alias else ""))
+    return FinishedTraining(result, version)

@@ -1,0 +1,342 @@
+"""The embedded stack: one of it, on loopback, private, mended when broken, and gone when taken down.
+
+These tests break stacks, so they have one of their own beside the session's.
+"""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+
+from mimic3d_platform import local, storage
+from mimic3d_platform.errors import UserError
+from mimic3d_platform.local import processes, services
+from mimic3d_platform.local.state import Service, Stack, free_ports, locked
+from mimic3d_platform.settings import get_settings, stack_file
+from stack_processes import alive, stack_processes
+
+ROOT = Path(__file__).parents[3]
+PATHS = os.pathsep.join([str(ROOT), str(ROOT / "platform")])
+
+UP = """
+import json
+from mimic3d_platform import local
+status = local.up(cpus=2)
+print(json.dumps({name: service.pid for name, service in status.services.items()}))
+"""
+
+LOG_A_RUN = """
+import sys, mlflow
+with mlflow.start_run() as run:
+    mlflow.log_text("kept", "note.txt")
+print(run.info.run_id, run.info.artifact_uri)
+"""
+
+READ_A_RUN = """
+import sys, mlflow
+print(mlflow.artifacts.load_text(f"runs:/{sys.argv[1]}/note.txt"))
+"""
+
+RAY_TASK = """
+import ray
+ray.init(log_to_driver=False)
+
+@ray.remote
+def look():
+    import os
+    from mimic3d_platform import storage
+    return storage.exists("s3://mimic3d/kept.bin"), "AWS_SECRET_ACCESS_KEY" in os.environ
+
+print(ray.get(look.remote()))
+"""
+
+
+def python(program: str, home: Path, *arguments: str) -> subprocess.Popen[str]:
+    """A Python process that sees the services of the stack under `home` as the command would."""
+    names = ("AWS_", "MLFLOW_", "RAY_")
+    environment = {k: v for k, v in os.environ.items() if not k.startswith(names)}
+    environment |= {"PYTHONPATH": PATHS, "MIMIC3D_HOME": str(home)}
+    begin = "from mimic3d_platform.settings import use_services; use_services()\n" if program != UP else ""
+    return subprocess.Popen(
+        [sys.executable, "-c", begin + program, *arguments],
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def output_of(process: subprocess.Popen[str]) -> str:
+    out, err = process.communicate(timeout=200)
+    assert process.returncode == 0, err[-3000:]
+    return out.strip().splitlines()[-1]  # MLflow has its own things to say first.
+
+
+@pytest.fixture
+def folder() -> Iterator[Path]:
+    """A short folder for a stack that ought not to come up; taken down all the same."""
+    with tempfile.TemporaryDirectory(prefix="m3d-", dir="/tmp", ignore_cleanup_errors=True) as name:
+        yield Path(name)
+        local.down(Path(name))
+
+
+@pytest.fixture(scope="module")
+def home() -> Iterator[Path]:
+    """The folder of a stack that two processes brought up at the same moment."""
+    with tempfile.TemporaryDirectory(prefix="m3d-", dir="/tmp", ignore_cleanup_errors=True) as name:
+        folder = Path(name)
+        both = [python(UP, folder) for _ in range(2)]
+        try:
+            first, second = (json.loads(output_of(process)) for process in both)
+            assert first == second and all(first.values())
+            yield folder
+        finally:
+            for process in both:
+                process.kill()
+                process.communicate()
+            local.down(folder)
+        assert not stack_processes(folder)
+
+
+@pytest.fixture(autouse=True)
+def settings_of_home(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where a test uses `home`, this process finds its services there, not in the session's stack."""
+    if "home" in request.fixturenames:
+        for name in [name for name in os.environ if name.startswith(("AWS_", "MLFLOW_", "RAY_A"))]:
+            monkeypatch.delenv(name)
+        monkeypatch.setenv("MIMIC3D_HOME", str(request.getfixturevalue("home")))
+
+
+# A stack that works.
+
+
+def test_two_ups_at_once_are_one_stack_and_a_third_changes_nothing(home: Path) -> None:
+    before = local.status(home)
+    said: list[str] = []
+    after = local.up(home, on_progress=said.append)
+    assert before == after and after.healthy and not said
+    buckets = storage.s3_client().list_buckets()["Buckets"]
+    assert {bucket["Name"] for bucket in buckets} == {"mimic3d", "mimic3d-artifacts"}
+
+
+def test_what_is_private_is_readable_by_its_owner_only(home: Path) -> None:
+    assert (home / "stack").stat().st_mode & 0o777 == 0o700
+    for name in ("environment.json", "credentials.json", "s3/identities.json", "ray/token"):
+        assert (home / "stack" / name).stat().st_mode & 0o777 == 0o600, name
+
+
+def test_no_secret_is_in_arguments_or_logs(home: Path) -> None:
+    secrets = set(json.loads((home / "stack" / "credentials.json").read_text()).values())
+    texts = [" ".join(process.cmdline()) for process in alive(stack_processes(home))]
+    texts += [log.read_text(errors="replace") for log in (home / "stack" / "logs").iterdir()]
+    assert not [secret for secret in secrets if any(secret in text for text in texts)]
+
+
+def test_nothing_listens_beyond_loopback_also_while_ray_works(home: Path) -> None:
+    storage.write_bytes("s3://mimic3d/kept.bin", b"kept")
+    # The worker finds the storage through the stack's private file; its environment holds no secret.
+    assert output_of(python(RAY_TASK, home)) == "(True, False)"
+    open_to = {
+        connection.laddr.ip.removeprefix("::ffff:")
+        for process in alive(stack_processes(home))
+        for connection in process.net_connections("inet")
+        if connection.status == psutil.CONN_LISTEN or connection.type == socket.SOCK_DGRAM
+    }
+    assert open_to <= {"127.0.0.1", "::1"}
+
+
+def test_ray_wants_the_token(home: Path) -> None:
+    dashboard = local.status(home).services["ray"].port
+    assert dashboard and services._get(dashboard, "/api/version") == 401
+
+
+def test_killed_services_are_noticed_and_only_these_are_started_again(home: Path) -> None:
+    storage.write_bytes("s3://mimic3d/kept.bin", b"kept through a kill")
+    run, artifacts = output_of(python(LOG_A_RUN, home)).split()
+    assert artifacts.startswith("mlflow-artifacts:/")  # No port is remembered in it.
+    before = local.status(home).services
+    for name in ("s3", "mlflow"):
+        os.kill(before[name].pid, signal.SIGKILL)
+    time.sleep(0.5)
+    broken = local.status(home)
+    assert not broken.healthy and broken.running
+    assert "died" in broken.services["s3"].detail and "died" in broken.services["mlflow"].detail
+    assert broken.services["ray"].healthy
+    mended = local.up(home)
+    assert mended.healthy and mended.services["ray"].pid == before["ray"].pid
+    assert mended.services["s3"].url == before["s3"].url
+    assert storage.read_bytes("s3://mimic3d/kept.bin") == b"kept through a kill"
+    assert output_of(python(READ_A_RUN, home, run)) == "kept"
+
+
+def test_a_killed_ray_leaves_no_orphans_and_a_lost_port_moves_its_service(home: Path) -> None:
+    run = output_of(python(LOG_A_RUN, home)).split()[0]
+    storage.write_bytes("s3://mimic3d/kept.bin", b"kept through a move")
+    before = local.status(home).services
+    orphans = [p for p in psutil.Process(before["ray"].pid).children(recursive=True)]
+    for name in ("ray", "s3"):
+        os.kill(before[name].pid, signal.SIGKILL)
+    time.sleep(0.5)
+    with socket.socket() as thief:
+        thief.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        thief.bind(("127.0.0.1", before["s3"].port))
+        thief.listen()
+        after = local.up(home)
+    assert after.healthy and not alive(orphans)
+    assert after.services["s3"].port != before["s3"].port
+    assert after.services["mlflow"].pid != before["mlflow"].pid
+    assert get_settings().s3_endpoint == after.services["s3"].url
+    assert storage.read_bytes("s3://mimic3d/kept.bin") == b"kept through a move"
+    assert output_of(python(READ_A_RUN, home, run)) == "kept"
+
+
+def test_down_leaves_no_process_and_up_finds_everything_again(home: Path) -> None:
+    run = output_of(python(LOG_A_RUN, home)).split()[0]
+    storage.write_bytes("s3://mimic3d/kept.bin", os.urandom(10 * 2**20))
+    kept = storage.read_bytes("s3://mimic3d/kept.bin")
+    before, secret = local.status(home).services, stack_file(home).read_text()
+    were = stack_processes(home)
+    gone = local.down(home)
+    assert not gone.running and not alive(were) and not stack_processes(home)
+    assert not local.down(home).running  # Again is no error.
+    again = local.up(home, nodes=2, cpus=1)
+    assert again.healthy and "ray-2" in again.services
+    assert again.services["mlflow"].url == before["mlflow"].url and stack_file(home).read_text() == secret
+    assert storage.read_bytes("s3://mimic3d/kept.bin") == kept
+    assert output_of(python(READ_A_RUN, home, run)) == "kept"
+
+
+# A stack that cannot be.
+
+
+def error_of(action, *arguments, **named) -> str:
+    with pytest.raises(UserError) as caught:
+        action(*arguments, **named)
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+def test_a_service_that_dies_at_its_start_is_named_with_its_log_and_down_cleans_up(folder: Path) -> None:
+    (folder / "stack" / "mlflow").mkdir(parents=True)
+    (folder / "stack" / "mlflow" / "mlflow.db").write_bytes(b"this is no database" * 100)
+    said = error_of(local.up, folder)
+    assert said.startswith("MLflow stopped while starting") and str(folder / "stack/logs/mlflow.log") in said
+    assert "mimic3d up" in said
+    assert local.status(folder).services["mlflow"].pid is None
+    left = stack_processes(folder)
+    local.down(folder)
+    assert not alive(left) and not stack_processes(folder)
+
+
+def test_a_missing_program_is_said_before_anything_runs(folder: Path, monkeypatch) -> None:
+    monkeypatch.setattr(services.importlib.metadata, "files", lambda name: [])
+    monkeypatch.setenv("PATH", "/nonexistent")
+    assert "`weed` is missing" in error_of(local.up, folder)
+    assert not stack_processes(folder)
+
+
+def test_a_state_folder_that_cannot_be_is_one_line() -> None:
+    assert "MIMIC3D_HOME" in error_of(local.up, Path("/dev/null/home"))
+
+
+@pytest.mark.parametrize("number", [{"nodes": 0}, {"cpus": 0}])
+def test_no_nodes_or_cpus_is_one_line(number: dict[str, int], tmp_path: Path) -> None:
+    assert "at least 1" in error_of(local.up, tmp_path, **number)
+
+
+def test_a_damaged_state_is_one_line(tmp_path: Path) -> None:
+    (tmp_path / "stack").mkdir()
+    (tmp_path / "stack" / "state.json").write_text('{"services": 3')
+    assert "state.json is damaged" in error_of(local.status, tmp_path)
+
+
+def test_a_lock_that_is_held_is_one_line(tmp_path: Path) -> None:
+    with locked(tmp_path), pytest.raises(UserError, match="another `mimic3d up`"), locked(tmp_path, 0.5):
+        pass
+
+
+def test_a_stack_that_never_was_is_not_running(tmp_path: Path) -> None:
+    status = local.status(tmp_path / "nowhere")
+    assert not status.running and not status.healthy and set(status.services) == {"s3", "mlflow", "ray"}
+    assert not local.down(tmp_path / "nowhere").running and not (tmp_path / "nowhere").exists()
+
+
+# Processes.
+
+
+def test_only_the_very_process_that_was_recorded_is_ended(tmp_path: Path) -> None:
+    bystander = subprocess.Popen(["sleep", "60"], start_new_session=True)
+    try:
+        created = psutil.Process(bystander.pid).create_time()
+        stack = Stack(tmp_path, {"s3": Service({}, processes.Leader(bystander.pid, created - 100))})
+        (tmp_path / "stack").mkdir()
+        stack.save()
+        assert not local.status(tmp_path).running
+        local.down(tmp_path)
+        assert bystander.poll() is None
+    finally:
+        bystander.kill()
+        bystander.wait()
+
+
+def test_the_orphans_of_a_killed_leader_are_ended(tmp_path: Path) -> None:
+    starting = processes.Starting(
+        ["sh", "-c", "sleep 60 & sleep 60 & wait"], os.environ, tmp_path, tmp_path / "l"
+    )
+    starting.go()
+    while len(starting.leader.family()) < 3:
+        time.sleep(0.05)
+    os.kill(starting.leader.pid, signal.SIGKILL)
+    orphans = starting.leader.family()
+    while starting.leader.process():
+        time.sleep(0.05)
+    processes.end([starting.leader], patience_s=1.0)
+    assert len(orphans) >= 2 and not alive(orphans)
+
+
+def test_a_service_whose_starter_dies_unheard_never_runs(tmp_path: Path) -> None:
+    program = f"""
+import os
+from pathlib import Path
+from mimic3d_platform.local.processes import Starting
+folder = Path({str(tmp_path)!r})
+print(Starting(["touch", "ran"], os.environ, folder, folder / "log").leader.pid, flush=True)
+os._exit(0)
+"""
+    environment = os.environ | {"PYTHONPATH": PATHS}
+    pid = int(subprocess.check_output([sys.executable, "-c", program], env=environment, text=True))
+    deadline = time.monotonic() + 5
+    while time.monotonic() < deadline and psutil.pid_exists(pid) and alive([psutil.Process(pid)]):
+        time.sleep(0.05)
+    assert not (tmp_path / "ran").exists()
+    assert not psutil.pid_exists(pid) or not alive([psutil.Process(pid)])
+
+
+def test_ports_are_kept_while_free_and_never_shared() -> None:
+    taken: set[int] = set()
+    first = free_ports(["a", "b"], {}, taken)
+    assert free_ports(["a", "b"], first, set()) == first
+    assert not set(first.values()) & set(free_ports(["a", "b"], {}, taken).values())
+    with socket.socket() as thief:
+        thief.bind(("127.0.0.1", first["a"]))
+        thief.listen()
+        assert free_ports(["a", "b"], first, taken, patience_s=0.5) != first
+
+
+def test_ports_that_are_let_go_of_in_a_moment_are_waited_for() -> None:
+    first = free_ports(["a"], {}, set())
+    with socket.socket() as dying:
+        dying.bind(("127.0.0.1", first["a"]))
+        dying.listen()
+        threading.Timer(0.5, dying.close).start()
+        assert free_ports(["a"], first, set(), patience_s=100) == first

@@ -1,0 +1,196 @@
+"""Checkpoints in storage: whole or not at all, held to digests, kept by a policy, written off the step."""
+
+import json
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from fault_proxy import FaultProxy
+from mimic3d.checkpoints.training import Progress, Snapshot
+from mimic3d.config.recipes import get_recipe
+from mimic3d_platform import storage
+from mimic3d_platform.errors import UserError
+from mimic3d_platform.models.checkpoints import (
+    MANIFEST,
+    CheckpointStore,
+    DamagedCheckpoint,
+    KeepPolicy,
+    StoredCheckpoint,
+)
+from mimic3d_platform.settings import get_settings
+from mimic3d_platform.training.checkpoint_writer import CheckpointWriter
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> CheckpointStore:
+    return CheckpointStore(str(tmp_path / "runs"), "run")
+
+
+def put(store: CheckpointStore, folder: Path, nimg: int, **facts: object) -> StoredCheckpoint:
+    (folder / "generator").mkdir(parents=True, exist_ok=True)
+    (folder / "state.pt").write_bytes(b"state at %d" % nimg * 100)
+    (folder / "generator" / "config.yaml").write_text("seed: 1\n")
+    return store.put(folder, store.new_name(nimg), nimg, facts)
+
+
+def snapshot(nimg: int) -> Snapshot:
+    parts = {
+        part: {"weight": torch.full((4,), float(nimg))} for part in ("generator", "ema", "dual", "patch")
+    }
+    return Snapshot(get_recipe("cars-demo"), {"nimg": nimg} | parts, Progress(nimg, {}, 1.0))
+
+
+def test_what_was_stored_is_found_and_read(store: CheckpointStore, tmp_path: Path) -> None:
+    assert store.whole() == []
+    put(store, tmp_path / "b", 800, workers=2)
+    put(store, tmp_path / "a", 400)
+    found = CheckpointStore(store.uri.removesuffix("/run/checkpoints"), "run").whole()
+    assert [checkpoint.nimg for checkpoint in found] == [400, 800]
+    assert found[1].facts == {"workers": 2} and found[1].name.startswith("000000800-")
+    folder = store.fetch(found[1], tmp_path / "read")
+    assert (folder / "state.pt").read_bytes() == (tmp_path / "b" / "state.pt").read_bytes()
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda folder: (folder / "state.pt").write_bytes((folder / "state.pt").read_bytes()[:50]),
+        lambda folder: (folder / "generator" / "config.yaml").unlink(),
+        lambda folder: (folder / "generator" / "config.yaml").write_text("seed: 2\n"),
+        lambda folder: (folder / MANIFEST).write_bytes(b'{"nimg": 8'),
+    ],
+    ids=["truncated", "missing", "another", "manifest"],
+)
+def test_a_damaged_one_is_refused_by_name(store: CheckpointStore, tmp_path: Path, damage) -> None:
+    stored = put(store, tmp_path / "a", 800)
+    damage(Path(stored.uri))
+    [found] = CheckpointStore(store.uri.removesuffix("/run/checkpoints"), "run").whole()
+    with pytest.raises(
+        DamagedCheckpoint, match=f"{stored.name} is damaged: .*(state.pt|config.yaml|manifest)"
+    ):
+        store.fetch(found, tmp_path / "read")
+
+
+@pytest.mark.parametrize("content", [None, b"state"], ids=["lost", "cut short"])
+def test_what_storage_took_but_does_not_hold_makes_no_checkpoint(
+    store: CheckpointStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, content: bytes | None
+) -> None:
+    def copy_and_lose(source: Path, target: str) -> None:
+        copy_tree(source, target)
+        place = storage.join(target, "state.pt")
+        storage.delete_tree(place)
+        if content is not None:
+            storage.write_bytes(place, content)
+
+    copy_tree = storage.copy_tree
+    with monkeypatch.context() as patched, pytest.raises(UserError, match=r"took state.pt, but"):
+        patched.setattr(storage, "copy_tree", copy_and_lose)
+        put(store, tmp_path / "a", 800)
+    assert store.whole() == []
+
+
+def test_a_half_written_one_is_none_and_is_swept(store: CheckpointStore, tmp_path: Path) -> None:
+    kept, half = (put(store, tmp_path / "a", nimg) for nimg in (400, 800))
+    storage.delete_tree(storage.join(half.uri, MANIFEST))
+    assert [checkpoint.uri for checkpoint in store.whole()] == [kept.uri]
+    assert store.sweep() == [half.name]
+    assert storage.list_files(half.uri) == [] and len(storage.list_files(kept.uri)) == 3
+
+
+def checkpoint(nimg: int, token: str = "a", **metrics: float) -> StoredCheckpoint:
+    return StoredCheckpoint(f"runs/{nimg:09d}-{token}", nimg, {}, {"metrics": metrics})
+
+
+def test_one_that_is_deleted_while_it_is_listed_is_none(
+    store: CheckpointStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stored = [put(store, tmp_path / str(nimg), nimg) for nimg in (8, 16)]
+    listed = storage.list_files
+
+    def list_then_deleted(*arguments, **named):
+        places = listed(*arguments, **named)
+        if named.get("suffix"):
+            store.delete(stored[0])
+        return places
+
+    other = CheckpointStore(store.uri.removesuffix("/run/checkpoints"), "run")
+    monkeypatch.setattr(storage, "list_files", list_then_deleted)
+    assert [found.nimg for found in other.whole()] == [16]
+
+
+def test_the_newest_the_best_every_so_often_and_stage_1s_end_stay() -> None:
+    there = [checkpoint(nimg) for nimg in range(100, 1100, 100)]
+    there[2] = checkpoint(300, **{"fid_x/3d": 4.0, "warp_psnr/3d": 30.0})
+    there[6] = checkpoint(700, **{"fid_x/3d": 9.0, "warp_psnr/3d": 40.0})
+
+    def kept(**policy: object) -> list[int]:
+        return [stays.nimg for stays in KeepPolicy(**policy).kept(there)]
+
+    assert kept(newest=2) == [900, 1000]
+    assert kept(newest=1, every_nimg=400) == [400, 800, 1000]
+    assert kept(newest=1, best="fid_x/3d") == [300, 1000]
+    assert kept(newest=1, best="warp_psnr/3d") == [700, 1000]
+    assert kept(newest=1, stage1_nimg=600) == [600, 1000]
+
+
+def test_of_two_attempts_at_one_moment_one_stays() -> None:
+    there = [checkpoint(100, "a"), checkpoint(200, "a"), checkpoint(200, "b")]
+    assert [stays.uri for stays in KeepPolicy(newest=2).kept(there)] == [
+        "runs/000000100-a",
+        "runs/000000200-b",
+    ]
+
+
+def test_what_the_policy_drops_is_deleted_with_all_its_files(store: CheckpointStore, tmp_path: Path) -> None:
+    stored = [put(store, tmp_path / "a", nimg) for nimg in (100, 200, 300)]
+    assert [stays.uri for stays in store.prune(KeepPolicy(newest=1))] == [stored[2].uri]
+    assert storage.list_files(store.uri) == storage.list_files(stored[2].uri)
+
+
+def test_weights_that_are_not_finite_are_named() -> None:
+    taken = snapshot(8)
+    assert taken.not_finite() is None
+    taken.state["dual"]["weight"][2] = float("nan")
+    assert taken.not_finite() == "dual.weight"
+
+
+def test_storage_that_is_cut_while_a_checkpoint_is_stored_is_waited_for(
+    s3_folder: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = get_settings()
+    for name, value in settings.export().items():
+        if name.startswith("AWS_"):
+            monkeypatch.setenv(name, value)
+    with FaultProxy(settings.s3_endpoint) as proxy:
+        monkeypatch.setenv("AWS_ENDPOINT_URL", proxy.url)
+        monkeypatch.setenv("MIMIC3D_PATIENCE_S", "1")
+        store = CheckpointStore(s3_folder, "run")
+        told: list[str] = []
+        writer = CheckpointWriter(store, KeepPolicy(), told.append)
+        proxy.cut()
+        writer.save(snapshot(8), {"workers": 1}, {"log.json": {"nimg": 8}})
+        deadline = time.monotonic() + 100
+        while not told and time.monotonic() < deadline:
+            time.sleep(0.05)
+        assert "nothing answers" in told[0]
+        # The training goes on: while the first cannot be stored, the last takes the second's place.
+        for nimg in (16, 24):
+            writer.save(snapshot(nimg), {"workers": 1}, {"log.json": {"nimg": nimg}})
+        proxy.heal()
+        writer.drain()
+        assert [found.nimg for found in store.whole()] == [8, 24]
+        newest = store.whole()[-1]
+        assert json.loads(storage.read_bytes(f"{newest.uri}/log.json")) == {"nimg": 24}
+        assert store.sweep() == []
+
+
+def test_a_place_that_can_never_be_written_is_told_with_the_next_checkpoint(tmp_path: Path) -> None:
+    (tmp_path / "runs").write_text("no folder")
+    writer = CheckpointWriter(CheckpointStore(str(tmp_path / "runs"), "run"), KeepPolicy())
+    writer.save(snapshot(8), {})
+    with pytest.raises(UserError, match=str(tmp_path / "runs")):
+        writer.drain()
+    with pytest.raises(UserError):
+        writer.save(snapshot(16), {})

@@ -1,0 +1,132 @@
+"""A generator goes into the registry as data and comes back bit for bit, or not at all."""
+
+import uuid
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from mimic3d.checkpoints.folder import load_generator, save_generator
+from mimic3d.config.recipes import get_recipe
+from mimic3d.networks.generator import build_generator
+from mimic3d_platform.errors import UserError
+from mimic3d_platform.models import registry
+from mimic3d_platform.tracking import start_or_resume_run
+from mimic3d_platform.tracking.logger import RunLogger
+from mimic3d_platform.tracking.server import client
+
+
+@pytest.fixture
+def run_id(stack) -> str:
+    return start_or_resume_run(f"test-{uuid.uuid4().hex[:8]}", "run")
+
+
+@pytest.fixture
+def name() -> str:
+    return f"cars-{uuid.uuid4().hex[:8]}"
+
+
+def _generator(folder: Path, seed: int = 0) -> Path:
+    folder.mkdir()
+    weight = torch.randn(64, 64, generator=torch.Generator().manual_seed(seed))
+    save_file({"weight": weight}, folder / "generator.safetensors")
+    (folder / "config.yaml").write_text("recipe: cars-demo\n")
+    return folder
+
+
+def test_what_is_pulled_is_what_was_registered(run_id, name, tmp_path):
+    folder = _generator(tmp_path / "made")
+    with RunLogger(run_id) as logger:
+        logger.log_metrics({"fd_mobilenetv2/3d": 40.0}, 3200)
+    metrics = {"fd_mobilenetv2/3d": 40.0, "warp_psnr/3d": 31.0}
+    assert registry.register_generator(folder, name, run_id, metrics, "champion", step=3200) == 1
+    for uri in (f"models:/{name}@champion", f"models:/{name}/1"):
+        pulled = registry.pull(uri, tmp_path / "pulled")
+        assert torch.equal(
+            load_file(pulled / "generator.safetensors")["weight"],
+            load_file(folder / "generator.safetensors")["weight"],
+        )
+        files = {path.name for path in pulled.iterdir()}
+        assert files == {"generator.safetensors", "config.yaml", "SHA256SUMS"}
+    assert sorted(path.name for path in folder.iterdir()) == ["config.yaml", "generator.safetensors"]
+
+    [version] = client().search_model_versions(f"name = '{name}'")
+    model = client().get_logged_model(version.source.removeprefix("models:/"))
+    assert model.status == "READY"
+    assert {metric.key: metric.value for metric in model.metrics} == metrics
+    # The run's own curve has no second point at that step.
+    points = client().get_metric_history(run_id, "fd_mobilenetv2/3d")
+    assert [(point.step, point.value) for point in points] == [(3200, 40.0)]
+
+
+def test_registering_again_finds_the_version_and_a_new_model_makes_another(run_id, name, tmp_path):
+    first, second = _generator(tmp_path / "a", 0), _generator(tmp_path / "b", 1)
+    assert registry.register_generator(first, name, run_id, {}) == 1
+    assert registry.register_generator(first, name, run_id, {}, "champion") == 1
+    assert registry.register_generator(second, name, run_id, {}, "challenger") == 2
+    registry.promote(name, 2, "champion")
+    assert client().get_model_version_by_alias(name, "champion").version in (2, "2")
+    pulled = registry.pull(f"models:/{name}@champion", tmp_path / "pulled")
+    expected = (second / "generator.safetensors").read_bytes()
+    assert (pulled / "generator.safetensors").read_bytes() == expected
+    registry.pull(f"models:/{name}/1", pulled)  # In place of what was there.
+    assert (pulled / "generator.safetensors").read_bytes() != expected
+
+
+def test_a_folder_that_no_run_made_is_registered_with_a_run_of_its_own(stack, name, tmp_path):
+    config = get_recipe("cars-demo")
+    folder = save_generator(tmp_path / "imported", build_generator(config), config)
+    assert registry.register_folder(folder, name, "champion") == 1
+    assert registry.register_folder(folder, name) == 1
+    pulled = registry.pull(f"models:/{name}@champion", tmp_path / "pulled")
+    assert load_generator(pulled)[1] == config
+    [version] = client().search_model_versions(f"name = '{name}'")
+    run = client().get_run(version.run_id)
+    assert run.info.status == "FINISHED" and run.data.params["recipe"] == "cars-demo"
+    (folder / "config.yaml").write_text("recipe: other\n")
+    with pytest.raises(UserError, match=r"model name 'a/b': it must not be empty nor contain"):
+        registry.register_folder(pulled, "a/b")
+    with pytest.raises(UserError, match=r"generator.safetensors does not fit config.yaml"):
+        registry.register_folder(folder, name)
+
+
+def test_a_model_that_changed_in_storage_is_refused(run_id, name, tmp_path):
+    registry.register_generator(_generator(tmp_path / "made"), name, run_id, {}, "champion")
+    [version] = client().search_model_versions(f"name = '{name}'")
+    (tmp_path / "config.yaml").write_text("recipe: other\n")
+    client().log_model_artifact(version.source.removeprefix("models:/"), str(tmp_path / "config.yaml"))
+    with pytest.raises(UserError, match=r"config.yaml is not the file that was registered; nothing was kept"):
+        registry.pull(f"models:/{name}@champion", tmp_path / "pulled")
+    assert list((tmp_path / "pulled").iterdir()) == []
+
+
+def test_names_that_are_not_in_the_registry(run_id, name, tmp_path):
+    registry.register_generator(_generator(tmp_path / "made"), name, run_id, {}, "champion")
+    cases = {
+        "models:/nobody@champion": rf"has no model 'nobody'; it has .*{name}",
+        f"models:/{name}@winner": "has no alias 'winner'; versions: 1 to 1, aliases: champion",
+        f"models:/{name}/7": "has no version 7; versions: 1 to 1",
+        f"models:/{name}": "names no registered model; write models:/NAME@ALIAS or models:/NAME/VERSION",
+        "runs:/abc/model": "names no registered model",
+    }
+    for uri, message in cases.items():
+        with pytest.raises(UserError, match=message) as caught:
+            registry.pull(uri, tmp_path / "pulled")
+        assert "\n" not in str(caught.value)
+    assert not (tmp_path / "pulled").exists()
+    with pytest.raises(UserError, match="has no version 9"):
+        registry.promote(name, 9, "champion")
+
+
+def test_folders_and_names_that_cannot_be_registered(tmp_path):
+    with pytest.raises(UserError, match=r"holds no generator.safetensors"):
+        registry.register_generator(tmp_path, "cars", "run", {})
+    with pytest.raises(UserError, match="must not be empty nor contain"):
+        registry.register_generator(_generator(tmp_path / "made"), "my/cars", "run", {})
+
+
+def test_a_registry_that_is_away_is_one_line(monkeypatch, tmp_path):
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
+    with pytest.raises(UserError, match=r"no MLflow server answers at http://127.0.0.1:9; start it"):
+        registry.pull("models:/cars@champion", tmp_path / "pulled")

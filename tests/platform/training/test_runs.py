@@ -1,0 +1,84 @@
+"""A name is an identity; workers are numbers that share the batch; what is left of a run is told honestly."""
+
+from pathlib import Path
+
+import pytest
+
+from mimic3d.config import Config, override
+from mimic3d.config.recipes import get_recipe
+from mimic3d_platform import storage
+from mimic3d_platform.cluster.resources import divisors, parse_workers
+from mimic3d_platform.errors import UserError
+from mimic3d_platform.models import sources
+from mimic3d_platform.models.checkpoints import CheckpointStore
+from mimic3d_platform.training.progress import time_left
+from mimic3d_platform.training.runs import ORIGIN, Origin, claim, known_origin
+
+ORIGINAL = Origin(data="d" * 64, start="", perceptual="lpips", frechet="mobilenetv2")
+
+
+@pytest.fixture
+def config() -> Config:
+    return override(get_recipe("cars-demo"), {"data.uri": "s3://bucket/cars"})
+
+
+def test_the_same_name_config_and_data_go_on(config: Config, tmp_path: Path) -> None:
+    assert claim(str(tmp_path), "a", config, ORIGINAL) is False
+    assert claim(str(tmp_path), "a", config, ORIGINAL) is True
+    assert known_origin(str(tmp_path), "a") == ORIGINAL
+    assert known_origin(str(tmp_path), "b") is None
+
+
+def test_another_config_or_data_set_is_refused_with_the_difference(config: Config, tmp_path: Path) -> None:
+    claim(str(tmp_path), "a", config, ORIGINAL)
+    with pytest.raises(UserError, match=r"another config \(imitation.lpips_weight 1.0 -> 0.5\).*--name"):
+        claim(str(tmp_path), "a", override(config, {"imitation.lpips_weight": 0.5}), ORIGINAL)
+    changed = Origin("e" * 64, "", "lpips", "mobilenetv2")
+    with pytest.raises(UserError, match=r"another data set at s3://bucket/cars .*dddd -> eeee"):
+        claim(str(tmp_path), "a", config, changed)
+
+
+def test_another_start_under_the_same_uri_is_refused(config: Config, tmp_path: Path) -> None:
+    config = override(config, {"start": "s3://bucket/stage1"})
+    claim(str(tmp_path), "a", config, Origin("d" * 64, "1" * 64))
+    with pytest.raises(UserError, match="another start at s3://bucket/stage1"):
+        claim(str(tmp_path), "a", config, Origin("d" * 64, "2" * 64))
+
+
+def test_a_run_of_before_origins_were_kept_takes_the_present_one(config: Config, tmp_path: Path) -> None:
+    claim(str(tmp_path), "a", config, ORIGINAL)
+    (tmp_path / "a" / ORIGIN).unlink()
+    assert claim(str(tmp_path), "a", config, ORIGINAL) is True
+    assert known_origin(str(tmp_path), "a") == ORIGINAL
+
+
+def test_a_start_is_held_to_its_manifest_and_to_what_it_was(tmp_path: Path) -> None:
+    source = tmp_path / "source"
+    source.mkdir()
+    (source / "state.pt").write_bytes(b"weights")
+    store = CheckpointStore(str(tmp_path), "stage1")
+    stored = store.put(source, store.new_name(8), 8, {})
+    assert sources.fingerprint(stored.uri) == stored.digest
+    sources.fetch(stored.uri, tmp_path / "fetched", stored.digest)
+    with pytest.raises(UserError, match="no longer what it was when the run began"):
+        sources.fetch(stored.uri, tmp_path / "again", "0" * 64)
+    storage.write_bytes(f"{stored.uri}/state.pt", b"weig")
+    with pytest.raises(UserError, match=r"start .* is damaged: state.pt is not what was written"):
+        sources.fetch(stored.uri, tmp_path / "damaged")
+
+
+def test_workers_are_a_number_or_a_range() -> None:
+    assert parse_workers(None) is None and parse_workers("4") == 4 and parse_workers("2:8") == (2, 8)
+    for text in ("two", "2:", "2:4:8", "-1", ""):
+        with pytest.raises(UserError, match="write a number, or LEAST:MOST"):
+            parse_workers(text)
+    assert divisors(32, 8) == [1, 2, 4, 8] and divisors(6, 8) == [1, 2, 3, 6]
+
+
+def test_the_time_left_in_stage_1_is_only_the_least() -> None:
+    config = get_recipe("cars-demo")
+    end1, end = config.stage1_nimg, config.total_nimg
+    assert time_left(config, 0, 0, 0.0) == (None, False)
+    assert time_left(config, end1 - 800, 1, 100.0) == ((end - end1 + 800) / 100, True)
+    assert time_left(config, end1 + 8, 1, 100.0) == (None, False)  # Stage 2's speed is not known yet.
+    assert time_left(config, end - 800, 2, 50.0) == (16.0, False)
