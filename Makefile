@@ -30,9 +30,11 @@ chaos: setup ## ends things at random twenty times in one run; its weights must 
 	PYTHONPATH=$(SOURCES) $(BIN)/python tests/chaos.py
 	PYTHONPATH=$(SOURCES) $(BIN)/python tests/chaos_nodes.py
 
-lint: setup ## style and formatting
+lint: setup ## style, formatting, spelling and types
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/codespell
+	$(BIN)/mypy
 
 up: setup ## start object storage, MLflow and Ray on loopback
 	@$(BIN)/mimic3d up
