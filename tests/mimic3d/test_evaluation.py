@@ -117,7 +117,7 @@ def test_only_the_inception_of_2015_lends_the_names_fid_and_kid():
     assert kernel_name("mobilenetv2", "3d") == "kd_mobilenetv2/3d"
 
 
-# Feature networks; their real weights are tested where they are resolved (tests/platform/evaluation/test_feature_weights.py).
+# Feature networks; tests/platform/evaluation/test_feature_weights.py tests where real weights are resolved.
 
 
 def test_mobilenet_pools_torchvisions_features_of_resized_normalised_images():
