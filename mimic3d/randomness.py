@@ -3,16 +3,20 @@
 `counter_generator` and `seed_everything` seed PyTorch for one purpose at one number of images consumed.
 `words`, `uniform` and `permutation` are NumPy's Philox, keyed by (seed, purpose), with a counter set from the
 indices. They use raw 64-bit words only: NumPy promises that those never change between its versions, which it
-does not promise of `Generator`.
+does not promise of `Generator`. The order of training uses them in loader processes, which start faster
+without PyTorch: it is imported where a function needs it.
 """
 
 from __future__ import annotations
 
 import hashlib
 import zlib
+from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
+
+if TYPE_CHECKING:
+    import torch
 
 
 def counter_generator(seed: int, purpose: str, nimg: int = 0) -> torch.Generator:
@@ -21,11 +25,15 @@ def counter_generator(seed: int, purpose: str, nimg: int = 0) -> torch.Generator
     Draws for the global batch come from here and are sliced by rank, so they do not depend on the number of
     workers.
     """
+    import torch
+
     return torch.Generator().manual_seed(_key(seed, purpose, nimg))
 
 
 def seed_everything(seed: int, purpose: str, nimg: int = 0) -> None:
     """Seeds PyTorch's global generators, from which noise inputs and ray jitter are drawn."""
+    import torch
+
     torch.manual_seed(_key(seed, purpose, nimg))
 
 
