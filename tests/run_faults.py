@@ -7,7 +7,7 @@ from pathlib import Path
 import psutil
 
 from mimic3d_platform import storage
-from mimic3d_platform.cluster.tasks import join_ray
+from mimic3d_platform.cluster.connect import join_ray
 from mimic3d_platform.local.state import Stack
 from mimic3d_platform.models.checkpoints import CheckpointStore
 from mimic3d_platform.training import runs

@@ -23,6 +23,7 @@ from typing import Any
 from urllib.parse import quote
 
 from mimic3d_platform.cluster.dashboard import Cluster, NoAnswer
+from mimic3d_platform.cluster.ray_internals import UPLOAD_LOGGERS
 from mimic3d_platform.errors import UserError
 
 ENDED = ("SUCCEEDED", "FAILED", "STOPPED")
@@ -204,7 +205,7 @@ def _job(known: Mapping[str, Any]) -> Job:
 def _send(cluster: Cluster, work: Work, job_id: str, folder: Path, commit: str | None) -> None:
     from ray.job_submission import JobSubmissionClient
 
-    for chatty in ("ray.dashboard.modules.dashboard_sdk", "ray._private.runtime_env.packaging"):
+    for chatty in UPLOAD_LOGGERS:
         logging.getLogger(chatty).setLevel(logging.ERROR)
     variables = {"RAY_JOB_STOP_WAIT_TIME_S": str(_DRIVER_PATIENCE_S), "PYTHONUNBUFFERED": "1"}
     if commit:

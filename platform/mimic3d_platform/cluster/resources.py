@@ -98,7 +98,8 @@ def scaling_config(scale: Scale) -> Any:
 def trainer_class() -> type:
     """`TorchTrainer` whose elastic runs have only such numbers of workers as can share the batch."""
     from ray.train.torch import TorchTrainer
-    from ray.train.v2._internal.execution.scaling_policy import ElasticScalingPolicy
+
+    from mimic3d_platform.cluster.ray_internals import ElasticScalingPolicy
 
     class DivisorPolicy(ElasticScalingPolicy):
         def __init__(self, scaling: Any, batch: int) -> None:

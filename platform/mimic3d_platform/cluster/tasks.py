@@ -4,57 +4,21 @@ from __future__ import annotations
 
 import contextlib
 import os
-import socket
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
 
 import mimic3d
 import mimic3d_platform
+from mimic3d_platform.cluster.connect import join_ray
 from mimic3d_platform.errors import UserError
-from mimic3d_platform.settings import get_settings, use_services
+from mimic3d_platform.settings import get_settings
 
 Result = TypeVar("Result")
 
-_CONNECT_TIMEOUT_S = 3.0
 _RETRIES = 2
 # Until it is known how much work there is.
 _EARLY_WORKERS = 16
-
-
-def join_ray() -> None:
-    """Joins the cluster of the settings, unless this process is in one.
-
-    Raises:
-        UserError: no cluster is named, or none answers.
-    """
-    settings = use_services()
-    import ray
-
-    if ray.is_initialized():
-        return
-    address = settings.ray_address
-    if not address:
-        raise UserError("no Ray cluster is named: run `mimic3d up`, or set RAY_ADDRESS")
-    host, _, port = address.removeprefix("ray://").rpartition(":")
-    _read_token_again()
-    try:
-        if host and port.isdigit():  # `ray.init` waits for minutes where nothing listens.
-            socket.create_connection((host, int(port)), _CONNECT_TIMEOUT_S).close()
-        ray.init(address=address, log_to_driver=False, logging_level="WARNING")
-    except (OSError, RuntimeError, ValueError) as error:
-        reason = str(error).strip().split("\n")[0] or type(error).__name__
-        raise UserError(
-            f"no Ray cluster at {address} ({reason}): run `mimic3d up`, or correct RAY_ADDRESS"
-        ) from error
-
-
-def _read_token_again() -> None:
-    """Ray keeps the mode and the token that this process met first; the services may have come up since."""
-    from ray._raylet import AuthenticationTokenLoader, Config
-
-    Config.initialize("")
-    AuthenticationTokenLoader.instance().reset_cache()
 
 
 def start_workers(work: Callable[..., Any]) -> None:

@@ -235,7 +235,7 @@ class RayNode:
     def launch(self, stack: Stack, ports: Mapping[str, int], secrets: Mapping[str, str]) -> Launch:
         """The command that joins the head."""
         command = [
-            *(sys.executable, "-m", "mimic3d_platform.local.ray_node"),
+            *(sys.executable, "-m", "mimic3d_platform.cluster.ray_node"),
             f"--address={RayHead().address(stack.service('ray').ports)}",
             f"--agent-port={ports['agent']}",
             f"--cpus={self.cpus}",

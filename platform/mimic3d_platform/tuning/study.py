@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from mimic3d_platform import storage, tracking
-from mimic3d_platform.cluster.tasks import join_ray
+from mimic3d_platform.cluster.connect import join_ray
 from mimic3d_platform.console import Console
 from mimic3d_platform.data.stream.stream import open_dataset, require
 from mimic3d_platform.errors import UserError

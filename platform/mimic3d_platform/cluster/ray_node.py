@@ -1,4 +1,4 @@
-"""One more Ray node on 127.0.0.1, in the foreground: `python -m mimic3d_platform.local.ray_node`.
+"""One more Ray node on 127.0.0.1, in the foreground: `python -m mimic3d_platform.cluster.ray_node`.
 
 `ray start` refuses a second node where the cluster is kept to loopback, so this starts one as Ray's own
 `ray.cluster_utils` does. Several nodes on one machine are for trying what happens when one is lost.
@@ -12,8 +12,8 @@ import sys
 import time
 
 import psutil
-import ray._private.node
-import ray._private.parameter
+
+from mimic3d_platform.cluster.ray_internals import Node, RayParams
 
 ATTEMPTS = 3
 
@@ -28,7 +28,7 @@ def main() -> None:
     given = parser.parse_args()
     host, port = given.address.split(":")
     _wait_for(host, int(port))
-    parameters = ray._private.parameter.RayParams(
+    parameters = RayParams(
         gcs_address=given.address,
         node_ip_address=host,
         num_cpus=given.cpus,
@@ -46,12 +46,12 @@ def main() -> None:
     sys.exit("a process of this Ray node has died")
 
 
-def _start(parameters: ray._private.parameter.RayParams) -> ray._private.node.Node:
+def _start(parameters: RayParams) -> Node:
     """The node; Ray gives its raylet 30 s to come up, which on a busy machine may take several attempts."""
     for attempt in range(1, ATTEMPTS + 1):
         try:
             fresh = copy.copy(parameters)  # Ray fills in what it finds out.
-            return ray._private.node.Node(fresh, head=False, shutdown_at_exit=True, spawn_reaper=True)
+            return Node(fresh, head=False, shutdown_at_exit=True, spawn_reaper=True)
         except Exception:
             if attempt == ATTEMPTS:
                 raise

@@ -1,0 +1,40 @@
+"""Holds every private name of Ray that this project uses, with the module it comes from and why it is needed.
+
+No other file imports from `ray._private`, `ray._raylet` or an `_internal` package. `pyproject.toml` bounds
+Ray's version from above; whoever raises the bound has to check the names of this file.
+
+A name is imported when it is first used, so that a process that only joins a cluster does not load Ray Train.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from ray._private.node import Node as Node
+    from ray._private.parameter import RayParams as RayParams
+    from ray._raylet import AuthenticationTokenLoader as AuthenticationTokenLoader
+    from ray._raylet import Config as Config
+    from ray.train.v2._internal.execution.scaling_policy import ElasticScalingPolicy as ElasticScalingPolicy
+
+_MODULES = {
+    # `ray start` refuses a second node on the loopback address; `cluster/ray_node.py` starts one with these.
+    "Node": "ray._private.node",
+    "RayParams": "ray._private.parameter",
+    # Ray caches the authentication mode and the token it reads first; `cluster/connect.py` makes it read both
+    # again, because `mimic3d up` may have started a cluster with a token since.
+    "AuthenticationTokenLoader": "ray._raylet",
+    "Config": "ray._raylet",
+    # Ray Train has no public way to restrict the worker counts of an elastic run to divisors of the batch.
+    "ElasticScalingPolicy": "ray.train.v2._internal.execution.scaling_policy",
+}
+
+# Loggers that report each upload of a job's files at level INFO; `cluster/jobs.py` raises their level.
+UPLOAD_LOGGERS = ("ray.dashboard.modules.dashboard_sdk", "ray._private.runtime_env.packaging")
+
+
+def __getattr__(name: str) -> object:
+    if name not in _MODULES:
+        raise AttributeError(f"module {__name__} has no attribute {name}")
+    return getattr(importlib.import_module(_MODULES[name]), name)
