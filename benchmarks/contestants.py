@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 
 from mimic3d_platform import storage
-from mimic3d_platform.data.stream.decoding import decode_into
+from mimic3d_platform.data.stream.decode_images import decode_into
 
 BATCH = 32
 RAW = "raw decoding"
@@ -29,7 +29,7 @@ Batches = Iterator[Any]
 
 
 def mimic3d(uri: str, cache: Path, side: int, workers: int, cache_bytes: int = 16 * 2**30) -> Batches:
-    from mimic3d_platform.data.stream.stream import TrainingStream
+    from mimic3d_platform.data.stream.training_stream import TrainingStream
 
     os.environ["MIMIC3D_CACHE"] = str(cache)
     options = {"cache_bytes": cache_bytes, "loaders": workers}
@@ -38,8 +38,8 @@ def mimic3d(uri: str, cache: Path, side: int, workers: int, cache_bytes: int = 1
 
 def mimic3d_decoding(uri: str, cache: Path, side: int, workers: int) -> Batches:
     """As where the decoded set is larger than the cache: each image is decoded every time."""
-    from mimic3d_platform.data.format.rowfile import RowFile
-    from mimic3d_platform.data.stream.stream import open_dataset
+    from mimic3d_platform.data.format.dataset import open_dataset
+    from mimic3d_platform.data.stream.cache_files import RowFile
 
     stored = sum(RowFile.most_bytes(shard) for shard in open_dataset(f"{uri}/parquet").shards)
     return mimic3d(uri, cache, side, workers, cache_bytes=stored)
@@ -215,7 +215,7 @@ def measure(
         "MosaicML Streaming": ["streaming"],
         "WebDataset": ["webdataset"],
         "Ray Data": ["ray.data"],
-    }.get(name, ["mimic3d_platform.data.stream.stream", "boto3", "pyarrow.fs"]):
+    }.get(name, ["mimic3d_platform.data.stream.training_stream", "boto3", "pyarrow.fs"]):
         __import__(library)
     storage.exists(f"{uri}/parquet/manifest.json")
     if name == "Ray Data":

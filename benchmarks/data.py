@@ -150,7 +150,7 @@ def _measure(task: dict[str, Any]) -> None:
 def as_table(medians: dict[str, dict[str, float]], counts: dict[int, int], rounds: int) -> str:
     """Markdown: a line for each contestant at each size and number of workers."""
     from benchmarks.contestants import RAW
-    from mimic3d_platform.data.stream.decoding import pyspng
+    from mimic3d_platform.data.stream.decode_images import pyspng
 
     decoder = "libspng (pyspng)" if pyspng is not None else "Pillow"
     pictures = ", ".join(f"{count} PNG images of {side}²" for side, count in counts.items())

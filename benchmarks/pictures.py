@@ -13,7 +13,7 @@ import numpy as np
 from PIL import Image
 
 from mimic3d_platform import storage
-from mimic3d_platform.data.format.writer import DatasetWriter
+from mimic3d_platform.data.format.write_shards import DatasetWriter
 
 # By side: an epoch of any takes seconds, so that the start of processes does not decide it.
 COUNTS = {64: 8192, 256: 768, 512: 384}

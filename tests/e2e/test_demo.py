@@ -19,8 +19,8 @@ from PIL import Image
 from mimic3d_command import mimic3d, start_mimic3d
 from mimic3d_platform import local, storage
 from mimic3d_platform.cli import demo
-from mimic3d_platform.data.format.schema import MANIFEST
-from mimic3d_platform.data.render.furniture import fetch_package
+from mimic3d_platform.data.format.manifest import MANIFEST
+from mimic3d_platform.data.render.debian_cars import fetch_package
 from mimic3d_platform.errors import UserError
 from mimic3d_platform.training import runs
 

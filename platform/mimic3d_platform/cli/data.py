@@ -33,7 +33,7 @@ def data_render(
     overwrite: Annotated[bool, typer.Option(help="Replace another data set there.")] = False,
 ) -> None:
     """Render a posed data set from meshes by ray casting, in parallel on Ray."""
-    from mimic3d_platform.data.render.render import render_dataset
+    from mimic3d_platform.data.render.render_dataset import render_dataset
 
     console = Console()
     with console.progress("rendering", "images") as advance:
@@ -89,8 +89,8 @@ def data_ingest(
 
     Runs on Ray where a cluster is named or `mimic3d up` started one, else in this process.
     """
-    from mimic3d_platform.data.format.pictures import parse_crop
-    from mimic3d_platform.data.ingest.ingest import ingest_dataset
+    from mimic3d_platform.data.ingest.image_edits import parse_crop
+    from mimic3d_platform.data.ingest.ingest_dataset import ingest_dataset
     from mimic3d_platform.settings import use_services
 
     if identity not in (None, "folder", "image"):
@@ -131,7 +131,7 @@ def data_export(
     overwrite: Annotated[bool, typer.Option(help="Replace a file there.")] = False,
 ) -> None:
     """Write a data set as a zip that EG3D's own tools read."""
-    from mimic3d_platform.data.inspect.export import export_dataset
+    from mimic3d_platform.data.export_eg3d import export_dataset
 
     console = Console()
     with console.progress("writing", "images") as advance:
@@ -154,7 +154,7 @@ def data_inspect(
     """Show a data set's numbers; on request a contact sheet, a plot of its cameras, its duplicates."""
     import json
 
-    from mimic3d_platform.data.inspect.inspect import inspect_dataset
+    from mimic3d_platform.data.inspect.inspect_dataset import inspect_dataset
     from mimic3d_platform.settings import use_services
 
     here = local or not use_services().ray_address
@@ -168,7 +168,7 @@ def data_verify(
     local: Annotated[bool, typer.Option(help="Work in this process, without Ray.")] = False,
 ) -> None:
     """Check every byte and row of a data set: checksums, images, cameras; exits with 2 if any is wrong."""
-    from mimic3d_platform.data.inspect.verify import verify_dataset
+    from mimic3d_platform.data.inspect.verify_dataset import verify_dataset
     from mimic3d_platform.settings import use_services
 
     console = Console()

@@ -15,7 +15,7 @@ from typing import Any
 from mimic3d.config import fingerprint
 from mimic3d_platform import local, storage, tracking
 from mimic3d_platform.console import Console
-from mimic3d_platform.data.render.render import render_dataset
+from mimic3d_platform.data.render.render_dataset import render_dataset
 from mimic3d_platform.evaluation.feature_weights import best_available
 from mimic3d_platform.models.registry import pull
 from mimic3d_platform.models.rendering import (

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from mimic3d_platform import storage
-from mimic3d_platform.data.stream.reader import RowReader
-from mimic3d_platform.data.stream.stream import cameras_of, open_dataset
+from mimic3d_platform.data.format.dataset import cameras_of, open_dataset
+from mimic3d_platform.data.stream.row_reader import RowReader
 from mimic3d_platform.evaluation import feature_weights
 
 if TYPE_CHECKING:

@@ -14,7 +14,7 @@ from mimic3d.config import Config, fingerprint, override, to_dict
 from mimic3d_platform import storage, tracking
 from mimic3d_platform.cluster import resources
 from mimic3d_platform.cluster.connect import join_ray
-from mimic3d_platform.data.stream.stream import open_dataset, require
+from mimic3d_platform.data.format.dataset import open_dataset, require
 from mimic3d_platform.errors import ClusterGoneError, UserError
 from mimic3d_platform.evaluation import feature_weights
 from mimic3d_platform.models import sources

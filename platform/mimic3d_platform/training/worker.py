@@ -81,7 +81,8 @@ class _Worker:
         from mimic3d.checkpoints.training import Progress
         from mimic3d.losses.imitation import imitation_distance
         from mimic3d.training.trainer import Trainer
-        from mimic3d_platform.data.stream.stream import TrainingStream, label_pool
+        from mimic3d_platform.data.format.dataset import label_pool
+        from mimic3d_platform.data.stream.training_stream import TrainingStream
         from mimic3d_platform.evaluation import feature_weights
         from mimic3d_platform.evaluation.evaluator import Evaluator
         from mimic3d_platform.models.checkpoints import CheckpointStore, KeepPolicy
@@ -233,7 +234,7 @@ class _Worker:
         from mimic3d.export.cameras import front, turntable
         from mimic3d.export.grid import sample_grid
         from mimic3d.randomness import counter_generator
-        from mimic3d_platform.data.stream.reader import RowReader
+        from mimic3d_platform.data.stream.row_reader import RowReader
 
         generator, device = self.trainer.ema, self.trainer.device
         source = counter_generator(0, "grid")

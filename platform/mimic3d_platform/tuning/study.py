@@ -12,7 +12,7 @@ from pathlib import Path
 from mimic3d_platform import storage, tracking
 from mimic3d_platform.cluster.connect import join_ray
 from mimic3d_platform.console import Console
-from mimic3d_platform.data.stream.stream import open_dataset, require
+from mimic3d_platform.data.format.dataset import open_dataset, require
 from mimic3d_platform.errors import UserError
 from mimic3d_platform.evaluation import feature_weights
 from mimic3d_platform.training import runs

@@ -16,7 +16,7 @@ from scipy.spatial.transform import Rotation
 
 from mimic3d import cameras as geometry
 from mimic3d_platform.data.render.meshes import Mesh
-from mimic3d_platform.data.render.raycast import RayCaster
+from mimic3d_platform.data.render.ray_caster import RayCaster
 
 SIDE = 16
 

@@ -12,7 +12,7 @@ from posed_scene import Scene, eg3d_files, posed_scene, write_zip
 
 from mimic3d_command import error_of, mimic3d
 from mimic3d_platform.data.format.dataset import open_dataset
-from mimic3d_platform.data.ingest.ingest import ingest_dataset
+from mimic3d_platform.data.ingest.ingest_dataset import ingest_dataset
 from mimic3d_platform.data.render.meshes import load_folder
 from mimic3d_platform.errors import UserError
 
@@ -51,7 +51,7 @@ def test_in_looked_at_checked_and_out_again(scene: Scene, tmp_path: Path) -> Non
 
 INGEST = """
 import sys
-from mimic3d_platform.data.ingest.ingest import ingest_dataset
+from mimic3d_platform.data.ingest.ingest_dataset import ingest_dataset
 ingest_dataset(sys.argv[1], sys.argv[2], here=True, shard_bytes=1500,
                on_progress=lambda done, total: print(done, flush=True))
 """

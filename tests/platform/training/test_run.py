@@ -27,7 +27,7 @@ from mimic3d.checkpoints.folder import load_generator
 from mimic3d.config import Config, fingerprint, flatten, to_dict
 from mimic3d_command import error_of, mimic3d, start_mimic3d
 from mimic3d_platform import local, storage, tracking
-from mimic3d_platform.data.stream.stream import open_dataset
+from mimic3d_platform.data.format.dataset import open_dataset
 from mimic3d_platform.models.checkpoints import CheckpointStore
 from mimic3d_platform.tracking.server import client
 from mimic3d_platform.training import runs

@@ -9,7 +9,7 @@ import numpy as np
 
 from mimic3d_platform import storage
 from mimic3d_platform.data.format.fetching import camera_array
-from mimic3d_platform.data.format.schema import MANIFEST, Manifest
+from mimic3d_platform.data.format.manifest import MANIFEST, Manifest
 from mimic3d_platform.errors import UserError
 from mimic3d_platform.storage.errors import patient
 

@@ -14,8 +14,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from mimic3d_platform import storage
-from mimic3d_platform.data.format.rowfile import write_rows
-from mimic3d_platform.data.format.schema import AGAIN, CAMERA_SIZE, Shard
+from mimic3d_platform.data.format.manifest import AGAIN, CAMERA_SIZE, Shard
+from mimic3d_platform.data.stream.cache_files import write_rows
 from mimic3d_platform.errors import UserError
 
 log = logging.getLogger(__name__)

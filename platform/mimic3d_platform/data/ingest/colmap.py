@@ -15,9 +15,9 @@ from typing import TypeVar
 
 import numpy as np
 
-from mimic3d_platform.data.format.cameras import make_labels
-from mimic3d_platform.data.ingest.archive import Source, is_picture
+from mimic3d_platform.data.format.camera_labels import make_labels
 from mimic3d_platform.data.ingest.listing import Listing, find_pictures, identity_of
+from mimic3d_platform.data.ingest.source_files import Source, is_picture
 from mimic3d_platform.errors import UserError
 
 Parsed = TypeVar("Parsed")

@@ -14,7 +14,6 @@ from typing import Any
 
 import numpy as np
 
-from mimic3d_platform.data.ingest.archive import Source, is_picture
 from mimic3d_platform.data.ingest.listing import (
     Listing,
     find_pictures,
@@ -22,6 +21,7 @@ from mimic3d_platform.data.ingest.listing import (
     refuse_unlabelled,
     to_label,
 )
+from mimic3d_platform.data.ingest.source_files import Source, is_picture
 from mimic3d_platform.errors import UserError
 
 LISTING = "dataset.json"

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from mimic3d_platform.data.ingest.archive import Source
+from mimic3d_platform.data.ingest.source_files import Source
 from mimic3d_platform.errors import UserError
 
 

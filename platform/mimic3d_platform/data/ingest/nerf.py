@@ -13,9 +13,9 @@ from typing import Any
 
 import numpy as np
 
-from mimic3d_platform.data.format.cameras import make_labels
-from mimic3d_platform.data.ingest.archive import PICTURES, Source
+from mimic3d_platform.data.format.camera_labels import make_labels
 from mimic3d_platform.data.ingest.listing import Listing, find_pictures, identity_of, read_json
+from mimic3d_platform.data.ingest.source_files import PICTURES, Source
 from mimic3d_platform.errors import UserError
 
 LISTING = "transforms.json"

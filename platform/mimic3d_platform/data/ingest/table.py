@@ -15,8 +15,8 @@ from typing import Any
 
 import numpy as np
 
-from mimic3d_platform.data.ingest.archive import Source, is_picture
 from mimic3d_platform.data.ingest.listing import Listing, find_pictures, identity_of, read_json, to_label
+from mimic3d_platform.data.ingest.source_files import Source, is_picture
 from mimic3d_platform.errors import UserError
 
 LISTINGS = ("cameras.csv", "cameras.json")

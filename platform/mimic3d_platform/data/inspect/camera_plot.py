@@ -6,7 +6,7 @@ import io
 
 import numpy as np
 
-from mimic3d_platform.data.format.cameras import yaw_pitch_radius
+from mimic3d_platform.data.format.camera_labels import yaw_pitch_radius
 
 _INK = "#2b5d8a"
 

@@ -16,8 +16,8 @@ import numpy as np
 
 from mimic3d_platform import storage
 from mimic3d_platform.cluster.tasks import run_pieces
-from mimic3d_platform.data.format.schema import AGAIN, Manifest
-from mimic3d_platform.data.format.shards import row_batches
+from mimic3d_platform.data.format.manifest import AGAIN, Manifest
+from mimic3d_platform.data.format.read_shards import row_batches
 from mimic3d_platform.errors import UserError
 
 _GRID = 8

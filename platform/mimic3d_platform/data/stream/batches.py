@@ -14,9 +14,9 @@ from typing import NamedTuple
 import numpy as np
 
 from mimic3d.training.order import EpochOrder, Window
-from mimic3d_platform.data.format.schema import CAMERA_SIZE, Manifest
-from mimic3d_platform.data.stream.cache import ShardCache
-from mimic3d_platform.data.stream.reader import RowReader
+from mimic3d_platform.data.format.manifest import CAMERA_SIZE, Manifest
+from mimic3d_platform.data.stream.row_reader import RowReader
+from mimic3d_platform.data.stream.shard_cache import ShardCache
 from mimic3d_platform.errors import UserError
 
 _FETCHERS = 2  # Threads that fetch ahead, each with a shard in memory.

@@ -8,7 +8,7 @@ import pytest
 from data_samples import camera_of, picture, png
 from PIL import Image
 
-from mimic3d_platform.data.ingest.ingest import ingest_dataset
+from mimic3d_platform.data.ingest.ingest_dataset import ingest_dataset
 
 COUNT = 600
 

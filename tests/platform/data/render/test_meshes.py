@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 from data_samples import MTL, OBJ
 
-from mimic3d_platform.data.render.colouring import recolour
-from mimic3d_platform.data.render.furniture import CARS, fetch_package, load_cars
+from mimic3d_platform.data.render.debian_cars import CARS, fetch_package, load_cars
 from mimic3d_platform.data.render.meshes import load_folder, load_mesh
+from mimic3d_platform.data.render.recolour import recolour
 from mimic3d_platform.errors import UserError
 
 

@@ -20,10 +20,11 @@ from data_samples import camera_of, picture, png, row_numbers
 from fault_proxy import FaultProxy
 from mimic3d.training.order import EpochOrder
 from mimic3d_platform import storage
-from mimic3d_platform.data.format.rowfile import RowFile
-from mimic3d_platform.data.format.writer import DatasetWriter
-from mimic3d_platform.data.stream.cache import ShardCache
-from mimic3d_platform.data.stream.stream import TrainingStream, open_dataset
+from mimic3d_platform.data.format.dataset import open_dataset
+from mimic3d_platform.data.format.write_shards import DatasetWriter
+from mimic3d_platform.data.stream.cache_files import RowFile
+from mimic3d_platform.data.stream.shard_cache import ShardCache
+from mimic3d_platform.data.stream.training_stream import TrainingStream
 from mimic3d_platform.errors import UserError
 from mimic3d_platform.settings import get_settings
 
@@ -312,7 +313,7 @@ def test_loaders_that_are_killed_again_and_again_are_one_line(cache: Path, folde
 
 def test_loaders_end_with_a_parent_that_is_killed(cache: Path, folder: str) -> None:
     code = (
-        "import sys, time; from mimic3d_platform.data.stream.stream import TrainingStream\n"
+        "import sys, time; from mimic3d_platform.data.stream.training_stream import TrainingStream\n"
         "stream = TrainingStream(sys.argv[1], global_batch=10, seed=0, loaders=2); next(stream)\n"
         "print(*stream.loader_pids, flush=True); time.sleep(600)"
     )

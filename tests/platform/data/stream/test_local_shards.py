@@ -14,7 +14,7 @@ from mimic3d.checkpoints.folder import load_generator
 from mimic3d.config import override
 from mimic3d.config.recipes import get_recipe
 from mimic3d.training.local import LocalShards
-from mimic3d_platform.data.stream.stream import TrainingStream
+from mimic3d_platform.data.stream.training_stream import TrainingStream
 
 ROOT = Path(__file__).parents[4]
 ROWS, SIDE = 24, 32

@@ -20,14 +20,14 @@ SPARE_MIB = 48
 # Each prints the most memory that it had, in MiB.
 INGEST = f"""
 import resource, sys
-from mimic3d_platform.data.ingest.ingest import ingest_dataset
+from mimic3d_platform.data.ingest.ingest_dataset import ingest_dataset
 ingest_dataset(sys.argv[1], sys.argv[2], here=True, shard_bytes={SHARD_BYTES})
 print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
 """
 # Files that are mapped are the cache's, and not counted: the system takes their pages back as it needs them.
 TRAIN = """
 import re, sys
-from mimic3d_platform.data.stream.stream import TrainingStream
+from mimic3d_platform.data.stream.training_stream import TrainingStream
 most = 0
 with TrainingStream(sys.argv[1], global_batch=20, seed=0, loaders=0) as stream:
     for _ in range(stream.manifest.count // 20):

@@ -23,14 +23,15 @@ from posed_scene import (
 )
 
 from mimic3d_platform import storage
-from mimic3d_platform.data.format.cameras import cropped, mirrored
-from mimic3d_platform.data.format.pictures import parse_crop
-from mimic3d_platform.data.format.schema import Manifest
-from mimic3d_platform.data.ingest.ingest import ingest_dataset
-from mimic3d_platform.data.inspect.inspect import inspect_dataset
-from mimic3d_platform.data.inspect.verify import verify_dataset
+from mimic3d_platform.data.format.camera_labels import cropped, mirrored
+from mimic3d_platform.data.format.dataset import open_dataset
+from mimic3d_platform.data.format.manifest import Manifest
+from mimic3d_platform.data.ingest.image_edits import parse_crop
+from mimic3d_platform.data.ingest.ingest_dataset import ingest_dataset
+from mimic3d_platform.data.inspect.inspect_dataset import inspect_dataset
+from mimic3d_platform.data.inspect.verify_dataset import verify_dataset
 from mimic3d_platform.data.render.meshes import load_folder
-from mimic3d_platform.data.stream.stream import TrainingStream, open_dataset
+from mimic3d_platform.data.stream.training_stream import TrainingStream
 from mimic3d_platform.errors import UserError
 
 

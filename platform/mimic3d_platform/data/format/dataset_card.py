@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable
 
-from mimic3d_platform.data.format.schema import Manifest
+from mimic3d_platform.data.format.manifest import Manifest
 from mimic3d_platform.data.render.meshes import Mesh
 
 

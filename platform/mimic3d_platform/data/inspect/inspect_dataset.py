@@ -12,10 +12,10 @@ import numpy as np
 
 from mimic3d import randomness
 from mimic3d_platform import storage
-from mimic3d_platform.data.format.cameras import yaw_pitch_radius
+from mimic3d_platform.data.format.camera_labels import yaw_pitch_radius
 from mimic3d_platform.data.format.dataset import cameras_of, open_dataset, require
-from mimic3d_platform.data.format.pictures import open_picture
-from mimic3d_platform.data.format.schema import Manifest
+from mimic3d_platform.data.format.manifest import Manifest
+from mimic3d_platform.data.ingest.image_edits import open_picture
 from mimic3d_platform.data.inspect.camera_plot import camera_plot
 from mimic3d_platform.data.inspect.duplicates import find_duplicates
 from mimic3d_platform.storage.errors import patiently

@@ -8,7 +8,7 @@ import torch
 from posed_scene import cameras_around, take_pictures
 
 from mimic3d import cameras as geometry
-from mimic3d_platform.data.format.cameras import (
+from mimic3d_platform.data.format.camera_labels import (
     UPWARDS,
     balancing_weights,
     cropped,

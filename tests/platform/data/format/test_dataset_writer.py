@@ -8,9 +8,9 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 
-from mimic3d_platform.data.format.schema import Manifest, row_group_rows
-from mimic3d_platform.data.format.writer import DatasetWriter
-from mimic3d_platform.data.stream.stream import open_dataset
+from mimic3d_platform.data.format.dataset import open_dataset
+from mimic3d_platform.data.format.manifest import Manifest, row_group_rows
+from mimic3d_platform.data.format.write_shards import DatasetWriter
 from mimic3d_platform.errors import UserError
 
 

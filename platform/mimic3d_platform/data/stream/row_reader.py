@@ -9,10 +9,10 @@ from pathlib import Path
 import numpy as np
 
 from mimic3d.training.order import WINDOW_BYTES
-from mimic3d_platform.data.format.rowfile import Damaged, PixelFile, RowFile
-from mimic3d_platform.data.format.schema import AGAIN, CAMERA_SIZE, Manifest
-from mimic3d_platform.data.stream.cache import CACHE_BYTES, ShardCache, cache_folder
-from mimic3d_platform.data.stream.decoding import BadImage, decode_into
+from mimic3d_platform.data.format.manifest import AGAIN, CAMERA_SIZE, Manifest
+from mimic3d_platform.data.stream.cache_files import Damaged, PixelFile, RowFile
+from mimic3d_platform.data.stream.decode_images import BadImage, decode_into
+from mimic3d_platform.data.stream.shard_cache import CACHE_BYTES, ShardCache, cache_folder
 from mimic3d_platform.errors import UserError
 
 log = logging.getLogger(__name__)

@@ -9,8 +9,8 @@ import trimesh
 
 from mimic3d import cameras as geometry
 from mimic3d_platform.data.render.meshes import Mesh, load_folder
-from mimic3d_platform.data.render.raycast import RayCaster, Views
-from mimic3d_platform.data.render.render import FOCAL, RADIUS, sample_cameras
+from mimic3d_platform.data.render.ray_caster import RayCaster, Views
+from mimic3d_platform.data.render.render_dataset import FOCAL, RADIUS, sample_cameras
 
 SIDE = 24
 

@@ -12,13 +12,14 @@ import pytest
 from PIL import Image
 
 from mimic3d_platform import storage
-from mimic3d_platform.data.format.schema import Manifest
-from mimic3d_platform.data.inspect.inspect import inspect_dataset
-from mimic3d_platform.data.render import render
+from mimic3d_platform.data.format.dataset import open_dataset
+from mimic3d_platform.data.format.manifest import Manifest
+from mimic3d_platform.data.inspect.inspect_dataset import inspect_dataset
+from mimic3d_platform.data.render import render_dataset as rendering
 from mimic3d_platform.data.render.meshes import load_folder
-from mimic3d_platform.data.render.raycast import RayCaster
-from mimic3d_platform.data.render.render import Plan, render_dataset
-from mimic3d_platform.data.stream.stream import TrainingStream, open_dataset
+from mimic3d_platform.data.render.ray_caster import RayCaster
+from mimic3d_platform.data.render.render_dataset import Plan, render_dataset
+from mimic3d_platform.data.stream.training_stream import TrainingStream
 from mimic3d_platform.errors import UserError
 
 SMALL = {"colourings": 24, "views": 12, "seed": 5, "supersample": 2}
@@ -28,8 +29,8 @@ RENDER = """
 import sys
 from pathlib import Path
 from mimic3d_platform.data.render.meshes import load_folder
-from mimic3d_platform.data.render.raycast import RayCaster
-from mimic3d_platform.data.render.render import Plan, render_dataset
+from mimic3d_platform.data.render.ray_caster import RayCaster
+from mimic3d_platform.data.render.render_dataset import Plan, render_dataset
 render_dataset(sys.argv[1], 16, meshes=Path(sys.argv[2]), colourings=24, views=12, seed=5, supersample=2,
                on_progress=lambda done, total: print(done, flush=True))
 """
@@ -125,10 +126,10 @@ def test_many_views_are_cut_into_shards_and_many_rays_into_pieces(
     assert seen == [(colouring, view) for colouring in range(2) for view in range(700)]
 
     caster = RayCaster(load_folder(mesh_folder)[0])
-    whole = render._render_identity(caster, 1, range(0, 12), plan)
-    monkeypatch.setattr(render, "_RAYS_AT_ONCE", 5 * 16 * 16)
-    pieces = render._render_identity(caster, 1, range(0, 7), plan)
-    pieces += render._render_identity(caster, 1, range(7, 12), plan)
+    whole = rendering._render_identity(caster, 1, range(0, 12), plan)
+    monkeypatch.setattr(rendering, "_RAYS_AT_ONCE", 5 * 16 * 16)
+    pieces = rendering._render_identity(caster, 1, range(0, 7), plan)
+    pieces += rendering._render_identity(caster, 1, range(7, 12), plan)
     assert [row["image"] for row in pieces] == [row["image"] for row in whole]
     assert all(
         np.array_equal(piece["camera"], row["camera"]) for piece, row in zip(pieces, whole, strict=True)

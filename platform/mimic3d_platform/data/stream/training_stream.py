@@ -8,14 +8,12 @@ from typing import NamedTuple
 import torch
 
 from mimic3d.training.order import WINDOW_BYTES
-from mimic3d_platform.data.format.dataset import cameras_of, label_pool, open_dataset, require
-from mimic3d_platform.data.format.rowfile import RowFile
+from mimic3d_platform.data.format.dataset import open_dataset, require
 from mimic3d_platform.data.stream.batches import Course, ShardsAhead
-from mimic3d_platform.data.stream.cache import CACHE_BYTES, cache_folder
-from mimic3d_platform.data.stream.loader import ProcessLoader, ThreadLoader
+from mimic3d_platform.data.stream.cache_files import RowFile
+from mimic3d_platform.data.stream.process_loader import ProcessLoader, ThreadLoader
+from mimic3d_platform.data.stream.shard_cache import CACHE_BYTES, cache_folder
 from mimic3d_platform.errors import UserError
-
-__all__ = ["CACHE_BYTES", "Batch", "TrainingStream", "cameras_of", "label_pool", "open_dataset", "require"]
 
 
 class Batch(NamedTuple):

@@ -15,9 +15,9 @@ from PIL import Image
 from posed_scene import Scene, dataset_json, eg3d_files, posed_scene, write_zip
 
 from mimic3d_platform import storage
-from mimic3d_platform.data.format.writer import DatasetWriter
-from mimic3d_platform.data.ingest.ingest import ingest_dataset
-from mimic3d_platform.data.inspect.export import export_dataset
+from mimic3d_platform.data.export_eg3d import export_dataset
+from mimic3d_platform.data.format.write_shards import DatasetWriter
+from mimic3d_platform.data.ingest.ingest_dataset import ingest_dataset
 from mimic3d_platform.data.render.meshes import load_folder
 from mimic3d_platform.errors import UserError
 from mimic3d_platform.storage.whole_file import whole_file
@@ -126,7 +126,7 @@ def test_a_shard_that_changed_leaves_no_zip(tmp_path: Path, write_set) -> None:
 
 FULL = """
 import resource, sys
-from mimic3d_platform.data.inspect.export import export_dataset
+from mimic3d_platform.data.export_eg3d import export_dataset
 from mimic3d_platform.errors import UserError
 import signal
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)

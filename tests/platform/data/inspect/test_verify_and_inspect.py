@@ -9,12 +9,12 @@ import pytest
 from data_samples import camera_of, picture, png
 from PIL import Image, ImageEnhance
 
-from mimic3d_platform.data.format.writer import DatasetWriter
+from mimic3d_platform.data.format.dataset import open_dataset
+from mimic3d_platform.data.format.write_shards import DatasetWriter
 from mimic3d_platform.data.inspect.duplicates import find_duplicates
-from mimic3d_platform.data.inspect.inspect import inspect_dataset
-from mimic3d_platform.data.inspect.verify import verify_dataset
-from mimic3d_platform.data.render.render import sample_cameras
-from mimic3d_platform.data.stream.stream import open_dataset
+from mimic3d_platform.data.inspect.inspect_dataset import inspect_dataset
+from mimic3d_platform.data.inspect.verify_dataset import verify_dataset
+from mimic3d_platform.data.render.render_dataset import sample_cameras
 
 SIDE = 4
 

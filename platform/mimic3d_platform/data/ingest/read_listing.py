@@ -5,8 +5,8 @@ from __future__ import annotations
 import posixpath
 
 from mimic3d_platform.data.ingest import colmap, eg3d, nerf, table
-from mimic3d_platform.data.ingest.archive import Source
 from mimic3d_platform.data.ingest.listing import Listing
+from mimic3d_platform.data.ingest.source_files import Source
 from mimic3d_platform.errors import UserError
 
 FORMS = {"eg3d": eg3d, "nerf": nerf, "colmap": colmap, "table": table}

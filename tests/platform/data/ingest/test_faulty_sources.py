@@ -23,7 +23,7 @@ from posed_scene import (
     write_zip,
 )
 
-from mimic3d_platform.data.ingest.ingest import ingest_dataset
+from mimic3d_platform.data.ingest.ingest_dataset import ingest_dataset
 from mimic3d_platform.data.render.meshes import load_folder
 from mimic3d_platform.errors import UserError
 

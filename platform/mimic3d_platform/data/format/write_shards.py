@@ -19,9 +19,9 @@ from typing import Any
 import numpy as np
 
 from mimic3d_platform import storage
-from mimic3d_platform.data.format.cameras import yaw_pitch_radius
-from mimic3d_platform.data.format.card import card
-from mimic3d_platform.data.format.schema import (
+from mimic3d_platform.data.format.camera_labels import yaw_pitch_radius
+from mimic3d_platform.data.format.dataset_card import card
+from mimic3d_platform.data.format.manifest import (
     CARD,
     COLUMNS,
     MANIFEST,

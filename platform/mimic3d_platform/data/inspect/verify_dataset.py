@@ -10,12 +10,12 @@ import numpy as np
 
 from mimic3d_platform import storage
 from mimic3d_platform.cluster.tasks import run_pieces
-from mimic3d_platform.data.format.cameras import label_faults
+from mimic3d_platform.data.format.camera_labels import label_faults
 from mimic3d_platform.data.format.dataset import open_dataset
-from mimic3d_platform.data.format.pictures import open_picture
-from mimic3d_platform.data.format.schema import CAMERA_SIZE, Manifest, arrow_schema
-from mimic3d_platform.data.format.shards import open_shard
-from mimic3d_platform.data.format.writer import camera_ranges, merge_ranges, stray_shards
+from mimic3d_platform.data.format.manifest import CAMERA_SIZE, Manifest, arrow_schema
+from mimic3d_platform.data.format.read_shards import open_shard
+from mimic3d_platform.data.format.write_shards import camera_ranges, merge_ranges, stray_shards
+from mimic3d_platform.data.ingest.image_edits import open_picture
 from mimic3d_platform.errors import UserError
 
 if TYPE_CHECKING:

@@ -18,17 +18,11 @@ from PIL import Image
 
 from mimic3d.training import order
 from mimic3d.training.order import EpochOrder
-from mimic3d_platform.data.format.rowfile import RowFile
-from mimic3d_platform.data.format.writer import DatasetWriter
+from mimic3d_platform.data.format.dataset import cameras_of, label_pool, open_dataset, require
+from mimic3d_platform.data.format.write_shards import DatasetWriter
 from mimic3d_platform.data.stream.batches import Course, ShardsAhead
-from mimic3d_platform.data.stream.stream import (
-    Batch,
-    TrainingStream,
-    cameras_of,
-    label_pool,
-    open_dataset,
-    require,
-)
+from mimic3d_platform.data.stream.cache_files import RowFile
+from mimic3d_platform.data.stream.training_stream import Batch, TrainingStream
 from mimic3d_platform.errors import UserError
 
 COUNT = 100
@@ -103,7 +97,7 @@ def test_any_number_of_loader_processes_gives_the_same(
 
 
 def test_a_loader_starts_without_what_only_a_fetch_needs() -> None:
-    code = "import sys, mimic3d_platform.data.stream.loader; print(*sys.modules)"
+    code = "import sys, mimic3d_platform.data.stream.process_loader; print(*sys.modules)"
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment)
     loaded = set(done.stdout.split())

@@ -23,9 +23,9 @@ from mimic3d import cameras as geometry
 from mimic3d import randomness
 from mimic3d_platform import storage
 from mimic3d_platform.cluster.tasks import run_pieces, start_workers
-from mimic3d_platform.data.format.card import model_records
-from mimic3d_platform.data.format.schema import MANIFEST, Manifest
-from mimic3d_platform.data.format.writer import (
+from mimic3d_platform.data.format.dataset_card import model_records
+from mimic3d_platform.data.format.manifest import MANIFEST, Manifest
+from mimic3d_platform.data.format.write_shards import (
     SHARD_BYTES,
     Layout,
     ShardRecord,
@@ -36,10 +36,10 @@ from mimic3d_platform.data.format.writer import (
     write_record,
     write_shard,
 )
-from mimic3d_platform.data.render.colouring import recolour
-from mimic3d_platform.data.render.furniture import load_cars
+from mimic3d_platform.data.render.debian_cars import load_cars
 from mimic3d_platform.data.render.meshes import Mesh, load_folder
-from mimic3d_platform.data.render.raycast import RayCaster
+from mimic3d_platform.data.render.ray_caster import RayCaster
+from mimic3d_platform.data.render.recolour import recolour
 from mimic3d_platform.errors import UserError
 from mimic3d_platform.settings import get_settings
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from mimic3d_platform import storage
 from mimic3d_platform.data.format.fetching import verified_bytes
-from mimic3d_platform.data.format.schema import AGAIN, Shard
+from mimic3d_platform.data.format.manifest import AGAIN, Shard
 from mimic3d_platform.errors import UserError
 
 if TYPE_CHECKING:

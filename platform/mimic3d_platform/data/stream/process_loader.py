@@ -29,7 +29,7 @@ from typing import Any
 
 import numpy as np
 
-from mimic3d_platform.data.format.schema import CAMERA_SIZE
+from mimic3d_platform.data.format.manifest import CAMERA_SIZE
 from mimic3d_platform.data.stream.batches import BatchMaker, Course, Made, ShardsAhead
 from mimic3d_platform.errors import UserError
 
@@ -186,7 +186,7 @@ class _Worker:
         # Its modules are found where this process found them.
         environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "mimic3d_platform.data.stream.loader", str(self._descriptor)],
+            [sys.executable, "-m", "mimic3d_platform.data.stream.process_loader", str(self._descriptor)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             pass_fds=(self._descriptor,),

@@ -19,7 +19,7 @@ from typing import BinaryIO
 
 import numpy as np
 
-from mimic3d_platform.data.format.schema import CAMERA_SIZE, Shard
+from mimic3d_platform.data.format.manifest import CAMERA_SIZE, Shard
 
 _MAGIC = b"m3d-rows"
 _FOOT = struct.Struct("<QQI8s")  # rows, bytes of images, CRC-32 of cameras and offsets, magic

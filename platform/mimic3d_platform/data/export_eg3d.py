@@ -11,11 +11,11 @@ from typing import IO, TYPE_CHECKING
 import numpy as np
 
 from mimic3d_platform import storage
-from mimic3d_platform.data.format.cameras import shortest_decimals
+from mimic3d_platform.data.format.camera_labels import shortest_decimals
 from mimic3d_platform.data.format.dataset import open_dataset, require
-from mimic3d_platform.data.format.pictures import suffix_of
-from mimic3d_platform.data.format.shards import row_batches
-from mimic3d_platform.data.ingest.archive import check_name
+from mimic3d_platform.data.format.read_shards import row_batches
+from mimic3d_platform.data.ingest.image_edits import suffix_of
+from mimic3d_platform.data.ingest.source_files import check_name
 from mimic3d_platform.errors import UserError
 from mimic3d_platform.storage.whole_file import whole_file
 

@@ -18,10 +18,9 @@ import numpy as np
 
 from mimic3d_platform import storage
 from mimic3d_platform.cluster.tasks import run_pieces
-from mimic3d_platform.data.format import cameras
-from mimic3d_platform.data.format.pictures import BACKGROUNDS, LARGEST_SIDE, Edit, Picture, prepare
-from mimic3d_platform.data.format.schema import CAMERA_SIZE, MANIFEST, Manifest
-from mimic3d_platform.data.format.writer import (
+from mimic3d_platform.data.format import camera_labels
+from mimic3d_platform.data.format.manifest import CAMERA_SIZE, MANIFEST, Manifest
+from mimic3d_platform.data.format.write_shards import (
     SHARD_BYTES,
     Layout,
     ShardRecord,
@@ -32,8 +31,9 @@ from mimic3d_platform.data.format.writer import (
     write_record,
     write_shard,
 )
-from mimic3d_platform.data.ingest.archive import Entry, Source, read_entries
-from mimic3d_platform.data.ingest.sources import Listing, read_listing
+from mimic3d_platform.data.ingest.image_edits import BACKGROUNDS, LARGEST_SIDE, Edit, Picture, prepare
+from mimic3d_platform.data.ingest.read_listing import Listing, read_listing
+from mimic3d_platform.data.ingest.source_files import Entry, Source, read_entries
 from mimic3d_platform.errors import UserError
 
 if TYPE_CHECKING:
@@ -109,8 +109,8 @@ def ingest_dataset(
         form, cameras_file, by_folder, partial: as `read_listing`; `partial` leaves out broken images too.
         crop, resize, background: as `Edit`.
         mirror: add each image's mirrored twin with its mirrored camera.
-        balance: add the weights of `cameras.balancing_weights`.
-        up: the axis of the source's world that points up, a key of `cameras.UPWARDS`; it is turned to +y.
+        balance: add the weights of `camera_labels.balancing_weights`.
+        up: the axis of the source that points up, a key of `camera_labels.UPWARDS`; it is turned to +y.
         licence: the images' licence, for the card.
         overwrite: replace another set at `dest_uri`.
         here: in this process instead of on Ray.
@@ -121,8 +121,8 @@ def ingest_dataset(
     """
     if background is not None and background not in BACKGROUNDS:
         raise UserError(f"background is {background!r}: give one of {', '.join(BACKGROUNDS)}")
-    if up not in cameras.UPWARDS:
-        raise UserError(f"up is {up!r}: give one of {', '.join(cameras.UPWARDS)}")
+    if up not in camera_labels.UPWARDS:
+        raise UserError(f"up is {up!r}: give one of {', '.join(camera_labels.UPWARDS)}")
     if resize is not None and not 1 <= resize <= LARGEST_SIDE:
         raise UserError(f"resize is {resize}: give 1 to {LARGEST_SIDE} pixels")
     # Tasks run in folders of their own: a path from here would be another one there.
@@ -194,8 +194,8 @@ def _tabulate(
     """
     import pyarrow as pa
 
-    labels = cameras.turned(listing.labels, up) if up != "y" else listing.labels
-    if faults := cameras.label_faults(labels):
+    labels = camera_labels.turned(listing.labels, up) if up != "y" else listing.labels
+    if faults := camera_labels.label_faults(labels):
         first = min(faults)
         more = f" ({len(faults)} cameras are wrong)" if len(faults) > 1 else ""
         raise UserError(
@@ -215,8 +215,8 @@ def _tabulate(
     if balance and listing.weights is not None:
         raise UserError(f"{source.uri} brings weights of its own: leave out --balance, or its weights")
     if balance:
-        both = np.concatenate([labels, cameras.mirrored(labels)]) if mirror else labels
-        weights = cameras.balancing_weights(both)
+        both = np.concatenate([labels, camera_labels.mirrored(labels)]) if mirror else labels
+        weights = camera_labels.balancing_weights(both)
         columns["weight"] = weights[: len(labels)]
         if mirror:
             columns["mirrored weight"] = weights[len(labels) :]
@@ -230,7 +230,7 @@ def _tabulate(
             )
     for name, (kind, values) in listing.extras.items():
         columns[f"extra {name}"] = pa.array(values, pa.type_for_alias(kind))
-    return pa.table(columns), cameras.lose_digits(labels)
+    return pa.table(columns), camera_labels.lose_digits(labels)
 
 
 def _row_name(name: str, entry: str) -> str:
@@ -352,7 +352,7 @@ def _rows(row: dict[str, Any], picture: Picture, plan: Plan) -> Iterator[dict[st
     """The row of an image, and that of its mirrored twin if asked for."""
     label = np.array(row["label"])
     if picture.square != picture.width or picture.square != picture.height:
-        label = cameras.cropped(
+        label = camera_labels.cropped(
             label, picture.width, picture.height, picture.left, picture.top, picture.square
         )
     shared = {key.removeprefix("extra "): value for key, value in row.items() if key.startswith("extra ")}
@@ -360,7 +360,7 @@ def _rows(row: dict[str, Any], picture: Picture, plan: Plan) -> Iterator[dict[st
     name = posixpath.splitext(row["name"])[0] + ".png" if picture.changed else row["name"]
     yield {**shared, "image": picture.data, "name": name, **_camera(label, row.get("weight"), plan)}
     if plan.mirror:
-        twin = cameras.mirrored(label[None])[0]
+        twin = camera_labels.mirrored(label[None])[0]
         weight = row.get("mirrored weight", row.get("weight"))
         yield {
             **shared,

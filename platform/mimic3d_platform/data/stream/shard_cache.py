@@ -20,8 +20,8 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from mimic3d_platform.data.format.rowfile import Damaged, PixelFile, RowFile
-from mimic3d_platform.data.format.schema import Shard
+from mimic3d_platform.data.format.manifest import Shard
+from mimic3d_platform.data.stream.cache_files import Damaged, PixelFile, RowFile
 from mimic3d_platform.errors import UserError
 
 log = logging.getLogger(__name__)
