@@ -1,9 +1,10 @@
-"""The configuration of a run: its schema, its checks, and named recipes."""
+"""The configuration of a run: its schema with the bounds of every key, and named recipes."""
 
 from mimic3d.config.schema import (
     AugmentationConfig,
     CameraConfig,
     Config,
+    DataConfig,
     ImitationConfig,
     ModelConfig,
     OptimizerConfig,
@@ -14,6 +15,7 @@ from mimic3d.config.schema import (
     fingerprint,
     from_dict,
     override,
+    parse_extractors,
     to_dict,
 )
 from mimic3d.config.values import ConfigError, flatten
@@ -23,6 +25,7 @@ __all__ = [
     "CameraConfig",
     "Config",
     "ConfigError",
+    "DataConfig",
     "ImitationConfig",
     "ModelConfig",
     "OptimizerConfig",
@@ -34,5 +37,6 @@ __all__ = [
     "flatten",
     "from_dict",
     "override",
+    "parse_extractors",
     "to_dict",
 ]

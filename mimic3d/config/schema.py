@@ -1,7 +1,8 @@
 """The typed, closed and complete configuration of a run: model, losses, optimisers, schedule, evaluation.
 
-Every key has one type and one place; an unknown key, a wrong type or an impossible combination is a
+Every key has one type, bounds and one place; an unknown key, a wrong type or an impossible combination is a
 `ConfigError` of one line. A dotted path (`imitation.lpips_weight`) names a key in overrides and sweeps.
+`mimic3d.config.glossary` prints all keys with the docstrings below.
 """
 
 from __future__ import annotations
@@ -10,183 +11,347 @@ import dataclasses
 import difflib
 import hashlib
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
-from mimic3d.config.checks import check
-from mimic3d.config.values import ConfigError, build, flatten
+from mimic3d.config.bounds import (
+    Count,
+    Decay,
+    Fraction,
+    NonNegative,
+    NonNegativeInt,
+    Positive,
+    Resolution,
+    WholeBatches,
+    at_least,
+    check_bounds,
+    field_types,
+    inside,
+    metadata_of,
+    more_than,
+    zero_or_at_least,
+)
+from mimic3d.config.values import ConfigError, build, flatten, require
 
-__all__ = ["Config", "ConfigError", "fingerprint", "flatten", "from_dict", "override", "to_dict"]
+SMALLEST_PATCH = 8
+
+
+class Section:
+    """A group of keys. Its fields are checked against the bounds in their types when it is made."""
+
+    NAME: ClassVar[str]
+
+    def __post_init__(self) -> None:
+        check_bounds(self, self.NAME)
 
 
 @dataclass(frozen=True)
-class ModelConfig:
-    """Sizes of the generator (the paper's at 512² are the defaults) and of both discriminators."""
+class ModelConfig(Section):
+    """Sizes of the generator and of both discriminators; the defaults are the paper's at 512²."""
 
-    image_resolution: int = 512
-    neural_rendering_resolution: int = 64
-    triplane_resolution: int = 256
-    z_dim: int = 512
-    w_dim: int = 512
-    mapping_layers: int = 2
+    NAME: ClassVar[str] = "model"
+
+    image_resolution: Resolution = 512
+    """Pixels along a side of the images."""
+    neural_rendering_resolution: Resolution = 64
+    """Pixels along a side of the 2D branch's volume rendering, before its super-resolution S2D."""
+    triplane_resolution: Resolution = 256
+    """Cells along a side of the coarse tri-plane; the detail tri-plane has twice as many."""
+    z_dim: Count = 512
+    """Size of the latent z."""
+    w_dim: Count = 512
+    """Size of the intermediate latent w."""
+    mapping_layers: Count = 2
+    """Layers of the mapping network."""
     channel_base: int = 32768
-    channel_max: int = 512
+    """The backbone has channel_base / r channels at resolution r, at most `channel_max`."""
+    channel_max: Count = 512
+    """The most channels of a backbone layer."""
     discriminator_channel_base: int = 32768
-    discriminator_channel_max: int = 512
-    superresolution_input: int = 128
-    superresolution_channels: tuple[int, int] = (256, 128)
+    """As `channel_base`, of both discriminators."""
+    discriminator_channel_max: Count = 512
+    """As `channel_max`, of both discriminators."""
+    superresolution_input: Resolution = 128
+    """Resolution to which S2D resizes the 2D branch's rendering first."""
+    superresolution_channels: tuple[Count, Count] = (256, 128)
+    """Channels of S2D's two blocks."""
     superresolution_border: Literal["zero", "replicate"] = "zero"
-    """What S2D's RGB skip finds beyond the image: zero, as in the paper, puts a grey frame on a white image,
-    which the networks must learn to take off again."""
-    plane_channels: int = 32
+    """Padding of S2D's RGB skip: zero, as in the paper, darkens the rim of images with a white background."""
+    plane_channels: Annotated[int, at_least(3)] = 32
     """Features of a point on each plane; the decoder's hidden layer is twice as wide."""
     architecture: Literal["mimic3d", "eg3d"] = "mimic3d"
+    """mimic3d, or eg3d: without 3D-aware blocks, 3D branch and stage 2."""
     branch_2d: bool = True
-    """False leaves the 3D branch alone, without anything to imitate."""
+    """Whether there is a 2D branch; without one, the 3D branch has nothing to imitate."""
     precision: Literal["fp32", "mixed", "bf16"] = "fp32"
-    """Of the discriminators' four finest resolutions and of S2D: mixed is float16 there, as in the paper."""
+    """Of S2D and the discriminators' four finest resolutions; mixed is float16 on GPUs, as in the paper."""
     aware_s3d: bool = False
-    """Makes S3D, too, of 3D-aware blocks: its convolutions read all three planes."""
-    detail_init: float = 1.0
-    """The scale of S3D's last weights at the start; at 0 stage 2 begins with what the coarse planes show."""
+    """Whether the blocks of S3D are 3D-aware, too: their convolutions read all three planes."""
+    detail_init: NonNegative = 1.0
+    """Initial scale of S3D's last weights; at 0 the 3D branch begins as the coarse planes' rendering."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        factor = self.image_resolution / self.superresolution_input
+        require(
+            factor in (2, 4),
+            "model.superresolution_input",
+            self.superresolution_input,
+            f"a half or a quarter of model.image_resolution ({self.image_resolution})",
+        )
+        for key, resolution in (
+            ("channel_base", self.triplane_resolution),
+            ("discriminator_channel_base", self.image_resolution),
+        ):
+            base = getattr(self, key)
+            expected = f"at least {resolution}, which gives the finest layer one channel"
+            require(base >= resolution, f"model.{key}", base, expected)
 
 
 @dataclass(frozen=True)
-class RenderingConfig:
+class RenderingConfig(Section):
     """The box that holds the object and the samples along a ray, in world units."""
 
-    near: float = 2.25
+    NAME: ClassVar[str] = "rendering"
+
+    near: NonNegative = 2.25
+    """Depth at which rays begin."""
     far: float = 3.3
-    box_warp: float = 1.0
-    coarse_samples: int = 48
-    importance_samples: int = 48
+    """Depth at which rays end."""
+    box_warp: Positive = 1.0
+    """Side of the box about the origin that the tri-planes cover."""
+    coarse_samples: Annotated[int, at_least(4)] = 48
+    """Stratified samples of a ray's first pass."""
+    importance_samples: Annotated[int, at_least(4)] = 48
+    """Samples of a ray's second pass, placed where the first found density."""
     white_background: bool = False
-    guided_samples: int = 0
-    """Samples of the 3D branch's rays around the coarse planes' depth; 0 takes those of both passes above."""
+    """Whether rays that pass through everything are white instead of black."""
+    guided_samples: Annotated[int, zero_or_at_least(4)] = 0
+    """Samples of the 3D branch's rays, near the depth of the coarse planes; 0 takes the two passes above."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require(self.near < self.far, "rendering.near", self.near, f"less than rendering.far ({self.far})")
 
 
 @dataclass(frozen=True)
-class CameraConfig:
-    """Where pictures of a generator are taken from; what it was trained on are the data set's own labels."""
+class CameraConfig(Section):
+    """Where a generator is rendered from; training takes its cameras from the data set's labels."""
 
-    radius: float = 2.7
-    focal: float = 4.2647
+    NAME: ClassVar[str] = "camera"
+
+    radius: Positive = 2.7
+    """Distance from the pivot, in world units."""
+    focal: Positive = 4.2647
+    """Focal length in units of the image's side."""
     pivot: tuple[float, float, float] = (0.0, 0.0, 0.2)
+    """The point that cameras look at, in world units."""
     pitch: float = 0.0
+    """Elevation above the pivot, in radians."""
     yaw_range: float = 0.4
     """Radians either side of the front; pi goes all the way round."""
 
 
 @dataclass(frozen=True)
-class ImitationConfig:
+class ImitationConfig(Section):
     """How the 3D branch learns from the 2D branch, patch by patch (stage 2)."""
 
+    NAME: ClassVar[str] = "imitation"
+
     patch_resolution: int | None = None
-    """Rays along a patch's side; none takes every pixel of the window, fewer than that stride through it."""
-    patch_scale: float = 0.125
-    """The side of a patch's window as a share of the image's."""
-    patch_anneal_kimg: float = 0.0
-    """Above 0, windows are drawn from the whole image down to `patch_scale`, larger ones first (EpiGRAF)."""
+    """Rays along a side of a patch; none renders every pixel of the patch's square, fewer skip pixels."""
+    patch_scale: Annotated[float, more_than(0)] = 0.125
+    """Side of a patch's square as a share of the image's side."""
+    patch_anneal_kimg: NonNegative = 0.0
+    """Kimg over which the scale of patches is annealed from 1 to `patch_scale` (EpiGRAF); 0 fixes it."""
     patch_label: Literal["none", "window"] = "none"
-    """What the patch discriminator is told: nothing, or its window's scale and place."""
+    """What the patch discriminator is conditioned on: nothing, or the patch's scale and position."""
     extractors: str = ""
-    """What judges likeness: "lpips-vgg16:1,lpips-alex:0.5"; LPIPS on VGG16, or its stand-in, when empty."""
-    lpips_weight: float = 1.0
-    patch_gan_weight: float = 0.1
+    """Networks that measure the imitation, with weights: "lpips-vgg16:1,lpips-alex:0.5"; empty is LPIPS on
+    VGG16, or its stand-in."""
+    lpips_weight: NonNegative = 1.0
+    """Weight of the perceptual distance between the branches."""
+    patch_gan_weight: NonNegative = 0.1
+    """Weight of the patch discriminator's adversarial loss."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.extractors:
+            parse_extractors(self.extractors)
+        require(
+            0 < self.patch_scale <= 1, "imitation.patch_scale", self.patch_scale, "more than 0, at most 1"
+        )
+
+
+def parse_extractors(text: str) -> list[tuple[str, float]]:
+    """The names and weights of "lpips-vgg16:1,lpips-alex:0.5"; a name without a weight has weight 1.
+
+    Raises:
+        ConfigError: a name is missing, or a weight is not a positive number.
+    """
+    parsed = []
+    for item in text.split(","):
+        name, _, number = item.partition(":")
+        try:
+            weight = float(number or 1)
+        except ValueError:
+            weight = math.nan
+        valid = bool(name.strip()) and math.isfinite(weight) and weight > 0
+        require(valid, "imitation.extractors", text, "name:weight,name:weight, weights above 0")
+        parsed.append((name.strip(), weight))
+    return parsed
 
 
 @dataclass(frozen=True)
-class RegularizationConfig:
+class RegularizationConfig(Section):
     """R1 on both discriminators and density smoothness, each every few steps (lazy regularisation)."""
 
-    r1_gamma: float = 1.0
-    r1_gamma_patch: float = 1.0
-    r1_interval: int = 16
-    density_weight: float = 0.25
-    density_distance_stage1: float = 0.004
-    density_distance_stage2: float = 0.002
-    density_points: int = 1000
-    density_interval: int = 4
+    NAME: ClassVar[str] = "regularization"
+
+    r1_gamma: NonNegative = 1.0
+    """Weight of R1 on the dual discriminator."""
+    r1_gamma_patch: NonNegative = 1.0
+    """Weight of R1 on the patch discriminator."""
+    r1_interval: Count = 16
+    """Steps from one R1 to the next."""
+    density_weight: NonNegative = 0.25
+    """Weight of the density smoothness."""
+    density_distance_stage1: NonNegative = 0.004
+    """Standard deviation of the distance between compared points in stage 1, in world units."""
+    density_distance_stage2: NonNegative = 0.002
+    """Standard deviation of the distance between compared points in stage 2, in world units."""
+    density_points: Count = 1000
+    """Pairs of points compared in each sample."""
+    density_interval: Count = 4
+    """Steps from one density smoothness to the next."""
 
 
 @dataclass(frozen=True)
-class AugmentationConfig:
-    """Adaptive augmentation of what the dual discriminator sees, for small data sets (StyleGAN2-ADA)."""
+class AugmentationConfig(Section):
+    """Adaptive augmentation of the dual discriminator's images, for small data sets (StyleGAN2-ADA)."""
+
+    NAME: ClassVar[str] = "augmentation"
 
     mode: Literal["none", "ada"] = "none"
-    target: float = 0.6
-    """The mean sign of the discriminator's logits on reals that its strength is moved to."""
-    interval: int = 4
-    """Steps between two moves."""
-    kimg: float = 500.0
-    """Images in which the probability could go from 0 to 1; fewer where trained weights go on."""
-    kimg_resumed: float = 100.0
+    """No augmentation, or adaptive augmentation."""
+    target: Annotated[float, inside(-1, 1)] = 0.6
+    """Mean sign of the discriminator's logits on reals that the probability is adjusted towards."""
+    interval: Count = 4
+    """Steps from one adjustment to the next."""
+    kimg: Positive = 500.0
+    """Kimg over which the probability can go from 0 to 1."""
+    kimg_resumed: Positive = 100.0
+    """As `kimg`, where a run continues from trained weights (`start`)."""
 
 
 @dataclass(frozen=True)
-class OptimizerConfig:
+class OptimizerConfig(Section):
     """Adam, for the generator and for both discriminators."""
 
-    generator_lr: float = 0.0025
-    discriminator_lr: float = 0.002
-    beta1: float = 0.0
-    beta2: float = 0.99
+    NAME: ClassVar[str] = "optimizer"
+
+    generator_lr: Positive = 0.0025
+    """Learning rate of the generator."""
+    discriminator_lr: Positive = 0.002
+    """Learning rate of both discriminators."""
+    beta1: Decay = 0.0
+    """Adam's decay of the first moment."""
+    beta2: Decay = 0.99
+    """Adam's decay of the second moment."""
 
 
 @dataclass(frozen=True)
-class ScheduleConfig:
+class ScheduleConfig(Section):
     """What happens when, in thousands of images (kimg) that the discriminator has seen."""
 
-    batch: int = 32
-    accumulate: int = 1
-    """Parts that each worker's share of a batch goes through in turn; the gradients are the same."""
-    stage1_kimg: float = 25000.0
-    stage2_kimg: float = 15000.0
-    ema_half_life_kimg: float = 10.0
-    ema_ramp_up: float | None = 0.05
-    blur_sigma: float = 10.0
-    blur_kimg: float = 200.0
-    pose_swap_kimg: float = 1000.0
-    pose_swap_final: float = 0.5
-    cooldown_kimg: float = 0.0
-    """Over the last so many kimg the learning rates fall, linearly, to nothing; 0 keeps them to the end."""
+    NAME: ClassVar[str] = "schedule"
+
+    batch: Count = 32
+    """Images of a step, over all workers."""
+    accumulate: Count = 1
+    """Parts into which each worker's share of a batch is split to save memory; gradients are the same."""
+    stage1_kimg: Annotated[float, at_least(0), WholeBatches()] = 25000.0
+    """Length of stage 1, which trains the 2D branch; 0 trains both branches from scratch."""
+    stage2_kimg: Annotated[float, at_least(0), WholeBatches()] = 15000.0
+    """Length of stage 2, which trains both branches."""
+    ema_half_life_kimg: Positive = 10.0
+    """Half-life of the generator's moving average."""
+    ema_ramp_up: Positive | None = 0.05
+    """The half-life is at most this share of the images so far; none, and a continued run, have no limit."""
+    blur_sigma: NonNegative = 10.0
+    """Initial blur of the images that the discriminator sees, in pixels; 0 is no blur."""
+    blur_kimg: NonNegative = 200.0
+    """Kimg over which the blur fades."""
+    pose_swap_kimg: NonNegative = 1000.0
+    """Kimg over which the probability of conditioning on another image's camera falls from 1 to its final
+    value."""
+    pose_swap_final: Fraction = 0.5
+    """Final probability of conditioning the generator on another image's camera."""
+    cooldown_kimg: NonNegative = 0.0
+    """Kimg at the end of the run over which the learning rates fall linearly to 0; 0 keeps them constant."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        expected = f"a divisor of the batch ({self.batch} images)"
+        require(self.batch % self.accumulate == 0, "schedule.accumulate", self.accumulate, expected)
 
 
 @dataclass(frozen=True)
-class DataConfig:
-    """Where the images come from and how they are fed."""
+class DataConfig(Section):
+    """Where the images come from and how they are loaded."""
+
+    NAME: ClassVar[str] = "data"
 
     uri: str = ""
-    cache_bytes: int = 16 * 2**30
-    """Of a machine's disk, for all its processes together."""
-    camera_balance: float = 0.0
-    """How far rare views are made up for, of real images and generated ones alike: 0 not at all, 1 fully."""
-    loader_workers: int = 1
-    """Processes that fetch and decode for each training worker; 0 leaves that to a thread of the worker's."""
-    max_bad_images: int = 0
-    """So many images that cannot be decoded are replaced, for each worker; one more ends the run."""
-    patience_s: float = 300.0
-    """How long a fault of storage that may pass is waited for, in seconds."""
+    """URI of the data set."""
+    cache_bytes: NonNegativeInt = 16 * 2**30
+    """Disk that all processes of a machine together use to cache shards."""
+    camera_balance: Fraction = 0.0
+    """How far rare views are weighted up, among real and generated images: 0 not at all, 1 fully."""
+    loader_workers: NonNegativeInt = 1
+    """Processes that fetch and decode images for each training worker; 0 uses a thread of the worker."""
+    max_bad_images: NonNegativeInt = 0
+    """Undecodable images that are replaced, for each worker; one more ends the run."""
+    patience_s: NonNegative = 300.0
+    """Seconds for which transient errors of storage are retried."""
 
 
 @dataclass(frozen=True)
-class OutputConfig:
-    """How often a run writes: checkpoints and sample grids (kimg), log lines (steps), metrics' size."""
+class OutputConfig(Section):
+    """How often a run writes checkpoints, image grids and log lines, and how much it measures."""
 
-    checkpoint_kimg: float = 200.0
-    sample_kimg: float = 200.0
-    log_steps: int = 50
-    metric_kimg: float | None = None
-    """How often metrics are measured on the way; none only at the ends of stages."""
-    metric_images: int = 50000
-    metric_identities: int = 50
-    keep_checkpoints: int = 2
-    """How many of the newest stay; the one that ends stage 1 always does."""
-    keep_every_kimg: float | None = None
-    """One of every so many stays as well."""
+    NAME: ClassVar[str] = "output"
+
+    checkpoint_kimg: Annotated[float, more_than(0), WholeBatches()] = 200.0
+    """Kimg from one checkpoint to the next."""
+    sample_kimg: Annotated[float, more_than(0), WholeBatches()] = 200.0
+    """Kimg from one image grid to the next."""
+    log_steps: Count = 50
+    """Steps from one log line to the next."""
+    metric_kimg: Annotated[float, more_than(0), WholeBatches()] | None = None
+    """Kimg from one measurement of the metrics to the next; none measures at the ends of stages only."""
+    metric_images: Annotated[int, at_least(2)] = 50000
+    """Images that are generated for a Fréchet distance."""
+    metric_identities: Count = 50
+    """Identities whose views are compared for consistency."""
+    keep_checkpoints: Count = 2
+    """Newest checkpoints that are kept; the one that ends stage 1 always is."""
+    keep_every_kimg: Positive | None = None
+    """Checkpoints at multiples of this many kimg are kept as well."""
     keep_best: str = ""
-    """The name of a metric by which the best one stays as well, such as fid_inception2015/3d."""
+    """A metric, such as fid_inception2015/3d, whose best checkpoint is kept as well."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        every, step = round((self.keep_every_kimg or 0) * 1000), round(self.checkpoint_kimg * 1000)
+        require(
+            every % max(step, 1) == 0,
+            "output.keep_every_kimg",
+            self.keep_every_kimg,
+            f"a multiple of output.checkpoint_kimg ({self.checkpoint_kimg}), or none",
+        )
 
 
 @dataclass(frozen=True)
@@ -194,7 +359,9 @@ class Config:
     """Everything a run used. Written as YAML beside its results, it can be run again."""
 
     recipe: str = "custom"
-    seed: int = 0
+    """Name of the recipe that the config comes from."""
+    seed: NonNegativeInt = 0
+    """Seed of all random numbers."""
     start: str = ""
     """Folder or URI of a training checkpoint or a generator whose weights the run begins with."""
     model: ModelConfig = field(default_factory=ModelConfig)
@@ -209,7 +376,61 @@ class Config:
     output: OutputConfig = field(default_factory=OutputConfig)
 
     def __post_init__(self) -> None:
-        check(self)
+        check_bounds(self, "")
+        self._check_patches()
+        self._check_branches()
+        self._check_whole_batches()
+
+    def _check_patches(self) -> None:
+        resolution = self.model.image_resolution
+        scale, patch = self.imitation.patch_scale, self.imitation.patch_resolution
+        square = scale * resolution
+        if patch is None:
+            sides = [2**k for k in range(int(math.log2(SMALLEST_PATCH)), int(math.log2(resolution)) + 1)]
+            expected = ", ".join(f"{side / resolution:g}" for side in sides)
+            require(
+                square in sides,
+                "imitation.patch_scale",
+                scale,
+                f"one of {expected}, which give patches of a power of two of pixels, at least "
+                f"{SMALLEST_PATCH}; any other scale needs imitation.patch_resolution",
+            )
+            return
+        require(
+            SMALLEST_PATCH <= patch <= square and math.log2(patch).is_integer(),
+            "imitation.patch_resolution",
+            patch,
+            f"none or a power of two from {SMALLEST_PATCH} to imitation.patch_scale × "
+            f"model.image_resolution ({square:g} pixels)",
+        )
+
+    def _check_branches(self) -> None:
+        stage1 = self.schedule.stage1_kimg
+        if self.model.architecture == "eg3d":
+            require(stage1 > 0, "schedule.stage1_kimg", stage1, "more than 0: EG3D has no stage 2")
+            require(self.model.branch_2d, "model.branch_2d", False, "true: EG3D has no other branch")
+        if self.model.branch_2d:
+            return
+        mode = self.augmentation.mode
+        require(mode == "none", "augmentation.mode", mode, "none: the 2D branch's images are augmented")
+        without = "0: without the 2D branch there is"
+        for key, value, missing in (
+            ("schedule.stage1_kimg", stage1, "no stage 1"),
+            ("rendering.guided_samples", self.rendering.guided_samples, "no depth to guide the samples"),
+            ("imitation.lpips_weight", self.imitation.lpips_weight, "nothing to imitate"),
+        ):
+            require(value == 0, key, value, f"{without} {missing}")
+
+    def _check_whole_batches(self) -> None:
+        batch = self.schedule.batch
+        for section in (self.schedule, self.output):
+            for key, hint in field_types(type(section)).items():
+                if not any(isinstance(mark, WholeBatches) for mark in metadata_of(hint)):
+                    continue
+                images = (getattr(section, key) or 0) * 1000
+                whole = abs(images - round(images)) < 1e-6 and round(images) % batch == 0
+                expected = f"a multiple of the batch ({batch} images)"
+                require(whole, f"{section.NAME}.{key}", images / 1000, expected)
 
     @property
     def patch_resolution(self) -> int:

@@ -14,8 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mimic3d.config.checks import parse_extractors
-from mimic3d.config.values import ConfigError
+from mimic3d.config import ConfigError, parse_extractors
 from mimic3d.evaluation.features import IMAGENET_MEAN, IMAGENET_STD
 from mimic3d.losses.perceptual import DISTANCE_NAMES, PerceptualDistance, enlarged
 

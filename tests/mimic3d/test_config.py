@@ -8,7 +8,17 @@ from pathlib import Path
 import pytest
 
 from mimic3d.checkpoints.folder import config_from_yaml, config_to_yaml
-from mimic3d.config import Config, ConfigError, fingerprint, flatten, from_dict, override, to_dict
+from mimic3d.config import (
+    Config,
+    ConfigError,
+    ScheduleConfig,
+    fingerprint,
+    flatten,
+    from_dict,
+    override,
+    to_dict,
+)
+from mimic3d.config.glossary import glossary
 
 
 def refusal(key: str, value: object) -> str:
@@ -176,3 +186,14 @@ def test_the_fingerprint_is_of_the_values_alone() -> None:
 def test_every_key_has_a_dotted_path_of_its_own() -> None:
     flat = flatten(to_dict(Config()))
     assert all(value == flat[key] for key, value in flatten(to_dict(override(Config(), flat))).items())
+
+
+def test_every_key_is_in_the_glossary_with_its_meaning() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "config.md").read_text()
+    assert page == glossary(), "run: python -m mimic3d.config.glossary > docs/config.md"
+    assert all(f"| `{key}` |" in page for key in flatten(to_dict(Config())))
+
+
+def test_a_section_refuses_a_value_without_the_rest_of_the_config() -> None:
+    with pytest.raises(ConfigError, match=r"^schedule\.batch is 0, but must be at least 1$"):
+        ScheduleConfig(batch=0)
