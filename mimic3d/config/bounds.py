@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
 import math
 import types
 import typing
@@ -11,6 +10,9 @@ from collections.abc import Callable, Iterator
 from typing import Annotated
 
 from mimic3d.config.values import require
+
+# Resolving a class's annotations takes longer than making an instance of it.
+_FIELD_TYPES: dict[type, dict[str, object]] = {}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,11 +64,12 @@ Resolution = Annotated[
 ]
 
 
-@functools.cache
 def field_types(cls: type) -> dict[str, object]:
     """The types of a dataclass's fields, with their `Annotated` metadata."""
-    hints = typing.get_type_hints(cls, include_extras=True)
-    return {field.name: hints[field.name] for field in dataclasses.fields(cls)}
+    if cls not in _FIELD_TYPES:
+        hints = typing.get_type_hints(cls, include_extras=True)
+        _FIELD_TYPES[cls] = {field.name: hints[field.name] for field in dataclasses.fields(cls)}
+    return _FIELD_TYPES[cls]
 
 
 def metadata_of(hint: object) -> Iterator[object]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import ast
 import dataclasses
 import inspect
+import itertools
 import types
 import typing
 from typing import Annotated, Literal
@@ -30,7 +31,8 @@ def glossary() -> str:
     """The page as Markdown: a table for the config itself, and one for each section."""
     documented = field_docstrings()
     parts = [HEADING]
-    for name, section in {"": schema.Config, **sections()}.items():
+    classes: dict[str, type[schema.Config] | type[schema.Section]] = {"": schema.Config, **sections()}
+    for name, section in classes.items():
         title = f"`{name}`" if name else "The run"
         summary = inspect.cleandoc(section.__doc__ or "")
         parts.append(f"## {title}\n\n{' '.join(summary.split())}\n")
@@ -58,7 +60,7 @@ def field_docstrings() -> dict[tuple[str, str], str]:
     found = {}
     for node in ast.parse(inspect.getsource(schema)).body:
         body = node.body if isinstance(node, ast.ClassDef) else []
-        for field, text in zip(body, body[1:], strict=False):
+        for field, text in itertools.pairwise(body):
             if (
                 isinstance(node, ast.ClassDef)
                 and isinstance(field, ast.AnnAssign)

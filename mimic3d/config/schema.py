@@ -38,6 +38,7 @@ from mimic3d.config.values import ConfigError, build, flatten, require
 SMALLEST_PATCH = 8
 
 
+@dataclass(frozen=True)
 class Section:
     """A group of keys. Its fields are checked against the bounds in their types when it is made."""
 
