@@ -32,6 +32,7 @@ class Evaluator:
         network: the feature extractor, as `mimic3d weights` names it.
         cache_uri: where the features of the real images are kept from one run to the next.
         device: of the extractor.
+        patience_s: how long transient errors of storage are retried; the settings' if not given.
     """
 
     def __init__(
@@ -42,10 +43,13 @@ class Evaluator:
         device: torch.device | str = "cpu",
         rank: int = 0,
         world_size: int = 1,
+        *,
+        patience_s: float | None = None,
     ) -> None:
         from mimic3d.evaluation.features import load_extractor
 
         self._output, self._rank, self._world_size = config.output, rank, world_size
+        self._patience_s = patience_s
         self._uri, self._cache_bytes = config.data.uri, config.data.cache_bytes
         self.manifest = open_dataset(self._uri)
         self.cameras = cameras_of(self._uri)
@@ -92,7 +96,7 @@ class Evaluator:
             for branch, batch in images.items():
                 drawn[branch].append(self._features(batch.numpy()).cpu())
         rows = np.array([row for row in mine if row < self.manifest.count])
-        reader = RowReader(self._uri, self.manifest, self._cache_bytes)
+        reader = RowReader(self._uri, self.manifest, self._cache_bytes, patience_s=self._patience_s)
         batches = np.array_split(rows, max(1, len(rows) // BATCH))
         reals = torch.cat([self._features(reader.fetch(batch)[0]).cpu() for batch in batches])
         reals = torch.cat(self._gather(reals))
@@ -123,16 +127,17 @@ class Evaluator:
 
         if self._reals is None:
             # One rank looks, so that all agree, whatever another run writes meanwhile.
-            if self._gather(self._rank == 0 and storage.exists(self._reals_uri))[0]:
-                self._reals = FeatureStatistics.from_bytes(storage.read_bytes(self._reals_uri))
+            uri, patience_s = self._reals_uri, self._patience_s
+            if self._gather(self._rank == 0 and storage.exists(uri, patience_s=patience_s))[0]:
+                self._reals = FeatureStatistics.from_bytes(storage.read_bytes(uri, patience_s=patience_s))
             else:
-                reader = RowReader(self._uri, self.manifest, self._cache_bytes)
+                reader = RowReader(self._uri, self.manifest, self._cache_bytes, patience_s=self._patience_s)
                 rows = np.arange(self._rank, self.manifest.count, self._world_size)
                 batches = np.array_split(rows, max(1, len(rows) // BATCH))
                 features = (self._features(reader.fetch(batch)[0]) for batch in batches)
                 self._reals = self._merge(FeatureStatistics.of(features, self._extractor.dim))
                 if self._rank == 0:
-                    storage.write_bytes(self._reals_uri, self._reals.to_bytes())
+                    storage.write_bytes(uri, self._reals.to_bytes(), patience_s=patience_s)
         return self._reals
 
     def _features(self, images: np.ndarray) -> torch.Tensor:

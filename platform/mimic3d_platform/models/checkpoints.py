@@ -148,7 +148,9 @@ class CheckpointStore:
         for file in files:
             # A store that was killed and has come back may have acknowledged what it does not hold.
             if there.get(storage.join(uri, file)) != (folder / file).stat().st_size:
-                raise UserError(f"cannot write {uri}: storage took {file}, but does not hold all of it")
+                raise storage.StorageError(
+                    f"cannot write {uri}: storage took {file}, but does not hold all of it", transient=True
+                )
         manifest = {"nimg": nimg, "files": files, "facts": dict(facts)}
         storage.write_bytes(storage.join(uri, MANIFEST), json.dumps(manifest, indent=1).encode())
         self._known[uri] = StoredCheckpoint(uri, nimg, files, dict(facts))

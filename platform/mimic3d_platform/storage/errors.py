@@ -1,32 +1,15 @@
-"""What goes wrong with storage: in one line, with the way out; and what may pass is tried again for a while.
-
-An error of storage is a `StorageError`. Where waiting may mend it (the network, a server that is restarting
-or busy), it is `transient`, and `patiently` tries again, with growing pauses, as long as the settings'
-`patience` allows (`MIMIC3D_PATIENCE_S`): a few seconds for a command that someone waits for, minutes for a
-training.
-"""
+"""Errors of storage: what pyarrow, botocore and the system raise, as a `StorageError` of one line."""
 
 from __future__ import annotations
 
 import contextlib
-import functools
-import logging
 import os
-import random
 import re
 import sys
-import time
-from collections.abc import Callable, Iterator
-from typing import Any, TypeVar
+from collections.abc import Iterator
 
 from mimic3d_platform.errors import UserError
 from mimic3d_platform.settings import get_settings
-
-log = logging.getLogger(__name__)
-Result = TypeVar("Result")
-
-FIRST_PAUSE_S = 0.25
-LONGEST_PAUSE_S = 10.0
 
 NO_CREDENTIALS = (
     "no credentials for object storage; set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, "
@@ -56,7 +39,7 @@ class StorageError(UserError):
     """A place that cannot be used, in one line.
 
     Attributes:
-        transient: whether it may pass if one waits.
+        transient: whether a later attempt may succeed: the network failed, or the server restarts or is busy.
     """
 
     def __init__(self, message: str, transient: bool = False) -> None:
@@ -67,49 +50,12 @@ class StorageError(UserError):
         return type(self), (str(self), self.transient)
 
 
-def patiently(uri: str | os.PathLike[str], doing: str, action: Callable[[], Result]) -> Result:
-    """What `action` returns; it is tried again after errors that may pass, with growing pauses.
-
-    Args:
-        doing: the verb of the attempt, as in "cannot {doing} {uri}".
-    Raises:
-        StorageError: nothing is gained by waiting, or the settings' patience is at its end.
-    """
-    began, pause = time.monotonic(), FIRST_PAUSE_S
-    while True:
-        try:
-            with translate_errors(uri, doing):
-                return action()
-        except StorageError as error:
-            waited = time.monotonic() - began
-            patience = get_settings().patience_s
-            if not error.transient or waited >= patience:
-                raise
-            log.warning("%s; trying again for %.0f s", error, patience - waited)
-        # Many workers meet the same fault at the same moment; they should not all come back at once.
-        time.sleep(min(pause * random.uniform(0.75, 1.25), max(patience - waited, 0.0)))
-        pause = min(2 * pause, LONGEST_PAUSE_S)
-
-
-def patient(doing: str) -> Callable[[Callable[..., Result]], Callable[..., Result]]:
-    """Makes a function, whose first argument is a URI, try again as `patiently` does."""
-
-    def decorate(function: Callable[..., Result]) -> Callable[..., Result]:
-        @functools.wraps(function)
-        def wrapped(uri: str | os.PathLike[str], *arguments: Any, **options: Any) -> Result:
-            return patiently(uri, doing, lambda: function(uri, *arguments, **options))
-
-        return wrapped
-
-    return decorate
-
-
 @contextlib.contextmanager
-def translate_errors(uri: str | os.PathLike[str], doing: str) -> Iterator[None]:
-    """Turns what the libraries raise about `uri` into a `StorageError` of one line.
+def translate_errors(uri: str | os.PathLike[str], verb: str) -> Iterator[None]:
+    """Raises what the libraries raise about `uri` as a `StorageError` of one line.
 
     Args:
-        doing: the verb of the attempt, as in "cannot {doing} {uri}".
+        verb: what is attempted, as in the message "cannot {verb} {uri}".
     """
     try:
         yield
@@ -122,14 +68,14 @@ def translate_errors(uri: str | os.PathLike[str], doing: str) -> Iterator[None]:
         if not isinstance(error, OSError) and not of_boto:
             raise
         cause, transient = _cause(error, uri)
-        raise StorageError(f"cannot {doing} {uri}: {cause}", transient) from error
+        raise StorageError(f"cannot {verb} {uri}: {cause}", transient) from error
 
 
 def _cause(error: Exception, uri: str | os.PathLike[str]) -> tuple[str, bool]:
     """What went wrong and what to do, in one line, from an error of pyarrow, botocore or the system.
 
     Returns:
-        The line, and whether it may pass if one waits.
+        The line, and whether the error is transient.
     """
     text = str(error)
     if os.fspath(uri).startswith("s3://") and any(word.lower() in text.lower() for word in _REFUSED):

@@ -1,8 +1,8 @@
 """The one factory of file systems: every place is a URI, `s3://bucket/key`, `file:///path` or a plain path.
 
-Object storage is reached with the endpoint and credentials of `settings`; requests have short timeouts. What
-goes wrong is a `UserError` of one line that names the place, the cause and the way out; what may pass is
-tried again first, for as long as the settings say (`storage_errors`).
+Object storage is reached with the endpoint and credentials of `settings`; requests have short timeouts. An
+error is a `StorageError` of one line that names the place, the cause and the way out; transient ones are
+retried first (`retries`).
 """
 
 import contextlib
@@ -17,7 +17,8 @@ from urllib.parse import unquote, urlsplit
 
 from mimic3d_platform.errors import UserError
 from mimic3d_platform.settings import Settings, get_settings
-from mimic3d_platform.storage.errors import NO_CREDENTIALS, StorageError, patient, patiently, translate_errors
+from mimic3d_platform.storage.errors import NO_CREDENTIALS, StorageError, translate_errors
+from mimic3d_platform.storage.retries import access
 
 if TYPE_CHECKING:
     import pyarrow.fs
@@ -103,54 +104,68 @@ def join(uri: str | os.PathLike[str], *parts: str) -> str:
     return "/".join([os.fspath(uri).rstrip("/"), *(part.strip("/") for part in parts)])
 
 
-@patient("look at")
-def exists(uri: str | os.PathLike[str]) -> bool:
-    """Whether a file or a folder is there; in object storage a folder is any key below the prefix."""
+def exists(uri: str | os.PathLike[str], *, patience_s: float | None = None) -> bool:
+    """Whether a file or a folder is at `uri`; in object storage a folder is any key below the prefix."""
     import pyarrow.fs
 
-    files, path = filesystem(uri)
-    kind = files.get_file_info(path).type
-    if kind == pyarrow.fs.FileType.Directory and is_s3(uri):
-        return next(_keys_below(uri), None) is not None  # A store may remember folders that are empty.
-    return kind != pyarrow.fs.FileType.NotFound
+    def look() -> bool:
+        files, path = filesystem(uri)
+        kind = files.get_file_info(path).type
+        if kind == pyarrow.fs.FileType.Directory and is_s3(uri):
+            return next(_keys_below(uri), None) is not None  # A store may remember folders that are empty.
+        return kind != pyarrow.fs.FileType.NotFound
+
+    return access(uri, "look at", look, patience_s=patience_s)
 
 
-@patient("read")
 def _is_file(uri: str | os.PathLike[str]) -> bool:
     import pyarrow.fs
 
-    files, path = filesystem(uri)
-    return files.get_file_info(path).type == pyarrow.fs.FileType.File
+    def look() -> bool:
+        files, path = filesystem(uri)
+        return files.get_file_info(path).type == pyarrow.fs.FileType.File
+
+    return access(uri, "read", look)
 
 
-@patient("read")
-def read_bytes(uri: str | os.PathLike[str]) -> bytes:
+def read_bytes(uri: str | os.PathLike[str], *, patience_s: float | None = None) -> bytes:
     """The whole content of a file, as it was at one moment.
 
     pyarrow asks an object for its size, then for ranges of it, and mixes in what replaces it meanwhile. So it
     is read again where it has another ETag at the end than at the beginning.
+
+    Args:
+        patience_s: how long transient errors are retried; the settings' if not given. So in all functions of
+            this module.
     """
-    files, path = filesystem(uri)
-    for _ in range(_READINGS):
-        with files.open_input_file(path) as stream:
-            data, read = stream.read(), stream.metadata()
-        if not is_s3(uri):
-            return data
-        with files.open_input_file(path) as stream:
-            if stream.metadata() == read:
-                return data
-    raise StorageError(f"cannot read {uri}: it is replaced all the time; try again", transient=True)
 
-
-@patient("write")
-def write_bytes(uri: str | os.PathLike[str], data: bytes) -> None:
-    """Write a file so that it is seen whole or not at all; folders on the way are made."""
-    if is_s3(uri):
+    def read() -> bytes:
         files, path = filesystem(uri)
-        with files.open_output_stream(path) as stream:
-            stream.write(data)
-    else:
-        _write_local(local_path(uri), data)
+        for _ in range(_READINGS):
+            with files.open_input_file(path) as stream:
+                data, read = stream.read(), stream.metadata()
+            if not is_s3(uri):
+                return data
+            with files.open_input_file(path) as stream:
+                if stream.metadata() == read:
+                    return data
+        raise StorageError(f"cannot read {uri}: it is replaced all the time; try again", transient=True)
+
+    return access(uri, "read", read, patience_s=patience_s)
+
+
+def write_bytes(uri: str | os.PathLike[str], data: bytes, *, patience_s: float | None = None) -> None:
+    """Write a file so that readers see all of it or the former content; missing folders are made."""
+
+    def write() -> None:
+        if is_s3(uri):
+            files, path = filesystem(uri)
+            with files.open_output_stream(path) as stream:
+                stream.write(data)
+        else:
+            _write_local(local_path(uri), data)
+
+    access(uri, "write", write, patience_s=patience_s)
 
 
 def list_files(uri: str | os.PathLike[str], suffix: str = "") -> list[str]:
@@ -158,18 +173,20 @@ def list_files(uri: str | os.PathLike[str], suffix: str = "") -> list[str]:
     return sorted(place for place in file_sizes(uri) if place.endswith(suffix))
 
 
-@patient("list")
 def file_sizes(uri: str | os.PathLike[str]) -> dict[str, int]:
     """The bytes of each file below a folder, by its URI; none if the folder is not there."""
     import pyarrow.fs
 
-    files, root = filesystem(uri)
-    found = files.get_file_info(pyarrow.fs.FileSelector(root, recursive=True, allow_not_found=True))
-    return {
-        join(uri, entry.path[len(root) :]): entry.size
-        for entry in found
-        if entry.type == pyarrow.fs.FileType.File and not entry.path.endswith(_PARTIAL_SUFFIX)
-    }
+    def look() -> dict[str, int]:
+        files, root = filesystem(uri)
+        found = files.get_file_info(pyarrow.fs.FileSelector(root, recursive=True, allow_not_found=True))
+        return {
+            join(uri, entry.path[len(root) :]): entry.size
+            for entry in found
+            if entry.type == pyarrow.fs.FileType.File and not entry.path.endswith(_PARTIAL_SUFFIX)
+        }
+
+    return access(uri, "list", look)
 
 
 def copy_tree(source: str | os.PathLike[str], target: str | os.PathLike[str]) -> int:
@@ -200,30 +217,32 @@ def copy_tree(source: str | os.PathLike[str], target: str | os.PathLike[str]) ->
                 destination_filesystem=target_files,
                 use_threads=False,
             )
-            patiently(target, "write", copy)
+            access(target, "write", copy)
     return len(names)
 
 
-@patient("delete")
 def delete_tree(uri: str | os.PathLike[str]) -> None:
     """Delete a file, or a folder with all below it; what is not there is no error. A bucket is refused."""
     import pyarrow.fs
 
-    files, path = filesystem(uri)
-    if is_s3(uri):
-        bucket, key = split_s3(uri)
-        if not key:
-            raise UserError(f"{uri}: this names a whole bucket; name a folder within it to delete")
-        client = s3_client()
-        client.delete_object(Bucket=bucket, Key=key)
-        for below in _keys_below(uri):
-            client.delete_object(Bucket=bucket, Key=below)
-    elif path == os.sep:
-        raise UserError(f"{uri}: this names the root folder; name a folder below it to delete")
-    elif files.get_file_info(path).type == pyarrow.fs.FileType.Directory:
-        files.delete_dir(path)
-    else:
-        Path(path).unlink(missing_ok=True)
+    def delete() -> None:
+        files, path = filesystem(uri)
+        if is_s3(uri):
+            bucket, key = split_s3(uri)
+            if not key:
+                raise UserError(f"{uri}: this names a whole bucket; name a folder within it to delete")
+            client = s3_client()
+            client.delete_object(Bucket=bucket, Key=key)
+            for below in _keys_below(uri):
+                client.delete_object(Bucket=bucket, Key=below)
+        elif path == os.sep:
+            raise UserError(f"{uri}: this names the root folder; name a folder below it to delete")
+        elif files.get_file_info(path).type == pyarrow.fs.FileType.Directory:
+            files.delete_dir(path)
+        else:
+            Path(path).unlink(missing_ok=True)
+
+    access(uri, "delete", delete)
 
 
 def _keys_below(uri: str | os.PathLike[str]) -> Iterator[str]:
@@ -260,17 +279,20 @@ def s3_client(settings: Settings | None = None) -> Any:
     )
 
 
-@patient("create")
 def ensure_bucket(uri: str | os.PathLike[str]) -> None:
     """Make the bucket of an `s3://` URI, or the folder of a local one, unless it is there."""
-    if not is_s3(uri):
-        local_path(uri).mkdir(parents=True, exist_ok=True)
-        return
-    filesystem(uri)  # Says in one line that there are no credentials, before a client tries to find some.
-    client, bucket = s3_client(), split_s3(uri)[0]
-    if bucket not in {item["Name"] for item in client.list_buckets()["Buckets"]}:
-        with contextlib.suppress(client.exceptions.BucketAlreadyOwnedByYou):
-            client.create_bucket(Bucket=bucket)
+
+    def create() -> None:
+        if not is_s3(uri):
+            local_path(uri).mkdir(parents=True, exist_ok=True)
+            return
+        filesystem(uri)  # Says in one line that there are no credentials, before a client tries to find some.
+        client, bucket = s3_client(), split_s3(uri)[0]
+        if bucket not in {item["Name"] for item in client.list_buckets()["Buckets"]}:
+            with contextlib.suppress(client.exceptions.BucketAlreadyOwnedByYou):
+                client.create_bucket(Bucket=bucket)
+
+    access(uri, "create", create)
 
 
 def _reveal(secret: Any) -> str | None:

@@ -20,7 +20,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from tenacity import RetryCallState, Retrying
+
 from mimic3d_platform.errors import UserError
+from mimic3d_platform.storage.retries import GrowingPauses
 from mimic3d_platform.tracking import finish_run
 from mimic3d_platform.tracking.server import client, is_outage, one_line, shown, tracking_uri
 
@@ -31,7 +34,7 @@ MAX_METRICS_PER_BATCH = 500  # MLflow's own limit.
 # Entries that wait for a server that is away, some 100 MB: at one a second, half a day. Beyond that the
 # oldest are lost, and `flush` says so.
 MAX_PENDING = 50_000
-RETRY_S = (1.0, 2.0, 5.0, 10.0, 30.0)
+LONGEST_PAUSE_S = 30.0
 # For errors within the server, such as a database that is locked or artifact storage that is away.
 MAX_ATTEMPTS = 20
 FLUSH_S = 60.0
@@ -196,23 +199,38 @@ class RunLogger:
 
     def _send_until_taken(self, entries: list[_Entry]) -> bool:
         """False when the server refuses them, which no later attempt would change."""
-        attempt = 0
-        while not self._closing:
-            try:
-                self._send(entries)
-                self._outage = None
+
+        def transient(state: RetryCallState) -> bool:
+            error = state.outcome.exception() if state.outcome else None
+            if error is None:
+                return False
+            # The server may have carried it out before it could answer: what it has is asked anew.
+            self._logged = None
+            return is_outage(error) or (_may_pass(error) and state.attempt_number <= MAX_ATTEMPTS)
+
+        def before_pause(state: RetryCallState) -> None:
+            self._outage = state.outcome.exception() if state.outcome else None
+
+        def pause(seconds: float) -> None:
+            with self._changed:
+                self._changed.wait_for(lambda: self._closing, seconds)
+
+        retrying = Retrying(
+            retry=transient,
+            wait=GrowingPauses(longest_s=LONGEST_PAUSE_S),
+            stop=lambda state: self._closing,
+            before_sleep=before_pause,
+            sleep=pause,
+            reraise=True,
+        )
+        try:
+            retrying(self._send, entries)
+        except Exception as error:
+            if self._closing:
                 return True
-            except Exception as error:
-                # The server may have carried it out before it could answer: what it has is asked anew.
-                self._logged = None
-                patient = is_outage(error) or (_may_pass(error) and attempt < MAX_ATTEMPTS)
-                if not patient:
-                    self._failure = error
-                    return False
-                self._outage = error
-                with self._changed:
-                    self._changed.wait_for(lambda: self._closing, RETRY_S[min(attempt, len(RETRY_S) - 1)])
-                attempt += 1
+            self._failure = error
+            return False
+        self._outage = None
         return True
 
     def _send(self, entries: list[_Entry]) -> None:

@@ -19,11 +19,8 @@ from mimic3d_platform.models.checkpoints import CheckpointStore, KeepPolicy, Sto
 if TYPE_CHECKING:
     from mimic3d.checkpoints.training import Snapshot
 
-# Object storage that is away is asked again for so long; the training goes on meanwhile.
+# How long transient errors of storage are retried; the training continues meanwhile.
 PATIENCE_S = 600.0
-RETRY_S = (1.0, 2.0, 5.0, 10.0)
-# What a later attempt would be told again.
-_HOPELESS = ("does not know these credentials", "have expired", "refuses access", "there is no bucket")
 
 
 @dataclass(frozen=True)
@@ -41,7 +38,7 @@ class CheckpointWriter:
     checkpoints rarer and never stops the training.
 
     Args:
-        on_error: is told, in the thread, of a try that failed and is made again.
+        on_error: called in the thread with the message of an attempt that failed and is retried.
     """
 
     def __init__(
@@ -138,17 +135,11 @@ class CheckpointWriter:
     def _put(self, folder: Path, work: _Work) -> StoredCheckpoint:
         nimg = work.snapshot.progress.nimg
         name = self.store.new_name(nimg)
-        started, attempt = time.monotonic(), 0
-        while True:
-            try:
-                return self.store.put(folder, name, nimg, work.facts)
-            except UserError as error:
-                hopeless = any(words in str(error) for words in _HOPELESS)
-                if hopeless or not storage.is_s3(self.store.uri) or time.monotonic() - started > PATIENCE_S:
-                    raise
-                self._on_error(str(error))
-            time.sleep(RETRY_S[min(attempt, len(RETRY_S) - 1)])
-            attempt += 1
+        return storage.retry(
+            lambda: self.store.put(folder, name, nimg, work.facts),
+            patience_s=PATIENCE_S,
+            on_retry=lambda error: self._on_error(str(error)),
+        )
 
 
 def _write(work: _Work) -> Path:

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import tempfile
-import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from mimic3d.config import Config
+from mimic3d_platform import storage
 from mimic3d_platform.errors import UserError
 from mimic3d_platform.models import sources
 from mimic3d_platform.models.checkpoints import CheckpointStore, DamagedCheckpoint, StoredCheckpoint
@@ -20,9 +21,10 @@ if TYPE_CHECKING:
     from mimic3d.checkpoints.training import Progress
     from mimic3d.training.trainer import Trainer
 
-# Storage that is away when the workers start is waited for.
+Result = TypeVar("Result")
+
+# How long transient errors of storage are retried when the workers start.
 PATIENCE_S = 600.0
-RETRY_S = 5.0
 
 
 @dataclass
@@ -65,24 +67,25 @@ class Resumption:
         if found is not None and chosen is not None:
             return found
         if chosen is not None:
-            return self._load(chosen)
+            return self.retry(functools.partial(self._load, chosen))
         from mimic3d.checkpoints.training import Progress
 
         if config.start:
             with tempfile.TemporaryDirectory(prefix="mimic3d-start-") as folder:
                 try:
-                    self._trainer.start_from(sources.fetch(config.start, Path(folder), start_digest))
+                    fetched = self.retry(lambda: sources.fetch(config.start, Path(folder), start_digest))
+                    self._trainer.start_from(fetched)
                 except ValueError as error:
                     raise ValueError(str(error).replace(folder, config.start)) from error
         return Found(Progress())
 
     def _newest(self) -> Found | None:
         """The newest checkpoint that is whole, loaded; the damaged ones before it are told of."""
-        waiting = self.patiently(self._store.whole)
+        waiting = self.retry(self._store.whole)
         damaged: list[str] = []
         for checkpoint in reversed(waiting):
             try:
-                found = self.patiently(lambda checkpoint=checkpoint: self._load(checkpoint))
+                found = self.retry(functools.partial(self._load, checkpoint))
             except DamagedCheckpoint as error:
                 damaged.append(str(error))
                 continue
@@ -117,16 +120,14 @@ class Resumption:
         dist.broadcast_object_list(told, src=0, group=self._group)
         return told[0]
 
-    def patiently(self, work: Callable[[], Any]) -> Any:
-        """The result of `work`, tried again while storage is away."""
-        deadline = time.monotonic() + PATIENCE_S
-        while True:
-            try:
-                return work()
-            except DamagedCheckpoint:
-                raise
-            except UserError as error:
-                if time.monotonic() > deadline:
-                    raise
-                self._note(f"the run waits for its storage: {error}")
-            time.sleep(RETRY_S)
+    def retry(self, action: Callable[[], Result]) -> Result:
+        return retry_with_note(action, self._note, PATIENCE_S)
+
+
+def retry_with_note(action: Callable[[], Result], note: Callable[[str], None], patience_s: float) -> Result:
+    """The result of `action`, retried by `storage.retry`; `note` tells the user what the run waits for."""
+    return storage.retry(
+        action,
+        patience_s=patience_s,
+        on_retry=lambda error: note(f"the run waits for its storage: {error}"),
+    )

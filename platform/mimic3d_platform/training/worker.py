@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import os
 import time
-from typing import Any
+from collections.abc import Callable
+from typing import Any, TypeVar
 
 from mimic3d.config import Config, ConfigError, from_dict
 from mimic3d_platform.errors import UserError
 from mimic3d_platform.training.divergence import Divergence, weight_not_finite
+from mimic3d_platform.training.restore import Resumption, retry_with_note
+
+Result = TypeVar("Result")
 
 GRID_ROWS = 6
 GRID_VIEWS = 4
@@ -42,7 +46,6 @@ def train_worker(job: dict[str, Any]) -> None:
     if ray.get(board.failure.remote()) is not None:
         return
     os.environ.update(ray.get(job["environment"][0]))
-    os.environ["MIMIC3D_PATIENCE_S"] = str(job["config"]["data"]["patience_s"])
     torch.set_num_threads(job["threads"])
     context = ray.train.get_context()
     ranks = context.get_world_rank(), context.get_world_size()
@@ -87,7 +90,6 @@ class _Worker:
         from mimic3d_platform.evaluation.evaluator import Evaluator
         from mimic3d_platform.models.checkpoints import CheckpointStore, KeepPolicy
         from mimic3d_platform.training.checkpoint_writer import CheckpointWriter
-        from mimic3d_platform.training.restore import Resumption
         from mimic3d_platform.training.run_log import RunLog
         from mimic3d_platform.training.stop_signals import NoticeWatch
 
@@ -96,7 +98,9 @@ class _Worker:
         self.tell("loading networks and data", 0)
         self.watch = NoticeWatch(self.board, rank, world_size)
         name = self.job["networks"]["perceptual"]
-        perceptual = imitation_distance(config.imitation.extractors or name, feature_weights.resolve)
+        perceptual = self.retry(
+            lambda: imitation_distance(config.imitation.extractors or name, feature_weights.resolve)
+        )
         self.trainer = Trainer(config, perceptual, self.device, rank, world_size)
         self.store = CheckpointStore(self.runs_uri, self.job["name"])
         resumption = Resumption(self.store, self.trainer, rank, self.watch.group, self.note)
@@ -105,25 +109,38 @@ class _Worker:
         except ValueError as error:
             raise FinalError(str(error)) from error
         self.progress = found.progress
-        self.evaluator = Evaluator(
-            config, self.job["networks"]["frechet"], self.runs_uri, self.device, rank, world_size
+        self.evaluator = self.retry(
+            lambda: Evaluator(
+                config,
+                self.job["networks"]["frechet"],
+                self.runs_uri,
+                self.device,
+                rank,
+                world_size,
+                patience_s=config.data.patience_s,
+            )
         )
-        self.stream = TrainingStream(
-            config.data.uri,
-            global_batch=config.schedule.batch,
-            rank=rank,
-            world_size=world_size,
-            seed=config.seed,
-            nimg=self.trainer.nimg,
-            cache_bytes=config.data.cache_bytes,
-            loaders=config.data.loader_workers,
-            max_bad_images=config.data.max_bad_images,
+        self.stream = self.retry(
+            lambda: TrainingStream(
+                config.data.uri,
+                global_batch=config.schedule.batch,
+                rank=rank,
+                world_size=world_size,
+                seed=config.seed,
+                nimg=self.trainer.nimg,
+                cache_bytes=config.data.cache_bytes,
+                loaders=config.data.loader_workers,
+                max_bad_images=config.data.max_bad_images,
+                patience_s=config.data.patience_s,
+            )
         )
-        self.label_weights = label_pool(config.data.uri)[1] if config.data.camera_balance else None
+        self.label_weights = None
+        if config.data.camera_balance:
+            self.label_weights = self.retry(lambda: label_pool(config.data.uri))[1]
         if rank == 0:
             self.writer = CheckpointWriter(self.store, KeepPolicy.of(config), self.note_storage)
             # The workers before these are gone: what they had half written is nobody's.
-            resumption.patiently(self.store.sweep)
+            resumption.retry(self.store.sweep)
             self.log = RunLog(self.job["run_ids"], config)
             self.log.restore(found.pending)
             self.log.describe(self.device, world_size, self.trainer.nimg, found.checkpoint)
@@ -175,11 +192,15 @@ class _Worker:
         self.close("finished")
 
     def next_batch(self) -> Any:
-        """The stream has been patient with what may pass: what it raises, another attempt would meet too."""
+        """The stream has retried transient errors: what it raises, another attempt would meet too."""
         try:
             return next(self.stream)
         except UserError as error:
             raise FinalError(str(error)) from error
+
+    def retry(self, action: Callable[[], Result]) -> Result:
+        """The result of `action`, retried while storage does not answer, within `data.patience_s`."""
+        return retry_with_note(action, self.note, self.config.data.patience_s)
 
     def due(self, kimg: float | None) -> bool:
         """Whether an interval ends here; never one that there is not."""
@@ -241,7 +262,10 @@ class _Worker:
         z = torch.randn(GRID_ROWS, generator.config.z_dim, generator=source).to(device)
         picks = torch.randperm(len(self.evaluator.cameras), generator=source)[:GRID_ROWS]
         reals, _ = RowReader(
-            self.config.data.uri, self.evaluator.manifest, self.config.data.cache_bytes
+            self.config.data.uri,
+            self.evaluator.manifest,
+            self.config.data.cache_bytes,
+            patience_s=self.config.data.patience_s,
         ).fetch(picks.numpy())
         views = turntable(self.config.camera, GRID_VIEWS).to(device)
         with torch.no_grad():

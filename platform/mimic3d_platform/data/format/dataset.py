@@ -11,7 +11,6 @@ from mimic3d_platform import storage
 from mimic3d_platform.data.format.fetching import camera_array
 from mimic3d_platform.data.format.manifest import MANIFEST, Manifest
 from mimic3d_platform.errors import UserError
-from mimic3d_platform.storage.errors import patient
 
 if TYPE_CHECKING:
     import pyarrow
@@ -94,10 +93,12 @@ def label_pool(uri: str) -> tuple[torch.Tensor, torch.Tensor | None]:
     return cameras, torch.from_numpy(weights.astype(np.float32))
 
 
-@patient("read")
 def _columns(place: str, columns: list[str]) -> pyarrow.Table:
     import pyarrow.parquet as pq
 
-    files, path = storage.filesystem(place)
-    with files.open_input_file(path) as stream:
-        return pq.ParquetFile(stream).read(columns=columns)
+    def read() -> pyarrow.Table:
+        files, path = storage.filesystem(place)
+        with files.open_input_file(path) as stream:
+            return pq.ParquetFile(stream).read(columns=columns)
+
+    return storage.access(place, "read", read)

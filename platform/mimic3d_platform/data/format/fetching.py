@@ -24,15 +24,17 @@ log = logging.getLogger(__name__)
 _TRANSFERS = 3
 
 
-def verified_bytes(place: str, shard: Shard) -> bytes:
+def verified_bytes(place: str, shard: Shard, *, patience_s: float | None = None) -> bytes:
     """A shard's file, as the manifest describes it.
 
+    Args:
+        patience_s: how long transient errors are retried; the settings' if not given.
     Raises:
-        UserError: it is missing, out of reach for longer than the settings' patience, or another.
+        UserError: it is missing, out of reach for longer than the patience, or another.
     """
     for attempt in range(_TRANSFERS):
         time.sleep(attempt * 0.2)
-        data = storage.read_bytes(place)
+        data = storage.read_bytes(place, patience_s=patience_s)
         if len(data) != shard.bytes:
             problem = f"has {len(data)} bytes and the manifest says {shard.bytes}"
         elif hashlib.sha256(data).hexdigest() != shard.sha256:

@@ -17,7 +17,6 @@ from typing import Any, NamedTuple
 
 from mimic3d_platform import storage
 from mimic3d_platform.errors import UserError
-from mimic3d_platform.storage.errors import patient, patiently
 
 PICTURES = (".png", ".jpg", ".jpeg", ".webp")
 
@@ -60,7 +59,7 @@ class Source:
 
         self.uri = uri
         files, path = storage.filesystem(uri)
-        kind = patiently(uri, "read", lambda: files.get_file_info(path)).type
+        kind = storage.access(uri, "read", lambda: files.get_file_info(path)).type
         if kind == pyarrow.fs.FileType.NotFound:
             raise UserError(f"there is nothing at {uri}: check the path")
         self.zipped = kind == pyarrow.fs.FileType.File
@@ -104,7 +103,7 @@ def _folder_entries(uri: str) -> dict[str, Entry]:
 
     files, root = storage.filesystem(uri)
     below = pyarrow.fs.FileSelector(root, recursive=True)
-    found = patiently(uri, "list", lambda: files.get_file_info(below))
+    found = storage.access(uri, "list", lambda: files.get_file_info(below))
     entries = {}
     for info in found:
         if info.type == pyarrow.fs.FileType.File:
@@ -113,7 +112,6 @@ def _folder_entries(uri: str) -> dict[str, Entry]:
     return dict(sorted(entries.items()))
 
 
-@patient("read")
 def _list_zip(uri: str) -> list[zipfile.ZipInfo]:
     files, path = storage.filesystem(uri)
     with files.open_input_file(path) as stream, zipfile.ZipFile(stream) as archive:
@@ -123,7 +121,7 @@ def _list_zip(uri: str) -> list[zipfile.ZipInfo]:
 def _zip_entries(uri: str) -> dict[str, Entry]:
     entries: dict[str, Entry] = {}
     try:
-        listed = _list_zip(uri)
+        listed = storage.access(uri, "read", lambda: _list_zip(uri))
     except UserError:
         raise
     except (zipfile.BadZipFile, struct.error, NotImplementedError, EOFError, ValueError) as error:
@@ -156,7 +154,7 @@ def read_entries(uri: str, entries: list[Entry]) -> Iterator[bytes]:
     if entries and entries[0].offset < 0:
         yield from _read_files(files, path, uri, entries)
         return
-    with patiently(uri, "read", lambda: files.open_input_file(path)) as stream:
+    with storage.access(uri, "read", lambda: files.open_input_file(path)) as stream:
         contents: dict[int, bytes] = {}
         order = sorted(range(len(entries)), key=lambda index: entries[index].offset)
         for run in _runs(entries, order):
@@ -173,7 +171,7 @@ def _read_files(files: Any, root: str, uri: str, entries: list[Entry]) -> Iterat
             with files.open_input_file(f"{root}/{entry.name}") as stream:
                 return stream.read()
 
-        data = patiently(place, "read", whole)
+        data = storage.access(place, "read", whole)
         if len(data) != entry.size:
             raise UserError(f"{place} has changed while it was read: run the same command again")
         return data
@@ -204,7 +202,7 @@ def _read_run(stream: Any, uri: str, entries: list[Entry], run: list[int]) -> di
     # A local header has an extra field of its own, most often short; what is cut off is read after it.
     tail = _LOCAL_HEADER.size + len(last.name.encode()) + 64
     length = last.offset + last.packed + tail - first.offset
-    block = patiently(uri, "read", lambda: stream.read_at(length, first.offset))
+    block = storage.access(uri, "read", lambda: stream.read_at(length, first.offset))
     contents = {}
     for index in run:
         entry = entries[index]
@@ -217,7 +215,7 @@ def _read_run(stream: Any, uri: str, entries: list[Entry], run: list[int]) -> di
         packed = block[begin : begin + entry.packed]
         if len(packed) < entry.packed:
             missing = functools.partial(stream.read_at, entry.packed, first.offset + begin)
-            packed = patiently(uri, "read", missing)
+            packed = storage.access(uri, "read", missing)
         contents[index] = _unpack(packed, entry, uri)
     return contents
 

@@ -18,7 +18,6 @@ from mimic3d_platform.data.format.manifest import Manifest
 from mimic3d_platform.data.ingest.image_edits import open_picture
 from mimic3d_platform.data.inspect.camera_plot import camera_plot
 from mimic3d_platform.data.inspect.duplicates import find_duplicates
-from mimic3d_platform.storage.errors import patiently
 
 if TYPE_CHECKING:
     import pyarrow
@@ -133,7 +132,7 @@ def _read_rows(uri: str, manifest: Manifest, rows: np.ndarray) -> list[tuple[byt
     found = {}
     for (shard, group), members in sorted(wanted.items()):
         place = storage.join(uri, manifest.shards[shard].path)
-        table = patiently(place, "read", functools.partial(read, place, group))
+        table = storage.access(place, "read", functools.partial(read, place, group))
         for row in members:
             offset = row - int(starts[shard]) - group * manifest.row_group_rows
             found[row] = (table["image"][offset].as_py(), np.array(table["camera"][offset].as_py()))

@@ -32,6 +32,7 @@ class Course:
     cache_folder: Path
     cache_bytes: int
     skip_bad: bool
+    patience_s: float | None
     start: int
     share: int
     step: int
@@ -73,6 +74,7 @@ class BatchMaker:
             folder=course.cache_folder,
             skip_bad=course.skip_bad,
             leave_s=leave_s,
+            patience_s=course.patience_s,
         )
 
     def make(self, number: int, images: np.ndarray | None = None, cameras: np.ndarray | None = None) -> Made:
@@ -95,7 +97,7 @@ class ShardsAhead:
         self._order = EpochOrder(course.manifest, course.seed)
         self._announced: list[Window] = []
         self._told = [queue.SimpleQueue[list[int] | None]() for _ in range(_FETCHERS)]
-        cache = ShardCache(course.cache_folder, course.cache_bytes)
+        cache = ShardCache(course.cache_folder, course.cache_bytes, course.patience_s)
         for told in self._told:
             work = (course, cache, told)
             threading.Thread(target=_fetch_ahead, args=work, name="shards ahead", daemon=True).start()

@@ -31,6 +31,7 @@ class RowReader:
         cache_bytes: the bound of the machine's cache (`data.cache`).
         folder: where it lies; by the settings if not given.
         leave_s: for so long the fetching of a shard is left to others (`ShardCache.open`).
+        patience_s: as `ShardCache`.
         skip_bad: whether an image that cannot be decoded is replaced by the next good one of its shard, and
             noted in `bad_rows`; if not, it is an error.
     """
@@ -44,9 +45,10 @@ class RowReader:
         folder: Path | None = None,
         skip_bad: bool = False,
         leave_s: float = 0.0,
+        patience_s: float | None = None,
     ) -> None:
         self.uri, self.manifest, self._skip_bad, self._leave_s = uri, manifest, skip_bad, leave_s
-        self.cache = ShardCache(folder or cache_folder(), cache_bytes)
+        self.cache = ShardCache(folder or cache_folder(), cache_bytes, patience_s)
         self.bad_rows: set[int] = set()
         self._starts = np.concatenate([[0], np.cumsum([shard.rows for shard in manifest.shards])])
         stored = sum(RowFile.most_bytes(shard) for shard in manifest.shards)

@@ -22,14 +22,12 @@ from pathlib import Path
 
 from mimic3d_platform.data.format.manifest import Shard
 from mimic3d_platform.data.stream.cache_files import Damaged, PixelFile, RowFile
-from mimic3d_platform.errors import UserError
 
 log = logging.getLogger(__name__)
 
 CACHE_BYTES = 16 * 2**30
 
 _ROWS, _PIXELS, _PARTIAL = ".rows", ".pixels", ".partial"
-_LONGEST_PAUSE_S = 5.0
 _LOOK_AGAIN_S = 0.01
 
 
@@ -44,13 +42,16 @@ def cache_folder() -> Path:
 class ShardCache:
     """The shards of data sets under `folder`, `limit` bytes at most.
 
+    Args:
+        patience_s: how long transient errors of storage, and a disk without room, are retried; the settings'
+            if not given.
     Raises, from all that fetches:
-        UserError: a shard is missing, out of reach for longer than the settings' patience, or not the one of
-            the manifest; the disk is full, or the bound too small for what is in use at once.
+        UserError: a shard is missing, out of reach for longer than the patience, or not the one of the
+            manifest; the disk is full, or the bound too small for what is in use at once.
     """
 
-    def __init__(self, folder: Path, limit: int) -> None:
-        self.folder, self.limit = folder, limit
+    def __init__(self, folder: Path, limit: int, patience_s: float | None = None) -> None:
+        self.folder, self.limit, self._patience_s = folder, limit, patience_s
         with _explained(folder):
             (folder / "locks").mkdir(parents=True, exist_ok=True)
 
@@ -106,35 +107,32 @@ class ShardCache:
         return sum(size for _, size, _ in self._files())
 
     def _fetch(self, path: Path, uri: str, shard: Shard) -> None:
-        """Reads a shard and keeps its images and cameras; waits, within patience, for room on the disk."""
+        """Reads a shard and keeps its images and cameras; waits, within the patience, for room."""
         from mimic3d_platform import storage
         from mimic3d_platform.data.format.fetching import verified_bytes
-        from mimic3d_platform.settings import get_settings
 
         place = storage.join(uri, shard.path)
-        data = verified_bytes(place, shard)
-        began, pause, patience = time.monotonic(), 0.1, get_settings().patience_s
-        while True:
-            problem = self._try_store(path, place, shard, data)
-            if problem is None:
-                return
-            if time.monotonic() - began >= patience:
-                raise UserError(f"cannot keep {place} in {self.folder}: {problem}")
-            log.warning("cannot keep %s in %s: %s; trying again", place, self.folder, problem)
-            time.sleep(pause)
-            pause = min(2 * pause, _LONGEST_PAUSE_S)
+        data = verified_bytes(place, shard, patience_s=self._patience_s)
+        storage.retry(lambda: self._store(path, place, shard, data), patience_s=self._patience_s)
 
-    def _try_store(self, path: Path, place: str, shard: Shard, data: bytes) -> str | None:
-        """What is in the way, or None when the file is there."""
+    def _store(self, path: Path, place: str, shard: Shard, data: bytes) -> None:
+        """Writes the file of a shard.
+
+        Raises:
+            StorageError: there is no room; transient, since others may free some.
+        """
         from mimic3d_platform.data.format.fetching import unpack
+        from mimic3d_platform.storage import StorageError
 
         needed = RowFile.most_bytes(shard)
         partial = path.with_suffix(_PARTIAL)
         with self._lock("room"):
             if not self._make_room(needed, self.limit):
-                return (
-                    f"{needed >> 20} MiB more would exceed its bound of {self.limit >> 20} MiB, and all "
-                    "of it is in use; raise data.cache_bytes, or set MIMIC3D_CACHE to another folder"
+                raise StorageError(
+                    f"cannot keep {place} in {self.folder}: {needed >> 20} MiB more would exceed its "
+                    f"bound of {self.limit >> 20} MiB, and all of it is in use; raise data.cache_bytes, or "
+                    "set MIMIC3D_CACHE to another folder",
+                    transient=True,
                 )
             file = partial.open("wb")
             fcntl.flock(file, fcntl.LOCK_EX)  # Shows those who look for room that it is being written.
@@ -146,7 +144,6 @@ class ShardCache:
                 file.flush()
                 os.replace(partial, path)
             os.utime(path)
-            return None
         except OSError as error:
             partial.unlink(missing_ok=True)
             if error.errno not in (errno.ENOSPC, errno.EDQUOT):
@@ -154,7 +151,11 @@ class ShardCache:
                     raise
             with self._lock("room"):
                 self._make_room(needed, max(self.used() - 1, 0))
-            return "no space is left on the device; free some, or set MIMIC3D_CACHE to another folder"
+            raise StorageError(
+                f"cannot keep {place} in {self.folder}: no space is left on the device; free some, or set "
+                "MIMIC3D_CACHE to another folder",
+                transient=True,
+            ) from error
         except BaseException:
             partial.unlink(missing_ok=True)
             raise

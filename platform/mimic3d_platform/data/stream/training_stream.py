@@ -39,6 +39,8 @@ class TrainingStream:
         loaders: processes that fetch, verify and decode; 0 leaves that to a thread.
         max_bad_images: so many of this rank's images may be undecodable; the next good one of the same shard
             takes the place of each.
+        patience_s: how long transient errors of storage are retried (`data.patience_s`); the settings' if not
+            given.
     Attributes:
         nimg: images that all ranks have consumed, counting those before the start.
         wait_seconds: how long `next` has waited for data in all.
@@ -60,6 +62,7 @@ class TrainingStream:
         cache_bytes: int = CACHE_BYTES,
         loaders: int = 1,
         max_bad_images: int = 0,
+        patience_s: float | None = None,
     ) -> None:
         if global_batch < 1 or global_batch % world_size:
             raise UserError(
@@ -81,6 +84,7 @@ class TrainingStream:
             cache_folder=cache_folder(),
             cache_bytes=cache_bytes,
             skip_bad=max_bad_images > 0,
+            patience_s=patience_s,
             start=nimg + rank * share,
             share=share,
             step=global_batch,
