@@ -138,7 +138,7 @@ class Chaos:
 
 def outcome(name: str) -> dict[str, object]:
     """What a finished run is compared by: weights, metrics, and each logged loss at each step, once."""
-    checkpoint = CheckpointStore(runs.DEFAULT_RUNS_URI, name).whole()[-1]
+    checkpoint = CheckpointStore(runs.DEFAULT_RUNS_URI, name).all()[-1]
     experiment = client().get_experiment_by_name(EXPERIMENT).experiment_id
     parent = find_run(experiment, name)
     losses: dict[str, list[tuple[int, float]]] = {}

@@ -53,7 +53,7 @@ def checkpoint_on_notice(chaos: Chaos, patience_s: float = 600.0) -> int:
     """
     store, deadline = CheckpointStore(runs.DEFAULT_RUNS_URI, NAME), time.monotonic() + patience_s
     planned = {*range(0, TOTAL + 1, CHECKPOINT), chaos.stage1}
-    while not (found := {stored.nimg for stored in store.whole()} - planned):
+    while not (found := {stored.nimg for stored in store.all()} - planned):
         if not chaos.alive() or time.monotonic() > deadline:
             raise SystemExit("the run makes no checkpoint on notice")
         time.sleep(0.1)

@@ -81,7 +81,7 @@ def kill_service(home: Path, name: str) -> int:
 
 def truncate_newest(run: str, runs_uri: str = runs.DEFAULT_RUNS_URI) -> str:
     """Cuts the newest checkpoint's state to half, as a write that was cut short; returns its name."""
-    newest = CheckpointStore(runs_uri, run).whole()[-1]
+    newest = CheckpointStore(runs_uri, run).all()[-1]
     place = storage.join(newest.uri, "state.pt")
     content = storage.read_bytes(place)
     storage.write_bytes(place, content[: len(content) // 2])

@@ -17,14 +17,14 @@ from mimic3d_platform import local, storage, tracking
 from mimic3d_platform.console import Console
 from mimic3d_platform.data.render.render_dataset import render_dataset
 from mimic3d_platform.evaluation.feature_weights import best_available
+from mimic3d_platform.models.model_uris import load_generator
 from mimic3d_platform.models.registry import pull
 from mimic3d_platform.models.rendering import (
     NoSurfaceError,
-    Subject,
-    draw_grid,
-    draw_mesh,
-    draw_video,
-    open_generator,
+    RenderOptions,
+    render_grid,
+    render_video,
+    write_mesh,
 )
 from mimic3d_platform.settings import use_services
 from mimic3d_platform.training.register_run import train_and_register
@@ -136,18 +136,18 @@ def _draw(model: Path, folder: Path, console: Console) -> dict[str, Path]:
     paths = {"grid": folder / "grid.png", "orbit": folder / "orbit.mp4", "mesh": folder / "car.glb"}
     from mimic3d.export.cameras import orbit, turntable
 
-    cars = Subject(seeds=tuple(range(IDENTITIES)))
-    with open_generator(str(model)) as (generator, config):
-        if not paths["grid"].is_file():
-            draw_grid(generator, config, paths["grid"], cars, turntable(config.camera, 4))
-        if not paths["orbit"].is_file():
-            with console.progress("filming", "frames") as advance:
-                cameras = orbit(config.camera, FRAMES)
-                draw_video(generator, config, paths["orbit"], cars, cameras, progress=advance)
-        if not paths["mesh"].is_file():
-            try:
-                draw_mesh(generator, config, paths["mesh"], Subject((MESH_SEED,)), MESH_RESOLUTION)
-            except NoSurfaceError as error:
-                console.say(str(error))
-                del paths["mesh"]
+    cars = RenderOptions(seeds=tuple(range(IDENTITIES)))
+    generator, config = load_generator(str(model))
+    if not paths["grid"].is_file():
+        render_grid(generator, config, paths["grid"], cars, turntable(config.camera, 4))
+    if not paths["orbit"].is_file():
+        with console.progress("filming", "frames") as advance:
+            cameras = orbit(config.camera, FRAMES)
+            render_video(generator, config, paths["orbit"], cars, cameras, progress=advance)
+    if not paths["mesh"].is_file():
+        try:
+            write_mesh(generator, config, paths["mesh"], RenderOptions((MESH_SEED,)), MESH_RESOLUTION)
+        except NoSurfaceError as error:
+            console.say(str(error))
+            del paths["mesh"]
     return paths

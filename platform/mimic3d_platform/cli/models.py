@@ -96,13 +96,13 @@ def render(
     memory: Memory = 2048,
 ) -> None:
     """Draw a grid or a video of a generator's branches, from seeds or latents, along an orbit or a path."""
+    from mimic3d_platform.models.model_uris import load_generator
     from mimic3d_platform.models.rendering import (
-        Subject,
+        RenderOptions,
         camera_path,
-        chosen_seeds,
-        draw_grid,
-        draw_video,
-        open_generator,
+        parse_seeds,
+        render_grid,
+        render_video,
     )
 
     console = Console()
@@ -112,16 +112,16 @@ def render(
     if interpolate and not is_video:
         raise UserError(f"{destination} is a picture: --interpolate makes a video, an .mp4")
     branches = (branch,) if branch else None
-    subject = Subject(
-        chosen_seeds(seeds), latents, truncation, cutoff, branches, depth, noise, memory * 2**20
+    options = RenderOptions(
+        parse_seeds(seeds), latents, truncation, cutoff, branches, depth, noise, memory * 2**20
     )
-    with open_generator(model) as (generator, config):
-        path = camera_path(config.camera, cameras, views or (48 if is_video else 4), closed=is_video)
-        if is_video:
-            with console.progress("filming", "frames") as advance:
-                draw_video(generator, config, destination, subject, path, interpolate, advance)
-        else:
-            draw_grid(generator, config, destination, subject, path)
+    generator, config = load_generator(model)
+    path = camera_path(config.camera, cameras, views or (48 if is_video else 4), closed=is_video)
+    if is_video:
+        with console.progress("filming", "frames") as advance:
+            render_video(generator, config, destination, options, path, interpolate, advance)
+    else:
+        render_grid(generator, config, destination, options, path)
     console.say(f"wrote {destination}")
 
 
@@ -146,11 +146,22 @@ def mesh(
     memory: Memory = 2048,
 ) -> None:
     """Write the coloured surface of one object."""
-    from mimic3d_platform.models.rendering import Subject, draw_mesh, open_generator
+    from mimic3d_platform.models.model_uris import load_generator
+    from mimic3d_platform.models.rendering import RenderOptions, write_mesh
 
     branches = (branch,) if branch else None
-    subject = Subject((seed,), latents, truncation, cutoff, branches, noise=noise, memory=memory * 2**20)
-    shape = {"level": level, "watertight": watertight, "largest_only": largest}
-    with open_generator(model) as (generator, config):
-        faces = draw_mesh(generator, config, destination, subject, resolution, **shape)
+    options = RenderOptions(
+        (seed,), latents, truncation, cutoff, branches, noise=noise, memory=memory * 2**20
+    )
+    generator, config = load_generator(model)
+    faces = write_mesh(
+        generator,
+        config,
+        destination,
+        options,
+        resolution,
+        level=level,
+        watertight=watertight,
+        largest_only=largest,
+    )
     Console().say(f"wrote {destination}: {faces} faces")

@@ -15,12 +15,11 @@ from mimic3d_platform.cluster.connect import join_ray
 from mimic3d_platform.data.format.dataset import open_dataset, require
 from mimic3d_platform.errors import UserError
 from mimic3d_platform.evaluation import feature_weights
-from mimic3d_platform.models import registry, sources
+from mimic3d_platform.models import model_uris, registry
 from mimic3d_platform.settings import get_settings
 from mimic3d_platform.training import runs
 from mimic3d_platform.training.mlflow_runs import EXPERIMENT
 
-GENERATOR = "generator"
 MAX_ATTEMPTS = 3
 
 
@@ -57,7 +56,7 @@ def evaluate(
     tracking.check_tracking()
     join_ray()
     with tempfile.TemporaryDirectory(prefix="mimic3d-evaluate-") as folder:
-        digest = sources.digest_of(sources.fetch(model, Path(folder)))
+        digest = model_uris.folder_digest(model_uris.fetch(model, Path(folder)))
         config = _config_of(Path(folder), model, data_uri, images, identities)
     manifest = open_dataset(config.data.uri)
     require(manifest, resolution=config.model.image_resolution, where=config.data.uri)
@@ -90,12 +89,10 @@ def _config_of(
     """The generator's own config, with what is asked for in place of what it says."""
     from mimic3d.checkpoints.folder import CONFIG, config_from_yaml
 
-    for place in (folder, folder / GENERATOR):
-        if (place / CONFIG).is_file():
-            config = config_from_yaml((place / CONFIG).read_text(), f"{model}/{CONFIG}")
-            break
-    else:
+    file = model_uris.generator_folder(folder) / CONFIG
+    if not file.is_file():
         raise UserError(f"{model} is no generator (it has no {CONFIG}): name a generator's folder or a model")
+    config = config_from_yaml(file.read_text(), f"{model}/{CONFIG}")
     asked = {
         "data.uri": storage.rooted(data_uri) if data_uri else None,
         "output.metric_images": images,
@@ -157,9 +154,8 @@ def measure_worker(job: dict[str, Any]) -> dict[str, float]:
     torch.set_num_threads(job["threads"])
     context, device = ray.train.get_context(), get_device()
     with tempfile.TemporaryDirectory(prefix="mimic3d-evaluate-") as name:
-        folder = sources.fetch(job["model"], Path(name))
-        inner = folder / GENERATOR
-        generator = load_generator(inner if inner.is_dir() else folder)[0].to(device)
+        folder = model_uris.generator_folder(model_uris.fetch(job["model"], Path(name)))
+        generator = load_generator(folder)[0].to(device)
     evaluator = Evaluator(
         from_dict(job["config"]),
         job["network"],

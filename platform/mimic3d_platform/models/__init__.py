@@ -1,1 +1,1 @@
-"""A generator by its URI: checkpoints, the registry, pictures of it."""
+"""A generator by its URI: training checkpoints in storage, the model registry, pictures and meshes."""

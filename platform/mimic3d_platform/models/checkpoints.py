@@ -1,8 +1,8 @@
-"""A run's checkpoints in storage: whole or not at all, held to their digests when read, kept by a policy.
+"""The checkpoints of a run in storage: written completely or not at all, and verified when they are read.
 
-A checkpoint is a folder `<run>/checkpoints/<images>-<token>` whose manifest, the SHA-256 of every file in it,
-is written last: one without a manifest is what a process that died has left, and no run goes on from it. The
-token is a new one each time, so that two processes that believe to be the same run never write to one folder.
+A checkpoint is a folder `<run>/checkpoints/<images>-<token>`. Its manifest, written last, lists the SHA-256
+of every other file: a folder without one is what a process that died has left, and no run resumes from it.
+The token is random, so that two processes that both train the run never write to the same folder.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ from mimic3d_platform.errors import UserError
 FOLDER = "checkpoints"
 MANIFEST = "manifest.json"
 GENERATOR = "generator"
-# Metrics of which less is better, by how their names begin; of all others more is.
-LESS_IS_BETTER = ("fid", "fd", "kid")
+# How the names of metrics begin of which lower is better; of all others higher is.
+LOWER_IS_BETTER = ("fid", "fd", "kid")
 
 
 class DamagedCheckpoint(UserError):
@@ -32,45 +32,50 @@ class DamagedCheckpoint(UserError):
 
 @dataclass(frozen=True)
 class StoredCheckpoint:
-    """A checkpoint that was written to its end."""
+    """A checkpoint that was written completely.
+
+    Attributes:
+        nimg: images consumed when it was made.
+        files: the SHA-256 of each file, by its path in the folder.
+        facts: what was stored with it: fingerprints, metrics, the number of workers.
+    """
 
     uri: str
     nimg: int
     files: Mapping[str, str] = field(repr=False)
-    """The SHA-256 of each file, by its path in the folder."""
     facts: Mapping[str, Any] = field(default_factory=dict)
-    """What was said of it when it was stored: fingerprints, metrics, number of workers."""
 
     @property
     def name(self) -> str:
         return self.uri.rsplit("/", 1)[-1]
 
     @property
-    def generator_uri(self) -> str:
-        """The folder of the averaged generator, ready to draw."""
-        return storage.join(self.uri, GENERATOR)
-
-    @property
     def digest(self) -> str:
-        """One SHA-256 for the whole."""
-        return hashlib.sha256(json.dumps(dict(self.files), sort_keys=True).encode()).hexdigest()
+        """One SHA-256 of all files."""
+        return combined_digest(self.files)
 
 
 @dataclass(frozen=True)
 class KeepPolicy:
-    """Which checkpoints stay: the newest, the best, one every so often, and the one that ends stage 1.
+    """Which checkpoints are kept: the newest, the best, one every so many images, and the end of stage 1.
 
-    That last one always stays: trials of stage 2 and runs with other weights fork from it.
+    The end of stage 1 is always kept: trials of a sweep and other runs of stage 2 start from it.
+
+    Attributes:
+        newest: how many of the newest.
+        every_nimg: those at a multiple of it.
+        best: the metric by which the best is chosen, among checkpoints that were measured; "" for none.
+        stage1_nimg: images of stage 1; 0 where the run has none.
     """
 
     newest: int = 2
     every_nimg: int | None = None
     best: str = ""
-    """A metric's name, of those measured where a checkpoint was made."""
     stage1_nimg: int = 0
 
     @staticmethod
     def of(config: Config) -> KeepPolicy:
+        """The policy that a run's config asks for."""
         output = config.output
         every = output.keep_every_kimg
         return KeepPolicy(
@@ -81,73 +86,72 @@ class KeepPolicy:
         )
 
     def kept(self, checkpoints: Sequence[StoredCheckpoint]) -> list[StoredCheckpoint]:
-        """Those of `checkpoints`, oldest first, that stay."""
-        ordered = sorted(checkpoints, key=lambda found: (found.nimg, found.name))
-        # Of several at one moment, which attempts of a run leave, one is enough.
-        single = list({found.nimg: found for found in ordered}.values())
-        stay = {found.uri for found in single[-self.newest :]}
-        stay |= {found.uri for found in single if found.nimg == self.stage1_nimg > 0}
+        """The checkpoints to keep, oldest first."""
+        ordered = sorted(checkpoints, key=lambda checkpoint: (checkpoint.nimg, checkpoint.name))
+        # Attempts of a run may leave several at the same number of images: one is enough.
+        distinct = list({checkpoint.nimg: checkpoint for checkpoint in ordered}.values())
+        keep = {checkpoint.uri for checkpoint in distinct[-self.newest :]}
+        keep |= {checkpoint.uri for checkpoint in distinct if checkpoint.nimg == self.stage1_nimg > 0}
         if self.every_nimg:
-            stay |= {found.uri for found in single if found.nimg % self.every_nimg == 0}
-        measured = [found for found in single if self.best in found.facts.get("metrics", {})]
+            keep |= {checkpoint.uri for checkpoint in distinct if checkpoint.nimg % self.every_nimg == 0}
+        measured = [found for found in distinct if self.best in found.facts.get("metrics", {})]
         if measured:
-            least = self.best.startswith(LESS_IS_BETTER)
-            best = min(measured, key=lambda found: found.facts["metrics"][self.best] * (1 if least else -1))
-            stay.add(best.uri)
-        return [found for found in single if found.uri in stay]
+            sign = 1 if self.best.startswith(LOWER_IS_BETTER) else -1
+            keep.add(min(measured, key=lambda found: sign * found.facts["metrics"][self.best]).uri)
+        return [checkpoint for checkpoint in distinct if checkpoint.uri in keep]
 
 
 class CheckpointStore:
-    """The checkpoints of one run."""
+    """The checkpoints of one run, below the folder that holds all runs."""
 
     def __init__(self, runs_uri: str, run: str) -> None:
         self.uri = storage.join(runs_uri, run, FOLDER)
         self._known: dict[str, StoredCheckpoint] = {}
 
-    def whole(self) -> list[StoredCheckpoint]:
-        """All that were written to their end, oldest first; whether their files still are is not looked at.
+    def all(self) -> list[StoredCheckpoint]:
+        """The checkpoints that have a manifest, oldest first. Their other files are not looked at.
 
         Raises:
             UserError: storage does not answer.
         """
         found = []
-        for place in storage.list_files(self.uri, suffix=f"/{MANIFEST}"):
-            uri = place.removesuffix(f"/{MANIFEST}")
+        for manifest_uri in storage.list_files(self.uri, suffix=f"/{MANIFEST}"):
+            uri = manifest_uri.removesuffix(f"/{MANIFEST}")
             if uri in self._known:
                 found.append(self._known[uri])
                 continue
             try:
-                values = json.loads(storage.read_bytes(place))
-                self._known[uri] = StoredCheckpoint(uri, values["nimg"], values["files"], values["facts"])
-                found.append(self._known[uri])
+                manifest = json.loads(storage.read_bytes(manifest_uri))
+                checkpoint = StoredCheckpoint(uri, manifest["nimg"], manifest["files"], manifest["facts"])
+                found.append(self._known.setdefault(uri, checkpoint))
             except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError):
-                # Its name says how far it was; that none of its files can be verified is found on reading.
+                # Without its list of files it is reported as damaged when it is fetched.
                 nimg = uri.rsplit("/", 1)[-1].partition("-")[0]
                 found.append(StoredCheckpoint(uri, int(nimg) if nimg.isdigit() else 0, {}))
             except UserError:
-                if storage.exists(place):
+                if storage.exists(manifest_uri):
                     raise
-                # Listed, then deleted by the process that trains the run: it keeps newer ones.
+                # The process that trains the run has deleted it since it was listed.
         return sorted(found, key=lambda checkpoint: (checkpoint.nimg, checkpoint.name))
 
     def new_name(self, nimg: int) -> str:
-        """A name for a checkpoint at `nimg` that no other has."""
+        """A unique name for a checkpoint at `nimg` images."""
         return f"{nimg:09d}-{secrets.token_hex(3)}"
 
     def put(self, folder: Path, name: str, nimg: int, facts: Mapping[str, Any]) -> StoredCheckpoint:
-        """Stores all files below `folder` as the checkpoint `name`, then the manifest.
+        """Stores all files below `folder` as the checkpoint `name`, then its manifest.
 
         Raises:
-            UserError: storage does not answer or has no room; nothing that `whole` would list is left, and
-                the same may be tried again.
+            UserError: storage does not answer or has no room. `all` lists nothing of it, and the same call
+                can be made again.
         """
         uri = storage.join(self.uri, name)
         files = digests(folder)
         storage.copy_tree(folder, uri)
-        there = storage.file_sizes(uri)
+        sizes = storage.file_sizes(uri)
         for file in files:
-            # A store that was killed and has come back may have acknowledged what it does not hold.
-            if there.get(storage.join(uri, file)) != (folder / file).stat().st_size:
+            # A store that was killed and started again may have acknowledged what it does not hold.
+            if sizes.get(storage.join(uri, file)) != (folder / file).stat().st_size:
                 raise storage.StorageError(
                     f"cannot write {uri}: storage took {file}, but does not hold all of it", transient=True
                 )
@@ -157,10 +161,10 @@ class CheckpointStore:
         return self._known[uri]
 
     def fetch(self, checkpoint: StoredCheckpoint, folder: Path) -> Path:
-        """Copies a checkpoint into `folder` and holds every file to its digest.
+        """Copies a checkpoint into `folder` and verifies the SHA-256 of every file.
 
         Raises:
-            DamagedCheckpoint: a file is missing, cut short or another; names it.
+            DamagedCheckpoint: a file is missing, truncated or changed; the message names it.
             UserError: storage does not answer.
         """
         if not checkpoint.files:
@@ -175,33 +179,33 @@ class CheckpointStore:
         return folder
 
     def prune(self, policy: KeepPolicy) -> list[StoredCheckpoint]:
-        """Deletes what the policy does not keep; returns what stays, oldest first."""
-        there = self.whole()
-        kept = policy.kept(there)
-        for checkpoint in there:
+        """Deletes the checkpoints that the policy does not keep; returns the kept ones, oldest first."""
+        stored = self.all()
+        kept = policy.kept(stored)
+        for checkpoint in stored:
             if checkpoint not in kept:
                 self.delete(checkpoint)
         return kept
 
     def delete(self, checkpoint: StoredCheckpoint) -> None:
-        """Deletes a checkpoint, its manifest first: half of one is none."""
+        """Deletes a checkpoint, its manifest first, so that what is left of it is not listed."""
         storage.delete_tree(storage.join(checkpoint.uri, MANIFEST))
         storage.delete_tree(checkpoint.uri)
 
-    def sweep(self) -> list[str]:
-        """Deletes what processes that died have left half-written; returns the names of those folders.
+    def delete_incomplete(self) -> list[str]:
+        """Deletes the folders without a manifest, which processes that died have left; returns their names.
 
-        To be called while nothing writes to the run.
+        Call it only while no process writes to the run.
         """
-        whole = {checkpoint.name for checkpoint in self.whole()}
-        parts = {place.removeprefix(f"{self.uri}/").split("/")[0] for place in storage.list_files(self.uri)}
-        for name in sorted(parts - whole):
+        complete = {checkpoint.name for checkpoint in self.all()}
+        names = {uri.removeprefix(f"{self.uri}/").split("/")[0] for uri in storage.list_files(self.uri)}
+        for name in sorted(names - complete):
             storage.delete_tree(storage.join(self.uri, name))
-        return sorted(parts - whole)
+        return sorted(names - complete)
 
 
 def digests(folder: Path) -> dict[str, str]:
-    """The SHA-256 of every file below a folder, by its path there, without the manifest's."""
+    """The SHA-256 of every file below a folder except the manifest, by its path there."""
     found = {}
     for path in sorted(path for path in folder.rglob("*") if path.is_file()):
         name = path.relative_to(folder).as_posix()
@@ -209,3 +213,8 @@ def digests(folder: Path) -> dict[str, str]:
             with path.open("rb") as file:
                 found[name] = hashlib.file_digest(file, "sha256").hexdigest()
     return found
+
+
+def combined_digest(files: Mapping[str, str]) -> str:
+    """One SHA-256 of files' names and digests."""
+    return hashlib.sha256(json.dumps(dict(files), sort_keys=True).encode()).hexdigest()

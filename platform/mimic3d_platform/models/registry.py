@@ -1,7 +1,7 @@
-"""The model registry: generators as files that are data only, registered, given aliases, and pulled again.
+"""The model registry in MLflow: registers generators' folders, and pulls them back verified.
 
-A registered generator is the folder that `mimic3d.checkpoints` writes (safetensors and a config) with a
-list of its files' SHA-256 digests. No pickle is written or read.
+A registered generator is the folder that `mimic3d.checkpoints` writes (safetensors and a config) with a list
+of its files' SHA-256. No pickle is written or read.
 """
 
 from __future__ import annotations
@@ -14,10 +14,12 @@ import shutil
 import tempfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
+from mimic3d.config import to_dict
 from mimic3d_platform import storage
 from mimic3d_platform.errors import UserError
+from mimic3d_platform.tracking import finish_run, start_or_resume_run
 from mimic3d_platform.tracking.server import (
     check_tracking,
     client,
@@ -26,16 +28,53 @@ from mimic3d_platform.tracking.server import (
     tracking_errors,
     tracking_uri,
 )
+from mimic3d_platform.training.mlflow_runs import EXPERIMENT
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
     from mlflow.entities.model_registry import ModelVersion
+    from mlflow.exceptions import MlflowException
 
 DIGESTS = "SHA256SUMS"
 MODEL_TYPE = "mimic3d-generator"
 DIGEST_TAG = "mimic3d.digest"
+# What MLflow's models, or a `models:/` URI, cannot have in a name, and the length of its database's column.
+_NOT_IN_NAMES = "/:.%\"'@?#"
+_MAX_NAME_LENGTH, _MAX_ALIAS_LENGTH = 250, 255
 
 _MODEL_URI = re.compile(r"models:/(?P<name>[^/@]+)(?:@(?P<alias>[\w.\-]+)|/(?P<version>\d+))")
+
+
+def is_registered(uri: str) -> bool:
+    """Whether `uri` is one of the registry, `models:/…`."""
+    return uri.startswith("models:")
+
+
+def check_names(name: str, alias: str | None = None) -> None:
+    """Refuses names that the registry cannot take; asks no server.
+
+    Raises:
+        UserError: says which characters, or which alias, are not allowed.
+    """
+    wrong = sorted({letter for letter in name if letter in _NOT_IN_NAMES or not letter.isprintable()})
+    if not name.strip() or name != name.strip() or wrong:
+        found = f" (it has {' '.join(map(repr, wrong))})" if wrong else ""
+        raise UserError(
+            f"model name {name!r}: it must not be empty, begin or end with a space, nor contain any of "
+            f"{' '.join(_NOT_IN_NAMES)}{found}; use letters, digits, '-' and '_', such as cars-v2"
+        )
+    if len(name) > _MAX_NAME_LENGTH:
+        raise UserError(f"model name of {len(name)} characters: use {_MAX_NAME_LENGTH} at most")
+    if alias is None:
+        return
+    if alias.lower() == "latest" or re.fullmatch(r"[vV]\d+", alias):
+        raise UserError(
+            f"alias {alias!r}: MLflow reserves latest and v1, v2, … for itself; use another, such as champion"
+        )
+    if not re.fullmatch(r"[\w\-]+", alias) or len(alias) > _MAX_ALIAS_LENGTH:
+        raise UserError(
+            f"alias {alias!r}: use up to {_MAX_ALIAS_LENGTH} letters, digits, '-' and '_', such as champion"
+        )
 
 
 def register_generator(
@@ -46,49 +85,28 @@ def register_generator(
     alias: str | None = None,
     step: int = 0,
 ) -> int:
-    """Log a generator's folder as a model of its run and register it under `name`.
+    """Logs a generator's folder as a model of its run and registers it under `name`.
 
-    Done again with the same files and run, it finds the version that is there.
+    If a version of the same run has the same files already, that version is returned.
 
     Args:
-        folder: of `generator.safetensors` and `config.yaml`; all files below it are taken.
+        folder: with `generator.safetensors` and `config.yaml`; all files below it are taken.
         metrics: shown with the model.
-        alias: moved to the new version.
+        alias: moved to the version.
         step: images consumed, at which `metrics` were measured.
     Returns:
         The version.
     Raises:
-        UserError: no generator in the folder, a name MLflow cannot take, or MLflow away or refusing.
+        UserError: no generator in the folder, a name that MLflow cannot take, or MLflow away or refusing.
     """
-    folder = Path(folder)
-    if not (folder / "generator.safetensors").is_file():
-        raise UserError(
-            f"{folder} holds no generator.safetensors; name a folder that a training has exported"
-        )
-    _require_name(name)
-    digests = _digests(folder)
-    whole = hashlib.sha256(digests.encode()).hexdigest()
-    check_tracking()
-    mlflow_client = client()
-    with tracking_errors(f"register {name!r} in"):
-        version = _registered(mlflow_client, name, run_id, whole)
-        if version is None:
-            model_id = _log_model(mlflow_client, folder, name, run_id, metrics, step, digests)
-            with _unless("RESOURCE_ALREADY_EXISTS"):
-                mlflow_client.create_registered_model(name)
-            created = mlflow_client.create_model_version(
-                name, f"models:/{model_id}", run_id, tags={DIGEST_TAG: whole}, model_id=model_id
-            )
-            version = int(created.version)
-        if alias:
-            mlflow_client.set_registered_model_alias(name, alias, str(version))
-    return version
+    check_names(name, alias)
+    return _register(Path(folder), _digests(folder), name, run_id, metrics, alias, step)
 
 
 def register_folder(folder: str | Path, name: str, alias: str | None = None) -> int:
     """Registers a generator that no run of this MLflow made, such as an imported one, with a run of its own.
 
-    Done again with the same files, it finds the version that is there.
+    If a version has the same files already, that version is returned.
 
     Returns:
         The version.
@@ -96,47 +114,29 @@ def register_folder(folder: str | Path, name: str, alias: str | None = None) -> 
         UserError: as `register_generator`, or the folder's files do not make a generator.
     """
     from mimic3d.checkpoints.folder import load_generator
-    from mimic3d.config import to_dict
-    from mimic3d_platform.tracking import finish_run, start_or_resume_run
-    from mimic3d_platform.training.mlflow_runs import EXPERIMENT
 
+    check_names(name, alias)
     try:
         _, config = load_generator(folder)
     except ValueError as error:
         raise UserError(str(error)) from error
-    _require_name(name)
     check_tracking()
-    digest = hashlib.sha256(_digests(Path(folder)).encode()).hexdigest()
+    digests = _digests(folder)
+    digest = _combined(digests)
     tags = {"mimic3d.model": str(folder), "mimic3d.model.sha256": digest}
     run_id = start_or_resume_run(EXPERIMENT, f"register-{digest[:12]}", to_dict(config), tags)
-    version = register_generator(folder, name, run_id, {}, alias)
+    try:
+        version = _register(Path(folder), digests, name, run_id, {}, alias)
+    except BaseException:
+        with contextlib.suppress(UserError):
+            finish_run(run_id, "FAILED")
+        raise
     finish_run(run_id)
     return version
 
 
-def _require_name(name: str) -> None:
-    if not name or any(letter in name for letter in "/:@"):
-        raise UserError(f"model name {name!r}: it must not be empty nor contain '/', ':' or '@'")
-
-
-def promote(name: str, version: int, alias: str) -> None:
-    """Give `alias` to a version of a registered model; whichever version bore it loses it.
-
-    Raises:
-        UserError: no such model or version, or MLflow away.
-    """
-    check_tracking()
-    mlflow_client = client()
-    with tracking_errors(f"promote {name!r} in"):
-        with _unless("RESOURCE_DOES_NOT_EXIST") as missing:
-            mlflow_client.get_model_version(name, str(version))
-        if missing:
-            raise UserError(_not_there(mlflow_client, name, f"version {version}"))
-        mlflow_client.set_registered_model_alias(name, alias, str(version))
-
-
 def pull(uri: str, destination: str | Path) -> Path:
-    """Download a registered generator and hold every file to its digest.
+    """Downloads a registered generator and verifies the SHA-256 of every file.
 
     Args:
         uri: `models:/<name>@<alias>` or `models:/<name>/<version>`.
@@ -151,7 +151,7 @@ def pull(uri: str, destination: str | Path) -> Path:
     destination = storage.local_path(destination)
     with storage.translate_errors(destination, "write"):
         destination.mkdir(parents=True, exist_ok=True)
-        # Beside the target, on the same device: what is checked is then moved, whole.
+        # Within the destination, so on the same device: verified files are moved, never copied.
         with tempfile.TemporaryDirectory(prefix=".pull-", dir=destination) as partial:
             _download(f"models:/{found.name}/{found.version}", partial)
             _verify(Path(partial), uri)
@@ -176,66 +176,114 @@ def version_of(uri: str) -> ModelVersion:
     check_tracking()
     mlflow_client = client()
     with tracking_errors(f"look up {uri} in"):
-        with _unless("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE") as missing:
+        with _suppressed("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE") as errors:
             if parts["alias"]:
-                found = mlflow_client.get_model_version_by_alias(parts["name"], parts["alias"])
-            else:
-                found = mlflow_client.get_model_version(parts["name"], parts["version"])
-        if missing:
-            what = f"alias {parts['alias']!r}" if parts["alias"] else f"version {parts['version']}"
-            raise UserError(_not_there(mlflow_client, parts["name"], what))
-    return found
+                return mlflow_client.get_model_version_by_alias(parts["name"], parts["alias"])
+            return mlflow_client.get_model_version(parts["name"], parts["version"])
+        assert errors
+        what = f"alias {parts['alias']!r}" if parts["alias"] else f"version {parts['version']}"
+        raise UserError(_not_found(mlflow_client, parts["name"], what))
 
 
 def log_model_metrics(run_id: str, metrics: Mapping[str, float], version: ModelVersion | None) -> None:
-    """Logs what was measured of a generator to a run, and shows it with the model if it is a registered one.
+    """Logs what was measured of a generator to a run, and to its logged model if it is a registered one.
 
     Raises:
         UserError: MLflow is away or refuses.
     """
-    mlflow_client = client()
-    model_id = version.model_id if version is not None else None
     with tracking_errors("log metrics to"):
-        known = mlflow_client.get_run(run_id).data.metrics
-        for key, value in metrics.items():
-            if known.get(key) != value:
-                mlflow_client.log_metric(run_id, key, value, step=0, model_id=model_id)
+        _log_metrics(client(), run_id, metrics, 0, _model_id(version) if version else None)
+
+
+def _register(
+    folder: Path,
+    digests: str,
+    name: str,
+    run_id: str,
+    metrics: Mapping[str, float],
+    alias: str | None,
+    step: int = 0,
+) -> int:
+    if not (folder / "generator.safetensors").is_file():
+        raise UserError(
+            f"{folder} holds no generator.safetensors; name a folder that a training has exported"
+        )
+    digest = _combined(digests)
+    check_tracking()
+    mlflow_client = client()
+    with tracking_errors(f"register {name!r} in"):
+        version = _registered(mlflow_client, name, run_id, digest)
+        if version is None:
+            model_id = _log_model(mlflow_client, folder, digests, name, run_id, metrics, step)
+            with _suppressed("RESOURCE_ALREADY_EXISTS"):
+                mlflow_client.create_registered_model(name)
+            created = mlflow_client.create_model_version(
+                name, f"models:/{model_id}", run_id, tags={DIGEST_TAG: digest}, model_id=model_id
+            )
+            version = int(created.version)
+        if alias:
+            mlflow_client.set_registered_model_alias(name, alias, str(version))
+    return version
+
+
+def _registered(mlflow_client: MlflowClient, name: str, run_id: str, digest: str) -> int | None:
+    found = mlflow_client.search_model_versions(f"name = '{name}' and run_id = '{run_id}'")
+    return max((int(v.version) for v in found if v.tags.get(DIGEST_TAG) == digest), default=None)
 
 
 def _log_model(
     mlflow_client: MlflowClient,
     folder: Path,
+    digests: str,
     name: str,
     run_id: str,
     metrics: Mapping[str, float],
     step: int,
-    digests: str,
 ) -> str:
-    """A logged model of the run, with its files and metrics; returns its id."""
+    """Logs a folder as a model of the run, with its metrics; returns the logged model's id."""
     run = mlflow_client.get_run(run_id)
     model = mlflow_client.create_logged_model(
         run.info.experiment_id, name=name, source_run_id=run_id, model_type=MODEL_TYPE
     )
+    model_id = str(model.model_id)
     try:
         with tempfile.TemporaryDirectory(prefix="mimic3d-model-") as place:
             copy = shutil.copytree(folder, Path(place, "model"), copy_function=_link_or_copy)
             (copy / DIGESTS).unlink(missing_ok=True)
             (copy / DIGESTS).write_text(digests)
-            mlflow_client.log_model_artifacts(model.model_id, str(copy))
-        for key, value in metrics.items():
-            # A point that the run has already is told again to the millisecond, which MLflow knows for the
-            # same.
-            points = mlflow_client.get_metric_history(run_id, key) if key in run.data.metrics else []
-            same = [point.timestamp for point in points if (point.step, point.value) == (step, value)]
-            mlflow_client.log_metric(
-                run_id, key, value, timestamp=same[0] if same else None, step=step, model_id=model.model_id
-            )
-        mlflow_client.finalize_logged_model(model.model_id, "READY")
+            mlflow_client.log_model_artifacts(model_id, str(copy))
+        _log_metrics(mlflow_client, run_id, metrics, step, model_id)
+        mlflow_client.finalize_logged_model(model_id, "READY")
     except BaseException:
         with contextlib.suppress(Exception):
-            mlflow_client.finalize_logged_model(model.model_id, "FAILED")
+            mlflow_client.finalize_logged_model(model_id, "FAILED")
         raise
-    return str(model.model_id)
+    return model_id
+
+
+def _log_metrics(
+    mlflow_client: MlflowClient, run_id: str, metrics: Mapping[str, float], step: int, model_id: str | None
+) -> None:
+    """Logs metrics to a run and a logged model, except those that they have already at this step."""
+    of_run = mlflow_client.get_run(run_id).data.metrics
+    of_model = set()
+    if model_id:
+        logged = mlflow_client.get_logged_model(model_id).metrics or ()
+        of_model = {(point.key, point.step, point.value) for point in logged if point.run_id == run_id}
+    for key, value in metrics.items():
+        points = mlflow_client.get_metric_history(run_id, key) if key in of_run else []
+        times = [point.timestamp for point in points if (point.step, point.value) == (step, value)]
+        if times and (model_id is None or (key, step, value) in of_model):
+            continue
+        # Logged again with the same timestamp, a point of the run stays a single one.
+        timestamp = times[0] if times else None
+        mlflow_client.log_metric(run_id, key, value, timestamp=timestamp, step=step, model_id=model_id)
+
+
+def _model_id(version: ModelVersion) -> str | None:
+    """The id of a version's logged model. MLflow's REST answers leave it out, and name it in the source."""
+    source = re.fullmatch(r"models:/(m-\w+)", version.source or "")
+    return version.model_id or (source[1] if source else None)
 
 
 def _link_or_copy(source: str, target: str) -> None:
@@ -245,15 +293,15 @@ def _link_or_copy(source: str, target: str) -> None:
         shutil.copy2(source, target)
 
 
-def _registered(mlflow_client: MlflowClient, name: str, run_id: str, digest: str) -> int | None:
-    found = mlflow_client.search_model_versions(f"name = '{name}' and run_id = '{run_id}'")
-    return max((int(v.version) for v in found if v.tags.get(DIGEST_TAG) == digest), default=None)
-
-
-def _digests(folder: Path) -> str:
+def _digests(folder: str | Path) -> str:
     """What `sha256sum` prints for all files below `folder`, by name."""
+    folder = Path(folder)
     files = sorted(path for path in folder.rglob("*") if path.is_file() and path.name != DIGESTS)
     return "".join(f"{_sha256(path)}  {path.relative_to(folder).as_posix()}\n" for path in files)
+
+
+def _combined(digests: str) -> str:
+    return hashlib.sha256(digests.encode()).hexdigest()
 
 
 def _sha256(path: Path) -> str:
@@ -262,15 +310,21 @@ def _sha256(path: Path) -> str:
 
 
 def _verify(folder: Path, uri: str) -> None:
+    """Raises `UserError` where the files of a folder are not those of its list of digests."""
     expected = folder / DIGESTS
     if not expected.is_file():
         raise UserError(f"{uri} has no {DIGESTS}: it was not registered by `mimic3d`")
-    listed = dict(reversed(line.split("  ", 1)) for line in expected.read_text().splitlines())
-    present = dict(reversed(line.split("  ", 1)) for line in _digests(folder).splitlines())
+    listed, present = _by_name(expected.read_text()), _by_name(_digests(folder))
     for name in sorted(listed.keys() | present.keys()):
         if listed.get(name) != present.get(name):
             state = "is missing" if name not in present else "is not the file that was registered"
             raise UserError(f"{uri}: {name} {state}; nothing was kept, register the model again")
+
+
+def _by_name(digests: str) -> dict[str, str]:
+    """The digest of each file in a list as `sha256sum` prints it."""
+    lines = (line.partition("  ") for line in digests.splitlines())
+    return {name: digest for digest, _, name in lines}
 
 
 def _download(uri: str, folder: str) -> None:
@@ -281,21 +335,21 @@ def _download(uri: str, folder: str) -> None:
 
 
 @contextlib.contextmanager
-def _unless(*codes: str) -> Iterator[list[Any]]:
-    """Swallow MLflow's errors of these codes; the list that is given then holds the error."""
+def _suppressed(*codes: str) -> Iterator[list[MlflowException]]:
+    """Suppresses MLflow's errors of these codes, and appends one that was raised to the yielded list."""
     from mlflow.exceptions import MlflowException
 
-    caught: list[Any] = []
+    errors: list[MlflowException] = []
     try:
-        yield caught
+        yield errors
     except MlflowException as error:
         if error.error_code not in codes:
             raise
-        caught.append(error)
+        errors.append(error)
 
 
-def _not_there(mlflow_client: MlflowClient, name: str, what: str) -> str:
-    """One line on what the registry has instead."""
+def _not_found(mlflow_client: MlflowClient, name: str, what: str) -> str:
+    """One line that says what the registry has instead."""
     where = f"the registry at {shown(tracking_uri())}"
     models = {model.name: model for model in mlflow_client.search_registered_models(max_results=1000)}
     if name not in models:

@@ -1,4 +1,4 @@
-"""Pictures, videos and meshes of a generator that lies in a folder or in the registry."""
+"""Image grids, videos and meshes of a generator."""
 
 from __future__ import annotations
 
@@ -6,11 +6,10 @@ import contextlib
 import io
 import math
 import os
-import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypedDict
 
 from mimic3d.config import CameraConfig, Config
 from mimic3d_platform import storage
@@ -23,61 +22,54 @@ if TYPE_CHECKING:
 
 
 class NoSurfaceError(UserError):
-    """The density does not cross the level: of a model that has hardly trained."""
+    """The density nowhere reaches the level: the model has hardly trained."""
 
 
 @dataclass(frozen=True)
-class Subject:
-    """What is drawn of a generator."""
+class RenderOptions:
+    """What to render of a generator, and how.
+
+    Attributes:
+        seeds: of the latents z.
+        latents: a file of latents, in place of the seeds; see `mimic3d.export.latents.read_latents`.
+        truncation: 1 for none, 0 for the average object.
+        truncation_cutoff: how many of the first layers are truncated; all when None.
+        branches: "2d", "3d" or both; all that the generator has when None.
+        depth: whether each image has its depth beside it.
+        noise: of the planes: "const", "random" or "none".
+        memory: bytes that the samples along rays may take at a time.
+    """
 
     seeds: tuple[int, ...] = tuple(range(6))
     latents: Path | None = None
-    """A file of latents, in place of the seeds'; see `export.latents.read_latents`."""
     truncation: float = 1.0
     truncation_cutoff: int | None = None
     branches: tuple[str, ...] | None = None
-    """All that the generator has when None."""
     depth: bool = False
     noise: str = "const"
     memory: int = 2**31
-    """Bytes that the samples along rays may take at a time."""
 
 
-@contextlib.contextmanager
-def open_generator(model: str) -> Iterator[tuple[Generator, Config]]:
-    """The generator and config of a folder or a `models:/…` URI, which is pulled for as long as the block.
+class _Shared(TypedDict):
+    """The arguments that `sample_grid` and `film` share."""
 
-    It is on the GPU where there is one.
+    branches: tuple[str, ...] | None
+    depth: bool
+    noise: str
+    max_points: int
+
+
+def latents_of(generator: Generator, config: Config, options: RenderOptions) -> torch.Tensor:
+    """(N, num_ws, w_dim) latents w of the options' seeds or file, on the generator's device.
+
+    The mapping is conditioned on the front camera.
 
     Raises:
-        UserError: no such model, or a folder that does not hold a generator.
+        UserError: a truncation that is no number, or a file that holds no latents of this generator.
     """
-    from mimic3d_platform.models.registry import pull
-    from mimic3d_platform.settings import use_services
-
-    if not model.startswith("models:"):
-        yield _load(model)
-        return
-    use_services()
-    with tempfile.TemporaryDirectory(prefix="mimic3d-pull-") as folder:
-        yield _load(pull(model, folder))
-
-
-def _load(folder: str | Path) -> tuple[Generator, Config]:
-    import torch
-
-    from mimic3d.checkpoints.folder import load_generator
-
-    with _as_user_errors():
-        generator, config = load_generator(folder)
-    return generator.to("cuda" if torch.cuda.is_available() else "cpu"), config
-
-
-def latents(generator: Generator, config: Config, subject: Subject) -> torch.Tensor:
-    """(N, num_ws, w_dim) of the subject, on the generator's device; z is conditioned on the front camera."""
-    if not math.isfinite(subject.truncation):
+    if not math.isfinite(options.truncation):
         raise UserError(
-            f"truncation is {subject.truncation}: give a number, 1 for none and 0 for the average object"
+            f"truncation is {options.truncation}: give a number, 1 for none and 0 for the average object"
         )
     import torch
 
@@ -85,109 +77,131 @@ def latents(generator: Generator, config: Config, subject: Subject) -> torch.Ten
     from mimic3d.export.latents import latents_of_seeds, read_latents
 
     mapping = generator.backbone.mapping
-    how = (subject.truncation, subject.truncation_cutoff)
-    with torch.no_grad(), _as_user_errors():
-        found = (
-            read_latents(subject.latents, generator)
-            if subject.latents
-            else latents_of_seeds(config.model, subject.seeds)
-        ).to(mapping.w_avg.device)
-        if found.dim() == 3:
-            return mapping.truncate(found, *how)
-        return mapping(found, front(config.camera).to(found.device).expand(len(found), -1), *how)
+    device = next(generator.parameters()).device
+    truncation = (options.truncation, options.truncation_cutoff)
+    with torch.no_grad(), _user_errors():
+        if options.latents:
+            latents = read_latents(options.latents, generator).to(device)
+        else:
+            latents = latents_of_seeds(config.model, options.seeds).to(device)
+        if latents.dim() == 3:
+            return mapping.truncate(latents, *truncation)
+        cameras = front(config.camera).to(device).expand(len(latents), -1)
+        return mapping(latents, cameras, *truncation)
 
 
-def chosen_seeds(text: str) -> tuple[int, ...]:
-    """The numbers of "0-5,9"."""
-    from mimic3d.export.latents import parse_seeds
+def parse_seeds(text: str) -> tuple[int, ...]:
+    """The numbers that "0-5,9" stands for.
 
-    with _as_user_errors():
-        return parse_seeds(text)
+    Raises:
+        UserError: the text is no list of numbers and ranges.
+    """
+    from mimic3d.export import latents
+
+    with _user_errors():
+        return latents.parse_seeds(text)
 
 
 def camera_path(settings: CameraConfig, file: Path | None, count: int, *, closed: bool) -> torch.Tensor:
-    """(T, 25): those of a file, or `count` about the object, which `closed` brings back to the first."""
+    """(T, 25) camera labels: those of a file, or `count` views around the object.
+
+    Args:
+        closed: whether the path returns to its first view, as for a video.
+    Raises:
+        UserError: the file holds no camera path.
+    """
     from mimic3d.export.camera_path import read_cameras
     from mimic3d.export.cameras import orbit, turntable
 
     if file is not None:
-        with _as_user_errors():
+        with _user_errors():
             return read_cameras(file, settings)
     return orbit(settings, count) if closed else turntable(settings, count)
 
 
-def draw_grid(
-    generator: Generator, config: Config, path: Path, subject: Subject, cameras: torch.Tensor
+def render_grid(
+    generator: Generator, config: Config, path: Path, options: RenderOptions, cameras: torch.Tensor
 ) -> None:
-    """A row for each latent, each branch from all `cameras` (C, 25)."""
+    """Writes a PNG with one row for each latent: each branch from all `cameras` (C, 25)."""
     from mimic3d.export.grid import sample_grid
 
-    w = latents(generator, config, subject)
-    with _as_user_errors():
-        grid = sample_grid(generator, w, cameras, **_settings(generator, subject))
+    w = latents_of(generator, config, options)
+    with _user_errors():
+        grid = sample_grid(generator, w, cameras, **_shared(generator, options))
     buffer = io.BytesIO()
     grid.save(buffer, "png")
     storage.write_bytes(path, buffer.getvalue())
 
 
-def draw_video(
+def render_video(
     generator: Generator,
     config: Config,
     path: Path,
-    subject: Subject,
+    options: RenderOptions,
     cameras: torch.Tensor,
     interpolate: bool = False,
     progress: Callable[[int, int], None] | None = None,
 ) -> None:
-    """Latents side by side along `cameras` (T, 25); or one that changes into each of them in turn."""
-    from mimic3d.export.latents import interpolate as way_through
+    """Writes an MP4 along `cameras` (T, 25).
+
+    Args:
+        interpolate: show one object that changes from latent to latent, in place of all side by side.
+        progress: called with the number of frames rendered and their total.
+    """
+    from mimic3d.export.latents import interpolate as interpolated
     from mimic3d.export.video import film
 
-    w = latents(generator, config, subject)
+    w = latents_of(generator, config, options)
     if interpolate:
-        w = way_through(w, len(cameras))[:, None]
-    with storage.translate_errors(path, "write"), _as_user_errors():
-        film(path, generator, w, cameras, progress=progress, **_settings(generator, subject))
+        w = interpolated(w, len(cameras))[:, None]
+    with storage.translate_errors(path, "write"), _user_errors():
+        film(path, generator, w, cameras, progress=progress, **_shared(generator, options))
 
 
-def draw_mesh(
+def write_mesh(
     generator: Generator,
     config: Config,
     path: Path,
-    subject: Subject,
+    options: RenderOptions,
     resolution: int,
     *,
     level: float | None = None,
     watertight: bool = True,
     largest_only: bool = False,
 ) -> int:
-    """The coloured surface of one identity; returns its number of faces.
+    """Writes the coloured surface of the first latent's object; returns its number of faces.
 
+    Args:
+        path: with the suffix .ply or .glb.
+        resolution: density samples along each side of the box.
+        level: the raw density at the surface; `mimic3d.export.mesh.DENSITY_LEVEL` when None.
+        watertight: whether the surface is closed at the sides of the box.
+        largest_only: whether only the largest connected piece is kept.
     Raises:
-        NoSurfaceError: none where the density is sought.
-        UserError: another suffix than .ply and .glb, or no place.
+        NoSurfaceError: the density nowhere reaches the level.
+        UserError: another suffix, or a place that cannot be written.
     """
     from mimic3d.export.mesh import DENSITY_LEVEL, FORMATS, MAX_POINTS, extract_mesh, save_mesh
     from mimic3d.export.surface import NoSurface
 
     if path.suffix.lower() not in FORMATS:
         raise UserError(f"{path} is no {' or '.join(FORMATS)}: name one")
-    w = latents(generator, config, subject)
-    settings = _settings(generator, subject)
+    w = latents_of(generator, config, options)
+    shared = _shared(generator, options)
     try:
         surface = extract_mesh(
             generator,
             w,
-            branch=(subject.branches or generator.branches)[-1],
+            branch=(options.branches or generator.branches)[-1],
             resolution=resolution,
             level=DENSITY_LEVEL if level is None else level,
             watertight=watertight,
             largest_only=largest_only,
-            noise=subject.noise,
-            max_points=min(settings["max_points"], MAX_POINTS),
+            noise=options.noise,
+            max_points=min(shared["max_points"], MAX_POINTS),
         )
     except ValueError as error:
-        what = subject.latents or f"latent {subject.seeds[0]}"
+        what = options.latents or f"latent {options.seeds[0]}"
         kind = NoSurfaceError if isinstance(error, NoSurface) else UserError
         raise kind(f"no mesh of {what}: {error}") from error
     partial = path.with_name(f".{path.stem}.{os.getpid()}.partial{path.suffix}")
@@ -199,26 +213,26 @@ def draw_mesh(
     return len(surface.faces)
 
 
-def _settings(generator: Generator, subject: Subject) -> dict:
-    """What grids and videos share, as the arguments of `sample_grid` and `film`."""
+def _shared(generator: Generator, options: RenderOptions) -> _Shared:
     from mimic3d.networks.generator import points_within
 
-    with _as_user_errors():
-        for branch in subject.branches or ():
+    with _user_errors():
+        for branch in options.branches or ():
             generator.require_branch(branch)
     return {
-        "branches": subject.branches,
-        "depth": subject.depth,
-        "noise": subject.noise,
-        "max_points": points_within(subject.memory),
+        "branches": options.branches,
+        "depth": options.depth,
+        "noise": options.noise,
+        "max_points": points_within(options.memory),
     }
 
 
 @contextlib.contextmanager
-def _as_user_errors() -> Iterator[None]:
+def _user_errors() -> Iterator[None]:
+    """Turns a `ValueError` of the method into a `UserError`."""
     try:
         yield
+    except UserError:
+        raise
     except ValueError as error:
-        if isinstance(error, UserError):
-            raise
         raise UserError(str(error)) from error

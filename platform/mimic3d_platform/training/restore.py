@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from mimic3d.config import Config
 from mimic3d_platform import storage
 from mimic3d_platform.errors import UserError
-from mimic3d_platform.models import sources
+from mimic3d_platform.models import model_uris
 from mimic3d_platform.models.checkpoints import CheckpointStore, DamagedCheckpoint, StoredCheckpoint
 from mimic3d_platform.training.run_log import PENDING
 
@@ -73,7 +73,7 @@ class Resumption:
         if config.start:
             with tempfile.TemporaryDirectory(prefix="mimic3d-start-") as folder:
                 try:
-                    fetched = self.retry(lambda: sources.fetch(config.start, Path(folder), start_digest))
+                    fetched = self.retry(lambda: model_uris.fetch(config.start, Path(folder), start_digest))
                     self._trainer.start_from(fetched)
                 except ValueError as error:
                     raise ValueError(str(error).replace(folder, config.start)) from error
@@ -81,7 +81,7 @@ class Resumption:
 
     def _newest(self) -> Found | None:
         """The newest checkpoint that is whole, loaded; the damaged ones before it are told of."""
-        waiting = self.retry(self._store.whole)
+        waiting = self.retry(self._store.all)
         damaged: list[str] = []
         for checkpoint in reversed(waiting):
             try:

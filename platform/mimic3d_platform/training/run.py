@@ -17,7 +17,7 @@ from mimic3d_platform.cluster.connect import join_ray
 from mimic3d_platform.data.format.dataset import open_dataset, require
 from mimic3d_platform.errors import ClusterGoneError, UserError
 from mimic3d_platform.evaluation import feature_weights
-from mimic3d_platform.models import sources
+from mimic3d_platform.models import model_uris
 from mimic3d_platform.models.checkpoints import CheckpointStore
 from mimic3d_platform.settings import get_settings
 from mimic3d_platform.training import mlflow_runs, runs
@@ -142,7 +142,7 @@ def _release(board: Any) -> None:
 
 def _origin(config: Config, name: str, runs_uri: str, data: str) -> runs.Origin:
     """What the run is made of beside its config; its networks are those it began with."""
-    started_from = sources.fingerprint(config.start) if config.start else ""
+    started_from = model_uris.fingerprint(config.start) if config.start else ""
     known = runs.known_origin(runs_uri, name)
     if known is not None and known.perceptual:
         return runs.Origin(data, started_from, known.perceptual, known.frechet)
@@ -184,7 +184,7 @@ def _fit(
         raise UserError(failure)
     if ray.get(board.stopped_at.remote()) is not None:
         raise KeyboardInterrupt
-    stored = CheckpointStore(runs_uri, name).whole()
+    stored = CheckpointStore(runs_uri, name).all()
     if not stored or stored[-1].nimg < launch.config.total_nimg:
         raise UserError(f"the run {name} left no checkpoint of its end under {runs_uri}: run it again")
     last: Report = ray.get(board.get.remote())

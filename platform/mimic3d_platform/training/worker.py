@@ -140,7 +140,7 @@ class _Worker:
         if rank == 0:
             self.writer = CheckpointWriter(self.store, KeepPolicy.of(config), self.note_storage)
             # The workers before these are gone: what they had half written is nobody's.
-            resumption.retry(self.store.sweep)
+            resumption.retry(self.store.delete_incomplete)
             self.log = RunLog(self.job["run_ids"], config)
             self.log.restore(found.pending)
             self.log.describe(self.device, world_size, self.trainer.nimg, found.checkpoint)

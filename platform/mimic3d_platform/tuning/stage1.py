@@ -11,8 +11,8 @@ from mimic3d.config import Config
 from mimic3d_platform import storage
 from mimic3d_platform.console import Console
 from mimic3d_platform.errors import UserError
-from mimic3d_platform.models import sources
-from mimic3d_platform.models.checkpoints import GENERATOR, CheckpointStore
+from mimic3d_platform.models import model_uris
+from mimic3d_platform.models.checkpoints import CheckpointStore
 from mimic3d_platform.models.registry import version_of
 from mimic3d_platform.training import runs
 from mimic3d_platform.training.run import train
@@ -40,7 +40,7 @@ def find(sweep: Sweep) -> str:
     try:
         uri = _checkpoint(sweep.stage1)
         with tempfile.TemporaryDirectory(prefix="mimic3d-start-") as name:
-            folder = sources.fetch(uri, Path(name, "start"))
+            folder = model_uris.fetch(uri, Path(name, "start"))
             try:
                 read_start(folder)
                 _require_fit(folder, uri, sweep.base)
@@ -70,7 +70,7 @@ def _checkpoint(uri: str) -> str:
         return uri
     nimg = config_from_yaml(storage.read_bytes(place).decode(), place).stage1_nimg
     above, _, run = uri.rstrip("/").rpartition("/")
-    ends = [found.uri for found in CheckpointStore(above, run).whole() if found.nimg == nimg > 0]
+    ends = [found.uri for found in CheckpointStore(above, run).all() if found.nimg == nimg > 0]
     if not ends:
         reason = f"is not at the end of its stage 1 ({nimg} images) yet" if nimg else "has no stage 1"
         raise UserError(f"the run {uri} {reason}; name another, or one of its checkpoints")
@@ -79,10 +79,10 @@ def _checkpoint(uri: str) -> str:
 
 def _require_fit(folder: Path, uri: str, base: Config) -> None:
     """Raises ValueError where the generator of a start is of another kind or size than the sweep's."""
-    known = [place for place in (folder / GENERATOR / CONFIG, folder / CONFIG) if place.is_file()]
-    if not known:
+    file = model_uris.generator_folder(folder) / CONFIG
+    if not file.is_file():
         return
-    there = asdict(config_from_yaml(known[0].read_text(), str(known[0])).model)
+    there = asdict(config_from_yaml(file.read_text(), str(file)).model)
     for key, wanted in asdict(base.model).items():
         if key not in _MAY_DIFFER and not key.startswith("discriminator") and there[key] != wanted:
             raise ValueError(f"{uri} has model.{key} {there[key]}, the sweep {wanted}; make them the same")

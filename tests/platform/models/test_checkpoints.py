@@ -43,10 +43,10 @@ def snapshot(nimg: int) -> Snapshot:
 
 
 def test_what_was_stored_is_found_and_read(store: CheckpointStore, tmp_path: Path) -> None:
-    assert store.whole() == []
+    assert store.all() == []
     put(store, tmp_path / "b", 800, workers=2)
     put(store, tmp_path / "a", 400)
-    found = CheckpointStore(store.uri.removesuffix("/run/checkpoints"), "run").whole()
+    found = CheckpointStore(store.uri.removesuffix("/run/checkpoints"), "run").all()
     assert [checkpoint.nimg for checkpoint in found] == [400, 800]
     assert found[1].facts == {"workers": 2} and found[1].name.startswith("000000800-")
     folder = store.fetch(found[1], tmp_path / "read")
@@ -66,7 +66,7 @@ def test_what_was_stored_is_found_and_read(store: CheckpointStore, tmp_path: Pat
 def test_a_damaged_one_is_refused_by_name(store: CheckpointStore, tmp_path: Path, damage) -> None:
     stored = put(store, tmp_path / "a", 800)
     damage(Path(stored.uri))
-    [found] = CheckpointStore(store.uri.removesuffix("/run/checkpoints"), "run").whole()
+    [found] = CheckpointStore(store.uri.removesuffix("/run/checkpoints"), "run").all()
     with pytest.raises(
         DamagedCheckpoint, match=f"{stored.name} is damaged: .*(state.pt|config.yaml|manifest)"
     ):
@@ -88,14 +88,14 @@ def test_what_storage_took_but_does_not_hold_makes_no_checkpoint(
     with monkeypatch.context() as patched, pytest.raises(UserError, match=r"took state.pt, but"):
         patched.setattr(storage, "copy_tree", copy_and_lose)
         put(store, tmp_path / "a", 800)
-    assert store.whole() == []
+    assert store.all() == []
 
 
 def test_a_half_written_one_is_none_and_is_swept(store: CheckpointStore, tmp_path: Path) -> None:
     kept, half = (put(store, tmp_path / "a", nimg) for nimg in (400, 800))
     storage.delete_tree(storage.join(half.uri, MANIFEST))
-    assert [checkpoint.uri for checkpoint in store.whole()] == [kept.uri]
-    assert store.sweep() == [half.name]
+    assert [checkpoint.uri for checkpoint in store.all()] == [kept.uri]
+    assert store.delete_incomplete() == [half.name]
     assert storage.list_files(half.uri) == [] and len(storage.list_files(kept.uri)) == 3
 
 
@@ -117,7 +117,7 @@ def test_one_that_is_deleted_while_it_is_listed_is_none(
 
     other = CheckpointStore(store.uri.removesuffix("/run/checkpoints"), "run")
     monkeypatch.setattr(storage, "list_files", list_then_deleted)
-    assert [found.nimg for found in other.whole()] == [16]
+    assert [found.nimg for found in other.all()] == [16]
 
 
 def test_the_newest_the_best_every_so_often_and_stage_1s_end_stay() -> None:
@@ -180,10 +180,10 @@ def test_storage_that_is_cut_while_a_checkpoint_is_stored_is_waited_for(
             writer.save(snapshot(nimg), {"workers": 1}, {"log.json": {"nimg": nimg}})
         proxy.heal()
         writer.drain()
-        assert [found.nimg for found in store.whole()] == [8, 24]
-        newest = store.whole()[-1]
+        assert [found.nimg for found in store.all()] == [8, 24]
+        newest = store.all()[-1]
         assert json.loads(storage.read_bytes(f"{newest.uri}/log.json")) == {"nimg": 24}
-        assert store.sweep() == []
+        assert store.delete_incomplete() == []
 
 
 def test_a_place_that_can_never_be_written_is_told_with_the_next_checkpoint(tmp_path: Path) -> None:

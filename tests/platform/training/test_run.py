@@ -152,7 +152,7 @@ def kill_after_a_checkpoint(arguments: list[str], log: Path) -> None:
     place = f"{runs.DEFAULT_RUNS_URI}/stopped"
     store = CheckpointStore(runs.DEFAULT_RUNS_URI, "stopped")
     deadline = time.monotonic() + PATIENCE_S
-    while len(store.whole()) < 2:
+    while len(store.all()) < 2:
         assert process.poll() is None and time.monotonic() < deadline, log.read_text()
         time.sleep(0.1)
     process.kill()
@@ -170,7 +170,7 @@ def disturb(arguments: list[str], home: Path, log: Path) -> tuple[int, dict[str,
 
     def stored_beyond(nimg: int) -> int:
         deadline = time.monotonic() + PATIENCE_S
-        while (newest := store.whole()[-1].nimg) < nimg:
+        while (newest := store.all()[-1].nimg) < nimg:
             assert alive() and time.monotonic() < deadline, log.read_text()
             time.sleep(0.1)
         return newest
@@ -189,7 +189,7 @@ def disturb(arguments: list[str], home: Path, log: Path) -> tuple[int, dict[str,
         process.terminate()
         assert process.wait(PATIENCE_S) == 130, log.read_text()
         in_time = time.monotonic() - started < STOP_PATIENCE_S
-        told["driver"] = (at, store.whole()[-1].nimg)
+        told["driver"] = (at, store.all()[-1].nimg)
         return stored_without_mlflow, told, in_time
     finally:
         process.kill()
@@ -260,7 +260,7 @@ def test_a_worker_that_died_while_mlflow_was_away_left_its_lines_in_the_checkpoi
 
 
 def test_stage_2_names_the_checkpoint_of_stage_1_that_it_came_from(story: Story) -> None:
-    [kept] = [c for c in CheckpointStore(runs.DEFAULT_RUNS_URI, "steady").whole() if c.nimg == STAGE1]
+    [kept] = [c for c in CheckpointStore(runs.DEFAULT_RUNS_URI, "steady").all() if c.nimg == STAGE1]
     tags = run_of("steady-stage2", run_of("steady").info.run_id).data.tags
     assert tags["mimic3d.stage1_checkpoint"] == kept.uri
     assert tags["mimic3d.stage1_checkpoint.sha256"] == kept.digest
@@ -300,7 +300,7 @@ def test_the_same_losses_are_logged_whatever_befell_the_run(story: Story) -> Non
 def test_checkpoints_are_data_and_only_the_newest_and_stage_1s_end_stay(story: Story) -> None:
     place = f"{runs.DEFAULT_RUNS_URI}/steady"
     states = [uri for uri in storage.list_files(place) if uri.endswith("/state.pt")]
-    kept = CheckpointStore(runs.DEFAULT_RUNS_URI, "steady").whole()
+    kept = CheckpointStore(runs.DEFAULT_RUNS_URI, "steady").all()
     assert [checkpoint.nimg for checkpoint in kept] == [STAGE1, TOTAL - 32, TOTAL]
     assert [uri.rsplit("/", 1)[0] for uri in states] == [checkpoint.uri for checkpoint in kept]
     for uri in states:

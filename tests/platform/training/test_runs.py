@@ -6,11 +6,8 @@ import pytest
 
 from mimic3d.config import Config, override
 from mimic3d.config.recipes import get_recipe
-from mimic3d_platform import storage
 from mimic3d_platform.cluster.resources import divisors, parse_workers
 from mimic3d_platform.errors import UserError
-from mimic3d_platform.models import sources
-from mimic3d_platform.models.checkpoints import CheckpointStore
 from mimic3d_platform.training.progress import time_left
 from mimic3d_platform.training.runs import ORIGIN, Origin, claim, known_origin
 
@@ -50,21 +47,6 @@ def test_a_run_of_before_origins_were_kept_takes_the_present_one(config: Config,
     (tmp_path / "a" / ORIGIN).unlink()
     assert claim(str(tmp_path), "a", config, ORIGINAL) is True
     assert known_origin(str(tmp_path), "a") == ORIGINAL
-
-
-def test_a_start_is_held_to_its_manifest_and_to_what_it_was(tmp_path: Path) -> None:
-    source = tmp_path / "source"
-    source.mkdir()
-    (source / "state.pt").write_bytes(b"weights")
-    store = CheckpointStore(str(tmp_path), "stage1")
-    stored = store.put(source, store.new_name(8), 8, {})
-    assert sources.fingerprint(stored.uri) == stored.digest
-    sources.fetch(stored.uri, tmp_path / "fetched", stored.digest)
-    with pytest.raises(UserError, match="no longer what it was when the run began"):
-        sources.fetch(stored.uri, tmp_path / "again", "0" * 64)
-    storage.write_bytes(f"{stored.uri}/state.pt", b"weig")
-    with pytest.raises(UserError, match=r"start .* is damaged: state.pt is not what was written"):
-        sources.fetch(stored.uri, tmp_path / "damaged")
 
 
 def test_workers_are_a_number_or_a_range() -> None:

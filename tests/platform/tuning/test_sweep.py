@@ -390,7 +390,7 @@ def test_a_named_stage1_is_found_whole_and_fitting_before_anything_starts(tmp_pa
     kept = [store.put(tmp_path / "generator", store.new_name(nimg), nimg, {}) for nimg in (800, 1600)]
     assert found(tmp_path / "run") == kept[0].uri
     (Path(kept[0].uri) / "generator.safetensors").write_bytes(b"cut")
-    with pytest.raises(UserError, match=r"stage1: the start .* is damaged"):
+    with pytest.raises(UserError, match=r"stage1: the checkpoint .* is damaged"):
         found(tmp_path / "run")
 
 

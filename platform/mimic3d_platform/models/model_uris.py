@@ -1,0 +1,104 @@
+"""Fetches what a model's URI names: a registered model, a training checkpoint or a generator's folder.
+
+A URI is `models:/NAME@ALIAS` or `models:/NAME/VERSION`, a place in object storage, or a local path.
+"""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from mimic3d.config import Config
+from mimic3d_platform import storage
+from mimic3d_platform.errors import UserError
+from mimic3d_platform.models.checkpoints import GENERATOR, MANIFEST, combined_digest, digests
+from mimic3d_platform.models.registry import is_registered, pull
+from mimic3d_platform.settings import use_services
+
+if TYPE_CHECKING:
+    from mimic3d.networks.generator import Generator
+
+
+def fetch(uri: str, folder: Path, digest: str = "") -> Path:
+    """Copies what `uri` names into `folder`, and verifies it against its own list of digests.
+
+    Args:
+        digest: what `folder_digest` must give of it; "" to take whatever is there.
+    Raises:
+        UserError: nothing is there, a file is damaged, or the digest is another.
+    """
+    if is_registered(uri):
+        pull(uri, folder)
+    else:
+        storage.copy_tree(uri, folder)
+    _verify_manifest(folder, uri)
+    if digest and folder_digest(folder) != digest:
+        raise UserError(
+            f"{uri} has changed since the run began: put the former one back, or give the run another --name"
+        )
+    return folder
+
+
+def fingerprint(uri: str) -> str:
+    """The `folder_digest` of what `uri` names.
+
+    Raises:
+        UserError: as `fetch`.
+    """
+    with tempfile.TemporaryDirectory(prefix="mimic3d-fingerprint-") as folder:
+        return folder_digest(fetch(uri, Path(folder)))
+
+
+def folder_digest(folder: Path) -> str:
+    """One SHA-256 of all files below a folder except a checkpoint's manifest."""
+    return combined_digest(digests(folder))
+
+
+def generator_folder(folder: Path) -> Path:
+    """The generator's folder within a training checkpoint; any other folder is a generator's itself."""
+    inner = folder / GENERATOR
+    return inner if inner.is_dir() else folder
+
+
+def load_generator(uri: str) -> tuple[Generator, Config]:
+    """The generator that a model's URI names, on the GPU where there is one, and its config.
+
+    Raises:
+        UserError: as `fetch`, or the files do not make a generator.
+    """
+    if not is_registered(uri) and not storage.is_s3(uri):
+        return _load(storage.local_path(uri), uri)
+    use_services()
+    with tempfile.TemporaryDirectory(prefix="mimic3d-model-") as folder:
+        return _load(fetch(uri, Path(folder)), uri)
+
+
+def _load(folder: Path, uri: str) -> tuple[Generator, Config]:
+    import torch
+
+    from mimic3d.checkpoints import folder as generator_files
+
+    try:
+        generator, config = generator_files.load_generator(generator_folder(folder))
+    except ValueError as error:
+        raise UserError(str(error).replace(str(folder), uri)) from error
+    return generator.to("cuda" if torch.cuda.is_available() else "cpu"), config
+
+
+def _verify_manifest(folder: Path, uri: str) -> None:
+    """Raises `UserError` where a training checkpoint's files are not those of its manifest."""
+    manifest = folder / MANIFEST
+    if not manifest.is_file():
+        return
+    try:
+        listed = dict(json.loads(manifest.read_text())["files"])
+    except (ValueError, KeyError, TypeError):
+        raise UserError(f"the checkpoint {uri} is damaged: {MANIFEST} is unreadable; name another") from None
+    found = digests(folder)
+    changed = sorted(name for name, digest in listed.items() if found.get(name) != digest)
+    if changed:
+        raise UserError(
+            f"the checkpoint {uri} is damaged: {changed[0]} is not what was written; name another"
+        )
