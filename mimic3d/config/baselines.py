@@ -51,5 +51,6 @@ def patch_gan(config: Config, recipe: str) -> Config:
             patch_anneal_kimg=EPIGRAF_ANNEAL_KIMG * both / 25_000,
             patch_label="window",
         ),
-        schedule=replace(schedule, stage1_kimg=0.0, stage2_kimg=both, pose_swap_final=1.0),
+        # Its patches are not blurred, as those of joint training with a 2D branch are.
+        schedule=replace(schedule, stage1_kimg=0.0, stage2_kimg=both, pose_swap_final=1.0, blur_sigma=0.0),
     )

@@ -144,6 +144,8 @@ def cars_demo() -> Config:
     detail begins at nothing, so that stage 2 need not unlearn a random start, and most of the time is stage
     2's, in which both branches learn. How far a run of a few minutes comes is counted in steps, so a step has
     few images; the rates start high and fall all through stage 2, so that it does not end at a moment's whim.
+    Both discriminators share the generated images, which saves a render in each step of stage 2, and Adam's
+    moments are kept from stage 1: at these rates new ones would throw the trained networks back.
     """
     base = cars64()
     return replace(
@@ -176,13 +178,14 @@ def cars_demo() -> Config:
             guided_samples=8,
         ),
         camera=replace(base.camera, focal=1.6),
-        imitation=replace(base.imitation, patch_gan_weight=0.5),
+        imitation=replace(base.imitation, patch_gan_weight=0.5, share_fakes=True),
         regularization=RegularizationConfig(r1_gamma=0.1, r1_gamma_patch=0.1, density_points=250),
-        optimizer=OptimizerConfig(generator_lr=0.005, discriminator_lr=0.005),
+        optimizer=OptimizerConfig(generator_lr=0.005, discriminator_lr=0.005, keep_moments=True),
         schedule=ScheduleConfig(
             batch=4,
             stage1_kimg=0.8,
             stage2_kimg=3.2,
+            reference_batch=None,
             ema_half_life_kimg=0.3,
             blur_sigma=0,
             pose_swap_kimg=0,

@@ -92,6 +92,8 @@ class ModelConfig(Section):
     """Whether the blocks of S3D are 3D-aware, too: their convolutions read all three planes."""
     detail_init: NonNegative = 1.0
     """Initial scale of S3D's last weights; at 0 the 3D branch begins as the coarse planes' rendering."""
+    allow_tf32: bool = False
+    """Allows TF32 (a mantissa of 10 bits) for float32 products and convolutions on a GPU."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -176,6 +178,8 @@ class ImitationConfig(Section):
     """Weight of the perceptual distance between the branches."""
     patch_gan_weight: NonNegative = 0.1
     """Weight of the patch discriminator's adversarial loss."""
+    share_fakes: bool = False
+    """Renders one batch of generated scenes for both discriminators; the paper samples one for each."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -231,7 +235,7 @@ class RegularizationConfig(Section):
 
 @dataclass(frozen=True)
 class AugmentationConfig(Section):
-    """Adaptive augmentation of the dual discriminator's images, for small data sets (StyleGAN2-ADA)."""
+    """Adaptive augmentation of both discriminators' images, for small data sets (StyleGAN2-ADA)."""
 
     NAME: ClassVar[str] = "augmentation"
 
@@ -261,6 +265,8 @@ class OptimizerConfig(Section):
     """Adam's decay of the first moment."""
     beta2: Decay = 0.99
     """Adam's decay of the second moment."""
+    keep_moments: bool = False
+    """Keeps Adam's moments of stage 1 in stage 2, and those of `start`; otherwise new moments begin there."""
 
 
 @dataclass(frozen=True)
@@ -277,12 +283,15 @@ class ScheduleConfig(Section):
     """Length of stage 1, which trains the 2D branch; 0 trains both branches from scratch."""
     stage2_kimg: Annotated[float, at_least(0), WholeBatches()] = 15000.0
     """Length of stage 2, which trains both branches."""
+    reference_batch: Count | None = 32
+    """The batch for which `ema_half_life_kimg` and `blur_kimg` are given: both are multiplied by
+    batch / reference_batch; none takes them as they are."""
     ema_half_life_kimg: Positive = 10.0
     """Half-life of the generator's moving average."""
     ema_ramp_up: Positive | None = 0.05
     """The half-life is at most this share of the images so far; none, and a continued run, have no limit."""
     blur_sigma: NonNegative = 10.0
-    """Initial blur of the images that the discriminator sees, in pixels; 0 is no blur."""
+    """Initial σ of the blur of all that the discriminators see, in pixels; 0 is no blur."""
     blur_kimg: NonNegative = 200.0
     """Kimg over which the blur fades."""
     pose_swap_kimg: NonNegative = 1000.0

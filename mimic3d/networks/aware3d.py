@@ -91,7 +91,7 @@ def _stretch(strip: Tensor, dim: int, size: int) -> Tensor:
 
 
 class PlaneLayer(NoiseBiasActivation):
-    """Modulated 3x3 convolution of three planes, one noise map for all, bias and leaky ReLU."""
+    """Modulated 3x3 convolution of three planes, a random noise map for each, bias and leaky ReLU."""
 
     def __init__(self, channels: int, w_dim: int, resolution: int, *, up: bool, pooled: bool) -> None:
         super().__init__(channels, resolution, noise=True)

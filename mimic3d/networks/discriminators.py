@@ -16,7 +16,7 @@ from mimic3d.networks.precision import working_dtype
 STD_GROUP = 4
 LABEL_LAYERS = 8
 CLAMP = 256.0
-CLAMPED_RESOLUTIONS = 4
+HALF_PRECISION_RESOLUTIONS = 4
 
 
 def resize_antialiased(image: Tensor, resolution: int) -> Tensor:
@@ -49,9 +49,9 @@ class ResidualBlock(nn.Module):
 class Epilogue(nn.Module):
     """Minibatch standard deviation, a convolution and two linear layers at 4x4."""
 
-    def __init__(self, channels: int, out_features: int) -> None:
+    def __init__(self, channels: int, out_features: int, clamp: float | None = None) -> None:
         super().__init__()
-        self.conv = Conv(channels + 1, channels, 3)
+        self.conv = Conv(channels + 1, channels, 3, clamp=clamp)
         self.fc = FullyConnected(channels * 16, channels, activation=True)
         self.out = FullyConnected(channels, out_features)
 
@@ -87,7 +87,10 @@ class LabelMapping(nn.Module):
 
 
 class _Residual(nn.Module):
-    """The residual tower from the image's size down to 4x4, its finest blocks in half precision."""
+    """The residual tower from the image's size down to 4x4, its finest blocks in half precision.
+
+    Where these are float16, the activations of all convolutions are clamped, the last one's included.
+    """
 
     def __init__(
         self,
@@ -100,22 +103,23 @@ class _Residual(nn.Module):
     ) -> None:
         super().__init__()
         self.precision = precision
+        clamp = CLAMP if precision == "mixed" else None
         self.resolutions = [2**k for k in range(int(math.log2(resolution)), 2, -1)]
         for index, r in enumerate(self.resolutions):
             block = ResidualBlock(
                 channels_at(r, channel_base, channel_max),
                 channels_at(r // 2, channel_base, channel_max),
                 image_channels if index == 0 else 0,
-                clamp=CLAMP if index < CLAMPED_RESOLUTIONS else None,
+                clamp=clamp,
             )
             setattr(self, f"b{r}", block)
-        self.b4 = Epilogue(channels_at(4, channel_base, channel_max), out_features)
+        self.b4 = Epilogue(channels_at(4, channel_base, channel_max), out_features, clamp)
 
     def score(self, x: Tensor, sets: int = 1) -> Tensor:
         full = x.dtype
         fine = working_dtype(self.precision, x)
         for index, r in enumerate(self.resolutions):
-            x = getattr(self, f"b{r}")(x.to(fine if index < CLAMPED_RESOLUTIONS else full))
+            x = getattr(self, f"b{r}")(x.to(fine if index < HALF_PRECISION_RESOLUTIONS else full))
         return self.b4(x.to(full), sets)
 
     def project(self, x: Tensor, direction: Tensor, sets: int = 1) -> Tensor:

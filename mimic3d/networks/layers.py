@@ -171,14 +171,18 @@ class NoiseBiasActivation(nn.Module):
         self.has_noise = noise
 
     def finish(self, x: Tensor, scale: Tensor, noise: str, clamp: float | None = None) -> Tensor:
-        """leaky(x * scale + noise + bias) of (N, groups * channels, H, W), scale without H, W."""
+        """leaky(x * scale + noise + bias) of (N, groups * channels, H, W), scale without H, W.
+
+        Random noise is one map for each group; the stored constant map is one for all.
+        """
         drawn = self._noise(x, noise) if self.has_noise and noise != "none" else None
         return clamped(_ScaleNoiseBiasLeaky.apply(x, scale, drawn, self.noise_strength, self.bias), clamp)
 
     def _noise(self, x: Tensor, mode: str) -> Tensor:
         if mode == "const":
             return self.noise_const.to(x.dtype)
-        return torch.randn(x.shape[0], 1, *x.shape[2:], device=x.device).to(x.dtype)
+        groups = x.shape[1] // len(self.bias)
+        return torch.randn(x.shape[0], groups, *x.shape[2:], device=x.device).to(x.dtype)
 
 
 class _ScaleNoiseBiasLeaky(torch.autograd.Function):
@@ -198,6 +202,10 @@ class _ScaleNoiseBiasLeaky(torch.autograd.Function):
         factor = (scale * LEAKY_GAIN).to(x.dtype)[:, :, None, None]
         if noise is None:
             y = torch.addcmul(offset, x, factor)
+        elif noise.dim() == 4 and noise.shape[1] > 1:
+            added = (noise * (strength * LEAKY_GAIN).to(x.dtype))[:, :, None]
+            by_group = x.unflatten(1, (groups, -1)), factor.unflatten(1, (groups, -1))
+            y = torch.addcmul(added, *by_group).flatten(1, 2).add_(offset)
         else:
             y = torch.addcmul(noise * (strength * LEAKY_GAIN).to(x.dtype), x, factor).add_(offset)
         y = F.leaky_relu_(y, LEAKY_SLOPE)
@@ -214,7 +222,9 @@ class _ScaleNoiseBiasLeaky(torch.autograd.Function):
         of_scale = (grad * x).sum(dim=(2, 3), dtype=scale_kind).mul_(LEAKY_GAIN)
         of_strength = None
         if noise is not None:
-            of_strength = (grad.sum(dim=1, keepdim=True) * noise).sum(dtype=bias_kind).mul_(LEAKY_GAIN)
+            maps = noise.shape[1] if noise.dim() == 4 else 1
+            of_maps = grad.unflatten(1, (maps, -1)).sum(dim=2)
+            of_strength = (of_maps * noise).sum(dtype=bias_kind).mul_(LEAKY_GAIN)
         of_bias = grad.sum(dim=(0, 2, 3), dtype=bias_kind).view(ctx.groups, -1).sum(dim=0).mul_(LEAKY_GAIN)
         return grad * factor, of_scale, None, of_strength, of_bias
 

@@ -18,6 +18,16 @@ def working_dtype(precision: str, x: Tensor) -> torch.dtype:
     return torch.float16 if precision == "mixed" and x.device.type == "cuda" else x.dtype
 
 
+def allow_tf32(allowed: bool) -> None:
+    """Sets, for the whole process, whether float32 products and convolutions on a GPU may take TF32.
+
+    PyTorch allows it for convolutions unless told otherwise; the released networks were trained and measured
+    without it.
+    """
+    torch.backends.cuda.matmul.allow_tf32 = allowed
+    torch.backends.cudnn.allow_tf32 = allowed
+
+
 def scaled_for_half(weight: Tensor, style: Tensor) -> tuple[Tensor, Tensor]:
     """A kernel and a style whose product in float16 cannot overflow (StyleGAN2-ADA's pre-normalisation).
 

@@ -15,7 +15,7 @@ from torch import Tensor
 from mimic3d.cameras import pixel_grid
 
 
-class Windows(NamedTuple):
+class PatchWindows(NamedTuple):
     """Where in the image each sample's patch lies."""
 
     corners: Tensor
@@ -28,9 +28,9 @@ class Windows(NamedTuple):
         centres = self.corners + self.sides[:, None] / 2
         return torch.cat([self.sides[:, None], centres], dim=1) / resolution * 2 - 1
 
-    def part(self, rows: slice) -> Windows:
+    def part(self, rows: slice) -> PatchWindows:
         """Those of some samples."""
-        return Windows(self.corners[rows], self.sides[rows])
+        return PatchWindows(self.corners[rows], self.sides[rows])
 
 
 def random_corners(
@@ -60,7 +60,7 @@ def crop(images: Tensor, corners: Tensor, patch: int) -> Tensor:
     )
 
 
-def look_through(images: Tensor, windows: Windows, patch: int) -> Tensor:
+def look_through(images: Tensor, windows: PatchWindows, patch: int) -> Tensor:
     """(N, C, patch, patch) of (N, C, R, R): a crop, or the image read bilinearly at the window's rays."""
     if not windows.corners.is_floating_point():
         return crop(images, windows.corners, patch)

@@ -26,7 +26,9 @@ SYM6 = (
     *(0.4910559419267466, 0.787641141030194, 0.3379294217276218, -0.07263752278646252),
     *(-0.021060292512300564, 0.04472490177066578, 0.0017677118642428036, -0.007800708325034148),
 )
-_CENTRE = sum(tap * place for place, tap in enumerate(SYM6)) / sum(SYM6)
+# Transforms are centred half a tap before the middle of the filter's 12 taps (5.5, counted from 0), which is
+# within a twentieth of a pixel of its centre of mass.
+MIDDLE = 5
 
 
 class Augmentation(NamedTuple):
@@ -149,36 +151,39 @@ def _translation(share: Tensor) -> Tensor:
 
 
 def warp_images(images: Tensor, warp: Tensor) -> Tensor:
-    """Moves what images show by (N, 3, 3) homogeneous matrices; beyond its border an image is mirrored.
+    """Moves what images (N, C, R, R) show by (N, 3, 3) homogeneous matrices, at any p of the pipeline.
 
     The image is read at twice its resolution, between the up- and down-sampling of an orthogonal wavelet, so
-    that transforms neither blur nor alias (appendix B.2).
+    that transforms neither blur nor alias (appendix B.2). It is mirrored at its borders before it is
+    up-sampled, as far as the transforms reach and at most once; beyond that it is black (0).
     """
     batch, channels, size, _ = images.shape
     taps = torch.tensor(SYM6, dtype=images.dtype, device=images.device)
-    margin = len(SYM6) // 2
-    x = F.pad(images, (margin,) * 4, mode="reflect").flatten(0, 1)[:, None]
-    for kernel, stride in ((taps[None, None, None], (1, 2)), (taps[None, None, :, None], (2, 1))):
-        x = F.conv_transpose2d(x, kernel * math.sqrt(2), stride=stride)
-    # Sample n of the doubled image stands at (n - centre) / 2 pixels. These are known in full:
-    first, count = -1, 2 * size + 2 * margin + 1
-    x = x[..., first + 2 * margin :, first + 2 * margin :][..., :count, :count]
-    x = x.unflatten(0, (batch, channels))[:, :, 0]
+    # Positions take float32, as the paper's, and float64 for images of float64.
+    exact = torch.promote_types(images.dtype, torch.float32)
 
-    # Output samples, as many beyond the border as the filter reaches, and where they are read from.
-    samples = torch.arange(2 * size + len(taps) - 2, device=images.device, dtype=torch.float32)
-    places = (samples - _CENTRE + 1) / size - 1
+    # Output samples, as many beyond the border as the filter reaches, and the pixels they are read from.
+    samples = torch.arange(2 * size + len(taps) - 2, device=images.device, dtype=exact)
+    places = (samples - MIDDLE + 1) / size - 1
     v, u = torch.meshgrid(places, places, indexing="ij")
     points = torch.stack([u, v, torch.ones_like(u)], dim=-1)
-    inverse = torch.linalg.inv(warp.to(torch.float32))
+    inverse = torch.linalg.inv(warp.to(exact))
     read = torch.einsum("nij,hwj->nhwi", inverse[:, :2], points)
     pixel = (read + 1) * (size / 2) - 0.5
-    around = pixel.remainder(2 * (size - 1))
-    mirrored = torch.minimum(around, 2 * (size - 1) - around)
-    known = (pixel > -margin / 2) & (pixel < size - 1 + margin / 2)
-    sample = 2 * torch.where(known, pixel, mirrored) + _CENTRE
-    grid = ((sample - first + 0.5) * (2 / count) - 1).to(images.dtype)
-    x = _Read.apply(x, grid).flatten(0, 1)[:, None]
+
+    reach = 4  # of the filter around the doubled image's samples, in pixels
+    beyond = torch.stack([reach - pixel.amin(dim=(0, 1, 2)), pixel.amax(dim=(0, 1, 2)) + reach - size + 1])
+    (left, top), (right, bottom) = beyond.ceil().clamp(0, size - 1).int().tolist()
+    x = F.pad(images, (left, right, top, bottom), mode="reflect").flatten(0, 1)[:, None]
+    for kernel, stride in ((taps[None, None, None], (1, 2)), (taps[None, None, :, None], (2, 1))):
+        x = F.conv_transpose2d(x, kernel * math.sqrt(2), stride=stride)
+    # From here on, pixel i of the padded image stands at sample 2 i of the doubled one.
+    width, height = 2 * (size + left + right), 2 * (size + top + bottom)
+    x = x[..., MIDDLE : MIDDLE + height, MIDDLE : MIDDLE + width]
+    x = x.unflatten(0, (batch, channels))[:, :, 0]
+    sample = 2 * (pixel + pixel.new_tensor([left, top]))
+    grid = (sample + 0.5) * (2 / pixel.new_tensor([width, height])) - 1
+    x = _Read.apply(x, grid.to(images.dtype)).flatten(0, 1)[:, None]
     for kernel, stride in ((taps[None, None, None], (1, 2)), (taps[None, None, :, None], (2, 1))):
         x = F.conv2d(x, kernel / math.sqrt(2), stride=stride)
     return x.unflatten(0, (batch, channels))[:, :, 0]
@@ -195,7 +200,7 @@ class _Read(torch.autograd.Function):
     def forward(ctx: Any, images: Tensor, grid: Tensor) -> Tensor:
         ctx.save_for_backward(grid)
         ctx.shape = images.shape
-        return F.grid_sample(images, grid, mode="bilinear", padding_mode="border", align_corners=False)
+        return F.grid_sample(images, grid, mode="bilinear", padding_mode="zeros", align_corners=False)
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
@@ -209,10 +214,10 @@ class _Spread(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, gradient: Tensor, grid: Tensor, shape: torch.Size) -> Tensor:
         ctx.save_for_backward(grid)
-        bilinear, border = 0, 1
+        bilinear, zeros = 0, 0
         place = gradient.new_empty(1).expand(shape)  # only its shape is looked at
         return torch.ops.aten.grid_sampler_2d_backward(
-            gradient.contiguous(), place, grid, bilinear, border, False, (True, False)
+            gradient.contiguous(), place, grid, bilinear, zeros, False, (True, False)
         )[0]
 
     @staticmethod
@@ -233,24 +238,27 @@ class AdaptiveProbability:
         self.p = 0.0
         self._signs: list[Tensor] = []
 
-    def observe(self, sign: Tensor, steps: int, resumed: bool, world_size: int) -> None:
-        """Takes in a step's mean sign, and moves the probability at the end of an interval.
+    def observe(self, sign: Tensor) -> None:
+        """Takes in the mean sign of D's logits on the reals of a phase, a scalar of this rank."""
+        self._signs.append(sign.detach())
+
+    def adjust(self, steps: int, pretrained: bool, world_size: int) -> None:
+        """Moves the probability at the end of an interval.
 
         Args:
-            sign: scalar, of this rank.
-            steps: taken in all, this one included.
-            resumed: whether trained weights go on, for which it moves faster.
+            steps: taken in all, the current one included.
+            pretrained: whether training continues from trained weights, where the probability moves faster.
         """
-        self._signs.append(sign.detach())
         if steps % self.settings.interval:
             return
-        mean = torch.stack([each.to(sign.device) for each in self._signs]).mean()
+        mean = torch.stack([each.to(self._signs[-1].device) for each in self._signs]).mean()
         if world_size > 1:
             dist.all_reduce(mean)
             mean /= world_size
-        kimg = self.settings.kimg_resumed if resumed else self.settings.kimg
+        kimg = self.settings.kimg_resumed if pretrained else self.settings.kimg
         step = self.batch * self.settings.interval / (kimg * 1000)
-        direction = math.copysign(1.0, float(mean) - self.settings.target)
+        excess = float(mean) - self.settings.target
+        direction = (excess > 0) - (excess < 0)
         self.p = min(max(self.p + direction * step, 0.0), 1.0)
         self._signs = []
 

@@ -94,6 +94,14 @@ def load_start(folder: str | Path, config: Config, networks: Mapping[str, nn.Mod
     return taken
 
 
+def read_augmentation_probability(folder: str | Path) -> float | None:
+    """The probability of ADA's transforms at which a training checkpoint was; None where it had none."""
+    if not (Path(folder) / STATE).is_file():
+        return None
+    state = torch.load(Path(folder) / STATE, map_location="cpu", weights_only=True)
+    return float(state["augmentation"]["p"]) if "augmentation" in state else None
+
+
 def load_moments(folder: str | Path, optimizers: Mapping[str, torch.optim.Optimizer]) -> None:
     """Gives optimisers, by their names among `OPTIMIZERS`, Adam's moments of a training checkpoint.
 

@@ -14,19 +14,20 @@ from torch import Tensor, nn
 from mimic3d.config import Config, ConfigError
 from mimic3d.networks.discriminators import DualDiscriminator, PatchDiscriminator
 from mimic3d.networks.generator import build_generator
+from mimic3d.networks.precision import allow_tf32
 from mimic3d.randomness import seed_everything
 from mimic3d.training.accumulation import in_parts, parts_of
-from mimic3d.training.augmentation import AdaptiveProbability
+from mimic3d.training.augmentation import AdaptiveProbability, Augmentation
 from mimic3d.training.balance import CameraBalance
-from mimic3d.training.draws import Draws, Look, Views
 from mimic3d.training.optimizers import apply_gradients, lazy_adam, set_rate
-from mimic3d.training.phases import Losses, Moment, Phases, Reals
-from mimic3d.training.schedules import blur_sigma, ema_decay, goes_on, rate_factor, stage_at
-from mimic3d.training.start import OPTIMIZERS, load_moments, load_start
+from mimic3d.training.phases import Losses, PhaseContext, Phases, Reals
+from mimic3d.training.sampling import GeneratorInputs, PatchInputs, Sampler
+from mimic3d.training.schedules import blur_sigma, ema_decay, pretrained, rate_factor, stage_at
+from mimic3d.training.start import OPTIMIZERS, load_moments, load_start, read_augmentation_probability
 from mimic3d.training.start import PARTS as START_PARTS
 
-# What a phase is given of a batch, and parts of it.
-Part = Views | Look | Reals
+# The inputs of a phase, which can be cut into parts of the batch.
+Inputs = GeneratorInputs | PatchInputs | Augmentation | Reals
 
 
 class Trainer:
@@ -62,6 +63,7 @@ class Trainer:
         self.nimg = 0
         self._parts_of_batch = parts_of(self.local_batch, config.schedule.accumulate)
         model = config.model
+        allow_tf32(model.allow_tf32)
         widths = (model.discriminator_channel_base, model.discriminator_channel_max)
         seed_everything(config.seed, "init")
         self.generator = self._place(build_generator(config))
@@ -74,10 +76,9 @@ class Trainer:
         self.perceptual = perceptual.to(self.device)
         self.ema = copy.deepcopy(self.generator).eval().requires_grad_(False)
         self.phases = Phases(config, self.generator, self.dual, self.patch, self.perceptual)
-        self.draws = Draws(config, rank, world_size, self.device)
+        self.sampler = Sampler(config, rank, world_size, self.device)
         self.balance = CameraBalance(config)
         self.augmentation = AdaptiveProbability(config)
-        # One Adam for both stages: what trains on in stage 2 keeps its moments, what begins there has none.
         settings, regular = config.optimizer, config.regularization
         self.generator_optimizer = lazy_adam(
             [self.generator], settings.generator_lr, settings, regular.density_interval
@@ -112,44 +113,78 @@ class Trainer:
         Returns:
             scalars to log, of this rank.
         """
-        regular, phases = self.config.regularization, self.phases
-        index, continuing = self.nimg // self.config.schedule.batch, goes_on(self.config, self.nimg)
-        now = Moment(self.stage, blur_sigma(self.config.schedule, self.nimg, continuing))
-        seed_everything(self.config.seed, f"step/{self.rank}", self.nimg)
-        self._set_rates()
+        config, phases, nimg = self.config, self.phases, self.nimg
+        index, trained = nimg // config.schedule.batch, pretrained(config, nimg)
+        context = PhaseContext(self.stage, blur_sigma(config.schedule, nimg, trained))
+        has_dual, has_patch = config.model.branch_2d, context.stage == 2
+        shared = has_dual and has_patch and config.imitation.share_fakes
+        regularize_density = index % config.regularization.density_interval == 0
+        regularize_r1 = index % config.regularization.r1_interval == 0
+
+        seed_everything(config.seed, f"step/{self.rank}", nimg)
+        self._set_optimizers()
         label_weights = self.balance.of_pool(label_pool, label_weights)
         reals = self._reals(images, cameras)
 
-        def draw(phase: str) -> Views:
-            return self.draws.views(phase, self.nimg, label_pool, label_weights)
+        # Each phase samples its own inputs and takes its own optimiser step.
+        def inputs(phase: str, *, swap_together: bool = False) -> GeneratorInputs:
+            return self.sampler.generator_inputs(
+                phase, nimg, label_pool, label_weights, swap_together=swap_together
+            )
 
-        def look(phase: str) -> Look:
-            return self.draws.look(phase, self.nimg, self.augmentation.p)
+        def augmentation(phase: str) -> Augmentation:
+            return self.sampler.augmentation(phase, nimg, self.augmentation.p)
 
-        # Each phase draws latents and cameras of its own, and takes an optimiser step of its own.
-        drawn = draw("generator"), look("generator")
-        self._follow_w(drawn[0])
-        log, gradient = self._descend(self.generator_optimizer, phases.generator_main, now, *drawn)
-        log["gradient/generator"] = gradient
-        if index % regular.density_interval == 0:
-            drawn = (draw("density"),)
-            log |= self._descend(self.generator_optimizer, phases.generator_density, now, *drawn)[0]
-        drawn = reals, draw("discriminator"), look("discriminator/fake"), look("discriminator/real")
-        found, gradient = self._descend(self.discriminator_optimizer, phases.discriminator_main, now, *drawn)
-        log |= found | {"gradient/discriminator": gradient}
-        if index % regular.r1_interval == 0:
-            drawn = reals, look("r1")
-            log |= self._descend(self.discriminator_optimizer, phases.discriminator_r1, now, *drawn)[0]
+        def patches(phase: str) -> PatchInputs:
+            return self.sampler.patch_inputs(phase, nimg, self.augmentation.p)
 
-        if self.config.augmentation.mode == "ada":
-            self.augmentation.observe(log["logits/real_sign"], index + 1, continuing, self.world_size)
+        # G: adversarial losses and imitation; then the smoothness of its density.
+        sampled = inputs("generator"), augmentation("generator"), patches("generator")
+        log = self._descend(phases.generator_main, context, *sampled, norm="generator")
+        if regularize_density:
+            log |= self._descend(phases.generator_density, context, inputs("density", swap_together=True))
+
+        # D, and with it D_patch where both share the generated images; then D's R1.
+        fakes = inputs("discriminator")
+        self._follow_w(fakes)
+        of_dual = augmentation("discriminator/fake"), augmentation("discriminator/real")
+        of_patch = patches("patch_discriminator/fake"), patches("patch_discriminator/real")
+        if shared:
+            sampled = reals, fakes, *of_dual, *of_patch
+            log |= self._descend(phases.discriminators_main, context, *sampled, norm="discriminator")
+        elif has_dual:
+            sampled = reals, fakes, *of_dual
+            log |= self._descend(phases.discriminator_main, context, *sampled, norm="discriminator")
+        if has_dual:
+            self.augmentation.observe(log["logits/real_sign"])
+        if has_dual and regularize_r1:
+            penalty = self._descend(phases.discriminator_r1, context, reals, augmentation("discriminator/r1"))
+            self.augmentation.observe(penalty.pop("logits/real_sign"))
+            log |= penalty
+
+        # D_patch, and its R1.
+        if has_patch and not shared:
+            sampled = reals, inputs("patch_discriminator") if has_dual else fakes, *of_patch
+            log |= self._descend(
+                phases.patch_discriminator_main, context, *sampled, norm="patch_discriminator"
+            )
+        if has_patch and regularize_r1:
+            of_r1 = patches("patch_discriminator/r1")
+            log |= self._descend(phases.patch_discriminator_r1, context, reals, of_r1)
+
+        if config.augmentation.mode == "ada":
+            self.augmentation.adjust(index + 1, trained, self.world_size)
             log["augmentation/probability"] = torch.tensor(self.augmentation.p)
-        self.nimg += self.config.schedule.batch
-        self._update_ema(continuing)
+        self._update_ema(trained)
+        self.nimg += config.schedule.batch
         return log
 
-    def _set_rates(self) -> None:
+    def _set_optimizers(self) -> None:
+        """Sets the step's learning rates; new moments where stage 2 begins."""
         settings, regular = self.config.optimizer, self.config.regularization
+        if 0 < self.nimg == self.config.stage1_nimg and not settings.keep_moments:
+            for optimizer in (self.generator_optimizer, self.discriminator_optimizer):
+                optimizer.state.clear()
         factor = rate_factor(self.config, self.nimg)
         set_rate(self.generator_optimizer, settings.generator_lr * factor, regular.density_interval)
         set_rate(self.discriminator_optimizer, settings.discriminator_lr * factor, regular.r1_interval)
@@ -162,34 +197,36 @@ class Trainer:
         return Reals(image, cameras.to(self.device), None if weight is None else weight.to(self.device))
 
     def _descend(
-        self, optimizer: torch.optim.Optimizer, losses: Callable[..., Losses], now: Moment, *drawn: Part
-    ) -> tuple[dict[str, Tensor], Tensor]:
-        """One optimiser step on a phase's loss; returns what it logs and the gradient's norm."""
+        self, phase: Callable[..., Losses], context: PhaseContext, *inputs: Inputs, norm: str | None = None
+    ) -> dict[str, Tensor]:
+        """One optimiser step on a phase's loss; returns its log, with the gradient's norm under `norm`."""
+        of_generator = phase in (self.phases.generator_main, self.phases.generator_density)
+        optimizer = self.generator_optimizer if of_generator else self.discriminator_optimizer
         count = len(self._parts_of_batch)
-        total: dict[str, Tensor] = {}
+        log: dict[str, Tensor] = {}
         for rows in in_parts(self._parts_of_batch, self.local_batch, self.device):
-            loss, log = losses(now, *(each.part(rows) for each in drawn))
+            loss, scalars = phase(context, *(each.part(rows) for each in inputs))
             (loss / count).backward()
-            for name, value in log.items():
+            for name, value in scalars.items():
                 share = value.detach() / count
-                total[name] = total[name] + share if name in total else share
+                log[name] = log[name] + share if name in log else share
         gradient = apply_gradients(optimizer, self.world_size)
         for network in (self.generator, self.dual, self.patch):
             network.zero_grad(set_to_none=True)
-        return total, gradient
+        return log if norm is None else log | {f"gradient/{norm}": gradient}
 
     @torch.no_grad()
-    def _follow_w(self, views: Views) -> None:
-        """Moves the running average of w towards the whole batch's."""
-        self.generator.mapping(views.z, views.conditioning, update_w_avg=True)
+    def _follow_w(self, inputs: GeneratorInputs) -> None:
+        """Moves the running average of w towards the w of the whole batch."""
+        self.generator.mapping(inputs.z, inputs.conditioning, update_w_avg=True)
 
     @torch.no_grad()
-    def _update_ema(self, continuing: bool) -> None:
+    def _update_ema(self, pretrained: bool) -> None:
         w_avg = self.generator.backbone.mapping.w_avg
         if self.world_size > 1:
             dist.all_reduce(w_avg)
             w_avg /= self.world_size
-        decay = ema_decay(self.config.schedule, self.nimg, continuing)
+        decay = ema_decay(self.config.schedule, self.nimg, pretrained)
         torch._foreach_lerp_(list(self.ema.parameters()), list(self.generator.parameters()), 1 - decay)
         for average, current in zip(self.ema.buffers(), self.generator.buffers(), strict=True):
             average.copy_(current)
@@ -197,7 +234,8 @@ class Trainer:
     def start_from(self, folder: str | Path) -> list[str]:
         """Takes the weights of a training checkpoint or a generator; the clock starts anew.
 
-        Adam's moments come with the weights where the start has them.
+        The probability of ADA's transforms comes with the weights of a training checkpoint, and with
+        `optimizer.keep_moments` Adam's moments.
 
         Args:
             folder: a local one, as `save_checkpoint` or `save_generator` writes it, or an imported one.
@@ -208,7 +246,11 @@ class Trainer:
         """
         networks = {name: getattr(self, name) for name in START_PARTS}
         taken = load_start(folder, self.config, networks)
-        load_moments(folder, {name: getattr(self, name) for name in OPTIMIZERS})
+        if self.config.optimizer.keep_moments:
+            load_moments(folder, {name: getattr(self, name) for name in OPTIMIZERS})
+        probability = read_augmentation_probability(folder)
+        if self.config.augmentation.mode == "ada" and probability is not None:
+            self.augmentation.p = probability
         return taken
 
     def state_dict(self) -> dict[str, Any]:

@@ -42,6 +42,7 @@ TWO_STAGES = Config(
         batch=BATCH,
         stage1_kimg=0.08,
         stage2_kimg=0.08,
+        reference_batch=None,
         ema_half_life_kimg=0.02,
         blur_sigma=1.5,
         blur_kimg=0.06,

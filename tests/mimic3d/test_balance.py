@@ -8,7 +8,7 @@ from mimic3d.cameras import look_at, on_sphere
 from mimic3d.config import override
 from mimic3d.losses.adversarial import discriminator_loss
 from mimic3d.training.balance import CameraBalance, rarity
-from mimic3d.training.draws import Draws
+from mimic3d.training.sampling import Sampler
 from mimic3d.training.trainer import Trainer
 
 torch.set_num_threads(1)
@@ -36,8 +36,10 @@ def test_rarity_is_by_direction() -> None:
 def test_generated_cameras_are_drawn_as_balanced_as_asked(balance: float, share: float) -> None:
     config = override(FULL, {"data.camera_balance": balance, "schedule.batch": 4})
     weights = CameraBalance(config).of_pool(faces(), None)
-    draws = Draws(config, 0, 1, torch.device("cpu"))
-    cameras = [draws.views("generator", nimg, faces(), weights).camera for nimg in range(0, 4000, 4)]
+    sampler = Sampler(config, 0, 1, torch.device("cpu"))
+    cameras = [
+        sampler.generator_inputs("generator", nimg, faces(), weights).camera for nimg in range(0, 4000, 4)
+    ]
     assert share_of_sides(torch.cat(cameras)) == pytest.approx(share, abs=0.03)
 
 

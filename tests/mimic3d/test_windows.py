@@ -5,8 +5,8 @@ import torch
 from test_training import CONFIG, MeanAbsolute, advance
 
 from mimic3d.config import override
-from mimic3d.rendering.patches import Windows, crop, look_through, patch_uv
-from mimic3d.training.draws import Draws, annealed_scales
+from mimic3d.rendering.patches import PatchWindows, crop, look_through, patch_uv
+from mimic3d.training.sampling import Sampler, annealed_scales
 from mimic3d.training.trainer import Trainer
 
 torch.set_num_threads(1)
@@ -16,14 +16,14 @@ RAMP = torch.stack(torch.meshgrid(torch.arange(32.0), torch.arange(32.0), indexi
 
 def test_a_window_of_the_patchs_size_is_a_crop() -> None:
     corners = torch.tensor([[3, 5]])
-    whole = look_through(RAMP, Windows(corners, torch.tensor([8.0])), 8)
+    whole = look_through(RAMP, PatchWindows(corners, torch.tensor([8.0])), 8)
     assert torch.equal(whole, RAMP[..., 3:11, 5:13]) and torch.equal(whole, crop(RAMP, corners, 8))
-    read = look_through(RAMP, Windows(corners.float(), torch.tensor([8.0])), 8)
+    read = look_through(RAMP, PatchWindows(corners.float(), torch.tensor([8.0])), 8)
     torch.testing.assert_close(read, whole)
 
 
 def test_a_larger_window_is_strided_through_and_its_rays_are_where_it_is_read() -> None:
-    windows = Windows(torch.tensor([[4.0, 2.0]]), torch.tensor([20.0]))
+    windows = PatchWindows(torch.tensor([[4.0, 2.0]]), torch.tensor([20.0]))
     read = look_through(RAMP, windows, 8)
     uv = patch_uv(windows.corners, 8, 32, windows.sides)
     expected = (uv * 32 - 0.5).flip(-1).transpose(1, 2).unflatten(-1, (8, 8))
@@ -61,7 +61,7 @@ def test_a_strided_patch_trains_and_its_judge_can_be_told_the_window() -> None:
         trainer = Trainer(override(CONFIG, sizes | {"imitation.patch_label": label}), MeanAbsolute())
         logs.append(advance(trainer, 1)[0])
         assert (trainer.patch.mapping is None) == (label == "none")
-        windows = trainer.draws.windows("generator", 0)
+        windows = trainer.sampler.windows("generator", 0)
         assert windows.corners.is_floating_point() and (windows.corners + 24 <= 32).all()
     assert all(value.isfinite() for log in logs for value in log.values())
 
@@ -78,5 +78,5 @@ def test_the_3d_branch_trains_alone() -> None:
     assert all(value.isfinite() for log in logs for value in log.values())
     assert all(torch.equal(value, before[name]) for name, value in trainer.dual.named_parameters())
     assert trainer.generator.branches == ("3d",)
-    sides = [Draws(config, 0, 1, torch.device("cpu")).windows("r1", nimg).sides for nimg in (0, 40)]
+    sides = [Sampler(config, 0, 1, torch.device("cpu")).windows("r1", nimg).sides for nimg in (0, 40)]
     assert (sides[0] == 32).all() and (sides[1] < 32).any()

@@ -129,15 +129,15 @@ class RunLog:
 
 def schedule_values(config: Config, trainer: Trainer) -> dict[str, float]:
     """What changes during a run by schedule: learning rates, the average's decay, blur, pose swaps."""
-    from mimic3d.training.schedules import blur_sigma, ema_decay, goes_on, pose_swap_probability
+    from mimic3d.training.schedules import blur_sigma, ema_decay, pose_swap_probability, pretrained
 
     # Of the step that ended at the trainer's `nimg`.
     schedule, nimg = config.schedule, trainer.nimg - config.schedule.batch
-    continuing = goes_on(config, nimg)
+    trained = pretrained(config, nimg)
     values = {
-        "schedule/ema_decay": ema_decay(schedule, nimg, continuing),
-        "schedule/blur_sigma": blur_sigma(schedule, nimg, continuing),
-        "schedule/pose_swap": pose_swap_probability(schedule, nimg, continuing),
+        "schedule/ema_decay": ema_decay(schedule, nimg, trained),
+        "schedule/blur_sigma": blur_sigma(schedule, nimg, trained),
+        "schedule/pose_swap": pose_swap_probability(schedule, nimg, trained),
     }
     for name in ("generator", "discriminator"):
         optimizer = getattr(trainer, f"{name}_optimizer")

@@ -22,7 +22,7 @@ from mimic3d_platform.tuning.trials import stage1_config
 # In the sweep's folder: the start of its trials, where its file names one.
 PINNED = "stage1.uri"
 # Of the generator, what its weights do not depend on, or may lack.
-_MAY_DIFFER = ("precision", "aware_s3d")
+_MAY_DIFFER = ("precision", "allow_tf32", "aware_s3d")
 
 
 def find(sweep: Sweep) -> str:
