@@ -29,11 +29,9 @@ from mimic3d_command import start_mimic3d
 from mimic3d_platform import local, storage
 from mimic3d_platform.console import Console
 from mimic3d_platform.models.checkpoints import CheckpointStore
-from mimic3d_platform.settings import use_services
-from mimic3d_platform.tracking import find_run
+from mimic3d_platform.settings import DEFAULT_RUNS_URI, use_services
+from mimic3d_platform.tracking import EXPERIMENT, find_run
 from mimic3d_platform.tracking.server import client
-from mimic3d_platform.training import runs
-from mimic3d_platform.training.mlflow_runs import EXPERIMENT
 from run_faults import kill_service, leave_ray, position, truncate_newest, wait_until, worker_processes
 
 DATA = "s3://mimic3d/chaos"
@@ -138,7 +136,7 @@ class Chaos:
 
 def outcome(name: str) -> dict[str, object]:
     """What a finished run is compared by: weights, metrics, and each logged loss at each step, once."""
-    checkpoint = CheckpointStore(runs.DEFAULT_RUNS_URI, name).all()[-1]
+    checkpoint = CheckpointStore(DEFAULT_RUNS_URI, name).all()[-1]
     experiment = client().get_experiment_by_name(EXPERIMENT).experiment_id
     parent = find_run(experiment, name)
     losses: dict[str, list[tuple[int, float]]] = {}

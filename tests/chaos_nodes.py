@@ -22,8 +22,7 @@ from chaos import BATCH, Chaos, make_data, outcome
 from mimic3d_platform import local, storage
 from mimic3d_platform.console import Console
 from mimic3d_platform.models.checkpoints import CheckpointStore
-from mimic3d_platform.settings import use_services
-from mimic3d_platform.training import runs
+from mimic3d_platform.settings import DEFAULT_RUNS_URI, use_services
 from run_faults import kill_service, leave_ray, wait_until, worker_processes
 
 NAME = "nodes"
@@ -51,7 +50,7 @@ def checkpoint_on_notice(chaos: Chaos, patience_s: float = 600.0) -> int:
     Returns:
         the images at which it was made.
     """
-    store, deadline = CheckpointStore(runs.DEFAULT_RUNS_URI, NAME), time.monotonic() + patience_s
+    store, deadline = CheckpointStore(DEFAULT_RUNS_URI, NAME), time.monotonic() + patience_s
     planned = {*range(0, TOTAL + 1, CHECKPOINT), chaos.stage1}
     while not (found := {stored.nimg for stored in store.all()} - planned):
         if not chaos.alive() or time.monotonic() > deadline:
@@ -115,7 +114,7 @@ def main() -> int:
 
         found = outcome(NAME)
         checks[f"{TOTAL} images and a result"] = found["images"] == TOTAL and storage.exists(
-            f"{runs.DEFAULT_RUNS_URI}/{NAME}/result.json"
+            f"{DEFAULT_RUNS_URI}/{NAME}/result.json"
         )
         lines = found["losses"]["1/loss/generator_2d"] + found["losses"]["2/loss/generator_2d"]
         steps = [step for step, _ in lines]

@@ -10,14 +10,14 @@ from mimic3d_platform import storage
 from mimic3d_platform.cluster.connect import join_ray
 from mimic3d_platform.local.state import Stack
 from mimic3d_platform.models.checkpoints import CheckpointStore
-from mimic3d_platform.training import runs
+from mimic3d_platform.settings import DEFAULT_RUNS_URI
 from mimic3d_platform.training.progress import ProgressBoard
 from stack_processes import stack_processes
 
 WORKER = "ray::RayTrainWorker"
 
 
-def position(run: str, runs_uri: str = runs.DEFAULT_RUNS_URI) -> int | None:
+def position(run: str, runs_uri: str = DEFAULT_RUNS_URI) -> int | None:
     """The images that a running training has reported, or None where nothing trains."""
     join_ray()
     import ray  # Only now: Ray takes the stack's settings when it is imported.
@@ -42,7 +42,7 @@ def wait_until(
     nimg: int,
     alive: Callable[[], bool],
     timeout: float = 900,
-    runs_uri: str = runs.DEFAULT_RUNS_URI,
+    runs_uri: str = DEFAULT_RUNS_URI,
 ) -> int:
     """Waits until the run trains at `nimg` images or beyond, and returns where it is.
 
@@ -79,7 +79,7 @@ def kill_service(home: Path, name: str) -> int:
     return len(family)
 
 
-def truncate_newest(run: str, runs_uri: str = runs.DEFAULT_RUNS_URI) -> str:
+def truncate_newest(run: str, runs_uri: str = DEFAULT_RUNS_URI) -> str:
     """Cuts the newest checkpoint's state to half, as a write that was cut short; returns its name."""
     newest = CheckpointStore(runs_uri, run).all()[-1]
     place = storage.join(newest.uri, "state.pt")

@@ -8,8 +8,8 @@ import yaml
 
 from mimic3d_command import mimic3d
 from mimic3d_platform import tracking
+from mimic3d_platform.settings import DEFAULT_RUNS_URI
 from mimic3d_platform.tracking.server import client
-from mimic3d_platform.training import runs
 from mimic3d_platform.tuning.records import Records, Trial
 
 TINY = {
@@ -60,7 +60,7 @@ def written(folder: Path, name: str, data: str, **keys: Any) -> Path:
 
 def records(sweep: str) -> list[Trial]:
     """The trials of a sweep, as it keeps them."""
-    return Records(f"{runs.DEFAULT_RUNS_URI}/{sweep}").all()
+    return Records(f"{DEFAULT_RUNS_URI}/{sweep}").all()
 
 
 def run_of(name: str, parent: str | None = None) -> Any:

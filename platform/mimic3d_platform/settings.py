@@ -14,6 +14,9 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from mimic3d_platform.errors import UserError
 
+# The folder that holds all training runs and sweeps, where no other is given.
+DEFAULT_RUNS_URI = "s3://mimic3d/runs"
+
 # Addresses, and what belongs to them: taken from the stack's file only where the addresses are the stack's.
 _GROUPS = {
     ("AWS_ENDPOINT_URL",): ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN"),

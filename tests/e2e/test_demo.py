@@ -22,7 +22,7 @@ from mimic3d_platform.cli import demo
 from mimic3d_platform.data.format.manifest import MANIFEST
 from mimic3d_platform.data.render.debian_cars import fetch_package
 from mimic3d_platform.errors import UserError
-from mimic3d_platform.training import runs
+from mimic3d_platform.settings import DEFAULT_RUNS_URI
 
 # The shared runs are the set-up of the first test.
 pytestmark = pytest.mark.timeout(1500)
@@ -101,7 +101,7 @@ def some_shards() -> bool:
 
 
 def a_checkpoint() -> bool:
-    notes = storage.list_files(runs.DEFAULT_RUNS_URI, suffix="/manifest.json")
+    notes = storage.list_files(DEFAULT_RUNS_URI, suffix="/manifest.json")
     return any("/cars-demo-" in uri for uri in notes)
 
 

@@ -11,6 +11,7 @@ from mimic3d.config import fingerprint, to_dict
 from mimic3d_platform.cluster.jobs import Work
 from mimic3d_platform.cluster.resources import parse_workers
 from mimic3d_platform.errors import UserError
+from mimic3d_platform.settings import DEFAULT_RUNS_URI
 from mimic3d_platform.training import runs as run_names
 from mimic3d_platform.training.resolve_config import resolve_config
 
@@ -49,7 +50,7 @@ def training_work(
         name=name,
         arguments=(CONFIG, *given),
         files={CONFIG: yaml.safe_dump(to_dict(config), sort_keys=False, allow_unicode=True)},
-        identity=f"{fingerprint(config)} {runs or run_names.DEFAULT_RUNS_URI}",
+        identity=f"{fingerprint(config)} {runs or DEFAULT_RUNS_URI}",
     )
 
 
@@ -76,7 +77,7 @@ def sweep_work(
         name=name,
         arguments=(SWEEP, "--name", name, *(("--runs", runs) if runs else ())),
         files={SWEEP: text},
-        identity=f"{text} {runs or run_names.DEFAULT_RUNS_URI}",
+        identity=f"{text} {runs or DEFAULT_RUNS_URI}",
     )
 
 

@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from ray._private.parameter import RayParams as RayParams
     from ray._raylet import AuthenticationTokenLoader as AuthenticationTokenLoader
     from ray._raylet import Config as Config
+    from ray.train.v2._internal.execution.callback import WorkerCallback as WorkerCallback
+    from ray.train.v2._internal.execution.context import get_train_context as get_train_context
     from ray.train.v2._internal.execution.scaling_policy import ElasticScalingPolicy as ElasticScalingPolicy
 
 _MODULES = {
@@ -28,6 +30,12 @@ _MODULES = {
     "Config": "ray._raylet",
     # Ray Train has no public way to restrict the worker counts of an elastic run to divisors of the batch.
     "ElasticScalingPolicy": "ray.train.v2._internal.execution.scaling_policy",
+    # Ray Train's public callbacks run in its controller. A handler of SIGTERM has to be set in each worker's
+    # main thread before the training function starts in another; `cluster/train_workers.py` uses this one.
+    "WorkerCallback": "ray.train.v2._internal.execution.callback",
+    # `ray.train.get_preemption_info()` is public, but a barrier of all workers through the controller, slower
+    # than a small training step; `training/stop_signals.py` reads the same from the context.
+    "get_train_context": "ray.train.v2._internal.execution.context",
 }
 
 # Loggers that report each upload of a job's files at level INFO; `cluster/jobs.py` raises their level.

@@ -3,13 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 from mimic3d.config import Config
 from mimic3d_platform.errors import UserError
-
-# A cluster that grew is noticed so often; growing costs a restart from the last checkpoint.
-RESIZE_S = 300.0
 
 
 @dataclass(frozen=True)
@@ -81,41 +77,3 @@ def plan(config: Config, workers: int | tuple[int, int] | None) -> Scale:
         )
     threads = 1 if not gpus else max(1, cpus // max(most, 1))
     return Scale(fitting[0], fitting[-1], bool(gpus), threads, batch)
-
-
-def scaling_config(scale: Scale) -> Any:
-    """Ray Train's form of it."""
-    from ray.train import ScalingConfig
-
-    return ScalingConfig(
-        num_workers=(scale.least, scale.most) if scale.elastic else scale.least,
-        use_gpu=scale.gpu,
-        resources_per_worker={"GPU": 1} if scale.gpu else {"CPU": 1},
-        elastic_resize_monitor_interval_s=RESIZE_S,
-    )
-
-
-def trainer_class() -> type:
-    """`TorchTrainer` whose elastic runs have only such numbers of workers as can share the batch."""
-    from ray.train.torch import TorchTrainer
-
-    from mimic3d_platform.cluster.ray_internals import ElasticScalingPolicy
-
-    class DivisorPolicy(ElasticScalingPolicy):
-        def __init__(self, scaling: Any, batch: int) -> None:
-            super().__init__(scaling)
-            self._batch = batch
-
-        def _count_possible_workers(self, reserved_resources: Any) -> int:
-            room = super()._count_possible_workers(reserved_resources)
-            fitting = [count for count in range(1, room + 1) if self._batch % count == 0]
-            return fitting[-1] if fitting else 0
-
-    class SharedBatchTrainer(TorchTrainer):
-        def _initialize_and_run_controller(self, **arguments: Any) -> Any:
-            if self.scaling_config.elasticity_enabled:
-                batch = self.train_loop_config["batch"]
-                arguments["scaling_policy"] = DivisorPolicy(self.scaling_config, batch)
-            return super()._initialize_and_run_controller(**arguments)
-
-    return SharedBatchTrainer

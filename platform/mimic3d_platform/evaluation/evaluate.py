@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import os
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-from mimic3d.config import Config, from_dict, override, to_dict
+from mimic3d.config import Config, override, to_dict
 from mimic3d_platform import storage, tracking
 from mimic3d_platform.cluster import resources
 from mimic3d_platform.cluster.connect import join_ray
@@ -16,9 +14,8 @@ from mimic3d_platform.data.format.dataset import open_dataset, require
 from mimic3d_platform.errors import UserError
 from mimic3d_platform.evaluation import feature_weights
 from mimic3d_platform.models import model_uris, registry
-from mimic3d_platform.settings import get_settings
-from mimic3d_platform.training import runs
-from mimic3d_platform.training.mlflow_runs import EXPERIMENT
+from mimic3d_platform.settings import DEFAULT_RUNS_URI
+from mimic3d_platform.tracking import EXPERIMENT
 
 MAX_ATTEMPTS = 3
 
@@ -38,7 +35,7 @@ def evaluate(
     images: int | None = None,
     identities: int | None = None,
     workers: int | None = None,
-    cache_uri: str = runs.DEFAULT_RUNS_URI,
+    cache_uri: str = DEFAULT_RUNS_URI,
 ) -> Measured:
     """All metrics of a generator, in MLflow as well: a run below the one that trained it, and with the model.
 
@@ -62,7 +59,7 @@ def evaluate(
     require(manifest, resolution=config.model.image_resolution, where=config.data.uri)
     scale = resources.plan(override(config, {"schedule.accumulate": 1}), workers)
     network = feature_weights.best_available("frechet")
-    metrics = _measure(model, config, network, cache_uri, scale)
+    metrics = _measure(MeasureArguments(model, config, network, cache_uri), scale)
     size = f"{config.output.metric_images}-{config.output.metric_identities}"
     tags = {
         "mimic3d.model": model,
@@ -104,62 +101,50 @@ def _config_of(
     return config
 
 
-def _measure(
-    model: str, config: Config, network: str, cache_uri: str, scale: resources.Scale
-) -> dict[str, float]:
-    import ray
-    from ray.train import FailureConfig, RunConfig
-    from ray.train.torch import TorchConfig, TorchTrainer
-    from ray.train.v2.api.exceptions import TrainingFailedError
+@dataclass(frozen=True)
+class MeasureArguments:
+    """What each worker of a measurement is started with."""
 
-    storage.ensure_bucket(cache_uri)
-    files, path = storage.filesystem(cache_uri)
-    trainer = TorchTrainer(
-        measure_worker,
-        train_loop_config={
-            "model": model,
-            "config": to_dict(config),
-            "network": network,
-            "cache_uri": cache_uri,
-            "threads": scale.threads,
-            "environment": [ray.put(get_settings().export())],
-        },
-        torch_config=TorchConfig(backend="nccl" if scale.gpu else "gloo"),
-        scaling_config=resources.scaling_config(scale),
-        run_config=RunConfig(
-            name="evaluations",
-            storage_path=path,
-            storage_filesystem=files,
-            failure_config=FailureConfig(max_failures=MAX_ATTEMPTS, controller_failure_limit=MAX_ATTEMPTS),
-        ),
-    )
+    model: str
+    config: Config
+    network: str
+    """Of the Fréchet distance."""
+    cache_uri: str
+
+
+def _measure(arguments: MeasureArguments, scale: resources.Scale) -> dict[str, float]:
+    from mimic3d_platform.cluster.train_workers import WorkersFailedError, run_train_workers
+
+    storage.ensure_bucket(arguments.cache_uri)
     try:
-        return dict(trainer.fit().return_value)
-    except TrainingFailedError as error:
-        causes = [str(cause) for cause in getattr(error, "worker_failures", {}).values()]
-        lines = (causes or [str(error)])[0].strip().splitlines()
-        raise UserError(f"{model} could not be measured: {lines[-1].strip()}") from error
+        return run_train_workers(
+            measure_worker,
+            arguments,
+            name="evaluations",
+            storage_uri=arguments.cache_uri,
+            scale=scale,
+            max_failures=MAX_ATTEMPTS,
+        )
+    except WorkersFailedError as error:
+        raise UserError(f"{arguments.model} could not be measured: {error}") from error
 
 
-def measure_worker(job: dict[str, Any]) -> dict[str, float]:
+def measure_worker(arguments: MeasureArguments) -> dict[str, float]:
     """A worker's share of the measuring; all return the metrics of the whole."""
     import ray
-    import torch
     from ray.train.torch import get_device
 
     from mimic3d.checkpoints.folder import load_generator
     from mimic3d_platform.evaluation.evaluator import Evaluator
 
-    os.environ.update(ray.get(job["environment"][0]))
-    torch.set_num_threads(job["threads"])
     context, device = ray.train.get_context(), get_device()
     with tempfile.TemporaryDirectory(prefix="mimic3d-evaluate-") as name:
-        folder = model_uris.generator_folder(model_uris.fetch(job["model"], Path(name)))
+        folder = model_uris.generator_folder(model_uris.fetch(arguments.model, Path(name)))
         generator = load_generator(folder)[0].to(device)
     evaluator = Evaluator(
-        from_dict(job["config"]),
-        job["network"],
-        job["cache_uri"],
+        arguments.config,
+        arguments.network,
+        arguments.cache_uri,
         device,
         context.get_world_rank(),
         context.get_world_size(),

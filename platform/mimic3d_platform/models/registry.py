@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING
 from mimic3d.config import to_dict
 from mimic3d_platform import storage
 from mimic3d_platform.errors import UserError
-from mimic3d_platform.tracking import finish_run, start_or_resume_run
+from mimic3d_platform.tracking import EXPERIMENT, finish_run, start_or_resume_run
 from mimic3d_platform.tracking.server import (
     check_tracking,
     client,
@@ -28,7 +28,6 @@ from mimic3d_platform.tracking.server import (
     tracking_errors,
     tracking_uri,
 )
-from mimic3d_platform.training.mlflow_runs import EXPERIMENT
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient

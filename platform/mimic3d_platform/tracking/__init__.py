@@ -1,6 +1,7 @@
 """MLflow: the server, its runs, and a logger that outlasts outages."""
 
 from mimic3d_platform.tracking.runs import (
+    EXPERIMENT,
     PARENT_TAG,
     RUN_NAME_TAG,
     download_artifacts,
@@ -13,6 +14,7 @@ from mimic3d_platform.tracking.runs import (
 from mimic3d_platform.tracking.server import check_tracking
 
 __all__ = [
+    "EXPERIMENT",
     "PARENT_TAG",
     "RUN_NAME_TAG",
     "check_tracking",

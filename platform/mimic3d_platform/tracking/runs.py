@@ -28,6 +28,8 @@ if TYPE_CHECKING:
 
 __all__ = ["check_tracking", "find_run", "finish_run", "run_url", "start_or_resume_run"]
 
+# The experiment of all runs of this project.
+EXPERIMENT = "mimic3d"
 # MLflow's own limits.
 MAX_PARAM_LENGTH, MAX_KEY_LENGTH, MAX_PARAMS_PER_BATCH = 6000, 250, 100
 # A run is found again by this tag: the name that MLflow shows can be edited there.

@@ -14,8 +14,6 @@ from mimic3d_platform import tracking
 from mimic3d_platform.errors import UserError
 from mimic3d_platform.training.runs import Origin
 
-EXPERIMENT = "mimic3d"
-
 
 def start(
     config: Config,
@@ -41,12 +39,12 @@ def start(
     }
     if config.start:
         own |= {"mimic3d.start": config.start, "mimic3d.start.sha256": origin.start}
-    parent = tracking.start_or_resume_run(EXPERIMENT, name, to_dict(config), own, parent_run_id)
+    parent = tracking.start_or_resume_run(tracking.EXPERIMENT, name, to_dict(config), own, parent_run_id)
     ids = {"run": parent}
     lengths = {1: config.stage1_nimg, 2: config.total_nimg - config.stage1_nimg}
     for stage in (stage for stage, images in lengths.items() if images):
         ids[f"stage{stage}"] = tracking.start_or_resume_run(
-            EXPERIMENT, f"{name}-stage{stage}", {"stage": stage}, own, parent_run_id=parent
+            tracking.EXPERIMENT, f"{name}-stage{stage}", {"stage": stage}, own, parent_run_id=parent
         )
     return ids
 

@@ -9,7 +9,7 @@ from mimic3d.config import Config
 from mimic3d_platform import storage
 from mimic3d_platform.console import Console
 from mimic3d_platform.models import registry
-from mimic3d_platform.training import runs
+from mimic3d_platform.settings import DEFAULT_RUNS_URI
 from mimic3d_platform.training.run import TrainingResult, train
 
 
@@ -36,7 +36,7 @@ def train_and_register(
         result = train(
             config,
             name,
-            runs_uri=runs_uri or runs.DEFAULT_RUNS_URI,
+            runs_uri=runs_uri or DEFAULT_RUNS_URI,
             workers=workers,
             on_progress=follow,
             on_note=console.say,

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from mimic3d.config import Config, fingerprint, override, to_dict
+from mimic3d.config import Config, override
 from mimic3d_platform import storage, tracking
 from mimic3d_platform.cluster import resources
 from mimic3d_platform.cluster.connect import join_ray
@@ -19,26 +18,18 @@ from mimic3d_platform.errors import ClusterGoneError, UserError
 from mimic3d_platform.evaluation import feature_weights
 from mimic3d_platform.models import model_uris
 from mimic3d_platform.models.checkpoints import CheckpointStore
-from mimic3d_platform.settings import get_settings
+from mimic3d_platform.settings import DEFAULT_RUNS_URI
 from mimic3d_platform.training import mlflow_runs, runs
 from mimic3d_platform.training.driver import followed, run_interruptible
 from mimic3d_platform.training.progress import ProgressBoard, Report
-from mimic3d_platform.training.stop_signals import sigterm_callback
-from mimic3d_platform.training.worker import train_worker
+from mimic3d_platform.training.stop_signals import listen
+
+if TYPE_CHECKING:
+    from ray.train import UserCallback
 
 RESULT = "result.json"
-# Bounds for what the board cannot count, see `progress`: attempts whose workers never came to their run, and
-# starts of the controller.
+# Limits groups of workers that fail before their training loop starts, which the board does not count.
 MAX_ATTEMPTS = 100
-MAX_CONTROLLER_FAILURES = 5
-# Workers that load PyTorch on a busy machine, or wait for a node to come, need more than Ray's 60 s.
-START_TIMEOUT_S = 300
-# Elastic runs do not wait so long for a node that has just gone, which Ray counts until it has missed it: the
-# next attempt goes without it.
-ELASTIC_START_TIMEOUT_S = 90
-# glibc returns large blocks to the system after each use; a CPU worker spends a third of its time on the
-# page faults of getting them back.
-MALLOC = {"MALLOC_MMAP_THRESHOLD_": "4294967296", "MALLOC_TRIM_THRESHOLD_": "4294967296"}
 
 
 @dataclass(frozen=True)
@@ -71,11 +62,11 @@ def train(
     config: Config,
     name: str,
     *,
-    runs_uri: str = runs.DEFAULT_RUNS_URI,
+    runs_uri: str = DEFAULT_RUNS_URI,
     workers: int | tuple[int, int] | None = None,
     parent_run_id: str | None = None,
     tags: Mapping[str, str] | None = None,
-    callbacks: Sequence[Any] = (),
+    callbacks: Sequence[UserCallback] = (),
     on_progress: Callable[[Report], None] | None = None,
     on_note: Callable[[str], None] | None = None,
 ) -> TrainingResult:
@@ -163,23 +154,42 @@ def _finished(runs_uri: str, name: str) -> TrainingResult | None:
 
 def _fit(
     launch: _Launch,
-    callbacks: Sequence[Any],
+    callbacks: Sequence[UserCallback],
     on_progress: Callable[[Report], None] | None,
     on_note: Callable[[str], None] | None,
 ) -> TrainingResult:
+    # Ray Train and PyTorch take seconds to load: not before the checks above have passed.
     import ray
-    from ray.train.v2.api.exceptions import TrainingFailedError
 
-    trainer = _trainer(launch, callbacks)
+    from mimic3d_platform.cluster.train_workers import WorkersFailedError, run_train_workers
+    from mimic3d_platform.training.worker import WorkerArguments, train_worker
+
     board, name, runs_uri = launch.board, launch.name, launch.runs_uri
+    arguments = WorkerArguments(launch.config, name, runs_uri, launch.origin, launch.run_ids, board=board)
+
+    def run_workers() -> None:
+        run_train_workers(
+            train_worker,
+            arguments,
+            name=name,
+            storage_uri=runs_uri,
+            scale=launch.scale,
+            max_failures=MAX_ATTEMPTS,
+            callbacks=callbacks,
+            on_worker_start=listen,
+        )
+
     if on_progress is not None:
         url = tracking.run_url(launch.run_ids["run"])
         on_progress(Report("starting the workers", 0, launch.config.total_nimg, url=url))
     with followed(board, on_progress, on_note):
         try:
-            run_interruptible(trainer.fit, board, on_note or (lambda line: None))
-        except TrainingFailedError as error:
-            raise _explained(error, name) from error
+            run_interruptible(run_workers, board, on_note or (lambda line: None))
+        except WorkersFailedError as error:
+            raise UserError(
+                f"the run {name} failed: {error}; run the same command again to resume from its last "
+                "checkpoint"
+            ) from error
     if (failure := ray.get(board.failure.remote())) is not None:
         raise UserError(failure)
     if ray.get(board.stopped_at.remote()) is not None:
@@ -189,72 +199,3 @@ def _fit(
         raise UserError(f"the run {name} left no checkpoint of its end under {runs_uri}: run it again")
     last: Report = ray.get(board.get.remote())
     return TrainingResult(name, launch.run_ids["run"], stored[-1].uri, last.metrics, last.train_seconds)
-
-
-def _trainer(launch: _Launch, callbacks: Sequence[Any]) -> Any:
-    """Ray Train's trainer of the run. Ray is told of no checkpoint: those are the run's own."""
-    timeout = ELASTIC_START_TIMEOUT_S if launch.scale.elastic else START_TIMEOUT_S
-    os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", str(timeout))
-    import ray
-    from ray.train import FailureConfig, RunConfig
-    from ray.train.torch import TorchConfig
-
-    config, scale = launch.config, launch.scale
-    files, path = storage.filesystem(launch.runs_uri)
-    return resources.trainer_class()(
-        train_worker,
-        train_loop_config={
-            "config": to_dict(config),
-            "config_fingerprint": fingerprint(config),
-            "name": launch.name,
-            "runs_uri": launch.runs_uri,
-            "run_ids": dict(launch.run_ids),
-            "networks": {"perceptual": launch.origin.perceptual, "frechet": launch.origin.frechet},
-            "data": launch.origin.data,
-            "start": launch.origin.start,
-            "threads": scale.threads,
-            "batch": scale.batch,
-            # Holds secrets: as an object it is in no page or process list of Ray's.
-            "environment": [ray.put(get_settings().export())],
-            "board": launch.board,
-        },
-        torch_config=TorchConfig(backend="nccl" if scale.gpu else "gloo"),
-        scaling_config=resources.scaling_config(scale),
-        run_config=RunConfig(
-            name=launch.name,
-            storage_path=path,
-            storage_filesystem=files,
-            failure_config=FailureConfig(
-                max_failures=MAX_ATTEMPTS, controller_failure_limit=MAX_CONTROLLER_FAILURES
-            ),
-            callbacks=[sigterm_callback(), *callbacks],
-            worker_runtime_env={"env_vars": ({} if scale.gpu else MALLOC) | _temporary_folder()},
-        ),
-    )
-
-
-def _explained(error: Exception, name: str) -> UserError:
-    """The error of a worker that a user can mend, else the last line of what went wrong."""
-    failures = getattr(error, "worker_failures", None) or {}
-    causes = [cause for failure in failures.values() for cause in _chain(failure)]
-    causes += list(_chain(error))
-    for cause in causes:
-        if isinstance(cause, UserError):
-            return UserError(str(cause))
-    first = next((str(cause) for cause in causes if str(cause)), type(error).__name__)
-    lines = [line for line in first.strip().splitlines() if line.strip()]
-    return UserError(
-        f"the run {name} failed: {lines[-1].strip()}; run the same command again to go on from its last "
-        "checkpoint"
-    )
-
-
-def _chain(error: BaseException | None) -> Iterator[BaseException]:
-    while error is not None:
-        yield error
-        error = getattr(error, "cause", None) or error.__cause__
-
-
-def _temporary_folder() -> dict[str, str]:
-    """TMPDIR, where it is set: workers write their checkpoints there before they are stored."""
-    return {"TMPDIR": os.environ["TMPDIR"]} if os.environ.get("TMPDIR") else {}

@@ -11,7 +11,6 @@ from mimic3d.config import Config, flatten, to_dict
 from mimic3d_platform import storage
 from mimic3d_platform.errors import UserError
 
-DEFAULT_RUNS_URI = "s3://mimic3d/runs"
 CONFIG = "config.yaml"
 ORIGIN = "origin.json"
 _SHOWN_DIFFERENCES = 4

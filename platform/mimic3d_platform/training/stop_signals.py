@@ -31,17 +31,6 @@ class Notice(enum.IntEnum):
 _terminated = threading.Event()
 
 
-def sigterm_callback() -> Any:
-    """A callback of Ray Train that makes SIGTERM to a worker a notice; a second one ends it as before."""
-    from ray.train.v2._internal.execution.callback import WorkerCallback
-
-    class SigtermCallback(WorkerCallback):
-        def after_init_train_context(self) -> None:
-            listen()
-
-    return SigtermCallback()
-
-
 def listen() -> None:
     """Makes SIGTERM a notice; for the worker's main thread, while the training runs in another."""
     former = signal.getsignal(signal.SIGTERM)
@@ -103,7 +92,10 @@ class NoticeWatch:
             return Notice.STOP
         if _terminated.is_set():
             return Notice.WORKER_TERMINATES
-        return Notice.NODE_DRAINS if _node_drains() else Notice.NONE
+        from mimic3d_platform.cluster.ray_internals import get_train_context
+
+        draining = get_train_context().preemption_context.preemption_info is not None
+        return Notice.NODE_DRAINS if draining else Notice.NONE
 
     def _follow(self, board: Any) -> None:
         import ray
@@ -115,10 +107,3 @@ class NoticeWatch:
                 self._stop = True  # Nobody waits for this run any more.
             except ray.exceptions.RayError:
                 continue
-
-
-def _node_drains() -> bool:
-    """Whether Ray has announced the end of a worker's node; read here without Ray's own barrier."""
-    from ray.train.v2._internal.execution.context import get_train_context
-
-    return get_train_context().preemption_context.preemption_info is not None

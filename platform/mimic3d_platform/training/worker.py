@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
-import os
 import time
-from collections.abc import Callable
-from typing import Any, TypeVar
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, TypeVar
 
-from mimic3d.config import Config, ConfigError, from_dict
+from mimic3d.config import Config, ConfigError, fingerprint
 from mimic3d_platform.errors import UserError
 from mimic3d_platform.training.divergence import Divergence, weight_not_finite
 from mimic3d_platform.training.restore import Resumption, retry_with_note
+from mimic3d_platform.training.runs import Origin
+
+if TYPE_CHECKING:
+    import torch
 
 Result = TypeVar("Result")
 
@@ -27,34 +31,38 @@ class WorkerTerminated(RuntimeError):
     """A worker was told to end; the run is stored, and goes on in new workers."""
 
 
-def train_worker(job: dict[str, Any]) -> None:
+@dataclass(frozen=True)
+class WorkerArguments:
+    """What each worker of a run is started with."""
+
+    config: Config
+    name: str
+    runs_uri: str
+    origin: Origin
+    run_ids: Mapping[str, str]
+    """Of MLflow: "run", and "stage1" and "stage2" as the config has them."""
+    board: Any
+
+
+def train_worker(arguments: WorkerArguments) -> None:
     """What each worker runs; see `mimic3d_platform.training`.
 
     A `FinalError` fails the attempt, so that no rank waits for the one that met it; the attempt that Ray
     Train then starts finds it on the board and ends at once.
-
-    Args:
-        job: "config" as plain values, "name", "runs_uri", "run_ids" of MLflow, "networks" by purpose,
-            "data" and "start" (fingerprints), "threads" for PyTorch, "environment" (a reference in a list,
-            so that Ray leaves it to us to fetch), "board".
     """
     import ray
-    import torch
     from ray.train.torch import get_device
 
-    board = job["board"]
+    board = arguments.board
     if ray.get(board.failure.remote()) is not None:
         return
-    os.environ.update(ray.get(job["environment"][0]))
-    torch.set_num_threads(job["threads"])
     context = ray.train.get_context()
-    ranks = context.get_world_rank(), context.get_world_size()
-    worker = _Worker(from_dict(job["config"]), job, get_device(), *ranks)
+    worker = _Worker(arguments, get_device(), context.get_world_rank(), context.get_world_size())
     try:
         worker.prepare()
         worker.run()
     except BaseException as error:
-        final = _final(error, ranks[1])
+        final = _final(error, context.get_world_size())
         if final is not None:
             ray.get(board.fail.remote(str(final)))
         else:
@@ -68,10 +76,11 @@ def train_worker(job: dict[str, Any]) -> None:
 class _Worker:
     """The loop's parts; rank 0 also logs, draws and writes checkpoints."""
 
-    def __init__(self, config: Config, job: dict[str, Any], device: Any, rank: int, world_size: int) -> None:
-        self.config, self.job, self.device = config, job, device
+    def __init__(self, arguments: WorkerArguments, device: torch.device, rank: int, world_size: int) -> None:
+        self.config, self.origin, self.device = arguments.config, arguments.origin, device
+        self.name, self.run_ids = arguments.name, arguments.run_ids
         self.rank, self.world_size = rank, world_size
-        self.board, self.runs_uri = job["board"], job["runs_uri"]
+        self.board, self.runs_uri = arguments.board, arguments.runs_uri
         self.speed: dict[str, float] = {}
         self.speed_stage = 0
         self.log: Any = None
@@ -97,22 +106,22 @@ class _Worker:
         self.progress = Progress()
         self.tell("loading networks and data", 0)
         self.watch = NoticeWatch(self.board, rank, world_size)
-        name = self.job["networks"]["perceptual"]
+        name = self.origin.perceptual
         perceptual = self.retry(
             lambda: imitation_distance(config.imitation.extractors or name, feature_weights.resolve)
         )
         self.trainer = Trainer(config, perceptual, self.device, rank, world_size)
-        self.store = CheckpointStore(self.runs_uri, self.job["name"])
+        self.store = CheckpointStore(self.runs_uri, self.name)
         resumption = Resumption(self.store, self.trainer, rank, self.watch.group, self.note)
         try:
-            found = resumption.restore(config, self.job["start"])
+            found = resumption.restore(config, self.origin.start)
         except ValueError as error:
             raise FinalError(str(error)) from error
         self.progress = found.progress
         self.evaluator = self.retry(
             lambda: Evaluator(
                 config,
-                self.job["networks"]["frechet"],
+                self.origin.frechet,
                 self.runs_uri,
                 self.device,
                 rank,
@@ -141,7 +150,7 @@ class _Worker:
             self.writer = CheckpointWriter(self.store, KeepPolicy.of(config), self.note_storage)
             # The workers before these are gone: what they had half written is nobody's.
             resumption.retry(self.store.delete_incomplete)
-            self.log = RunLog(self.job["run_ids"], config)
+            self.log = RunLog(self.run_ids, config)
             self.log.restore(found.pending)
             self.log.describe(self.device, world_size, self.trainer.nimg, found.checkpoint)
             failure = ray.get(self.board.begin.remote(self.trainer.nimg))
@@ -286,8 +295,8 @@ class _Worker:
         if odd is not None:
             self.diverged(weight_not_finite(odd, nimg))
         facts = {
-            "config": self.job["config_fingerprint"],
-            "data": self.job["data"],
+            "config": fingerprint(self.config),
+            "data": self.origin.data,
             "workers": self.world_size,
             "metrics": self.progress.metrics.get(nimg, {}),
         }

@@ -11,9 +11,9 @@ from typing import Any
 from mimic3d_platform import tracking
 from mimic3d_platform.console import Console
 from mimic3d_platform.errors import UserError
+from mimic3d_platform.tracking import EXPERIMENT
 from mimic3d_platform.tracking.logger import RunLogger
 from mimic3d_platform.tracking.server import client, tracking_errors
-from mimic3d_platform.training.mlflow_runs import EXPERIMENT
 from mimic3d_platform.tuning.plots import label, short
 from mimic3d_platform.tuning.records import Trial
 from mimic3d_platform.tuning.sweep import Sweep

@@ -15,8 +15,9 @@ from mimic3d_platform.console import Console
 from mimic3d_platform.data.format.dataset import open_dataset, require
 from mimic3d_platform.errors import UserError
 from mimic3d_platform.evaluation import feature_weights
+from mimic3d_platform.settings import DEFAULT_RUNS_URI
+from mimic3d_platform.tracking import EXPERIMENT
 from mimic3d_platform.training import runs
-from mimic3d_platform.training.mlflow_runs import EXPERIMENT
 from mimic3d_platform.training.progress import ProgressBoard
 from mimic3d_platform.tuning import stage1
 from mimic3d_platform.tuning.execution import Job, run_trials
@@ -52,7 +53,7 @@ def run_sweep(
     Raises:
         UserError: anything of data, services, names or resources that the user can mend; every trial failed.
     """
-    runs_uri = runs_uri or runs.DEFAULT_RUNS_URI
+    runs_uri = runs_uri or DEFAULT_RUNS_URI
     runs.check_name(stage1.run_of(runs.check_name(name)))  # The longest of the names that follow.
     manifest = open_dataset(sweep.base.data.uri)
     require(manifest, resolution=sweep.base.model.image_resolution, where=sweep.base.data.uri)

@@ -17,6 +17,7 @@ from mimic3d_platform import local, storage
 from mimic3d_platform.data.format.manifest import MANIFEST
 from mimic3d_platform.data.format.write_shards import DatasetWriter
 from mimic3d_platform.data.render.render_dataset import render_dataset
+from mimic3d_platform.settings import DEFAULT_RUNS_URI
 from mimic3d_platform.training import runs
 
 PATIENCE_S = 60
@@ -164,7 +165,7 @@ def test_a_service_that_is_not_there_is_one_line(case: str, places: dict[str, st
     assert time.monotonic() - started < PATIENCE_S
     assert all(word in said for word in words), said
     assert "hunter2" not in run.stdout + run.stderr
-    assert not storage.exists(f"{runs.DEFAULT_RUNS_URI}/never")
+    assert not storage.exists(f"{DEFAULT_RUNS_URI}/never")
 
 
 def test_broken_meshes_are_skipped_and_named(places: dict[str, str], tmp_path: Path) -> None:

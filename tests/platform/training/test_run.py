@@ -29,10 +29,11 @@ from mimic3d_command import error_of, mimic3d, start_mimic3d
 from mimic3d_platform import local, storage, tracking
 from mimic3d_platform.data.format.dataset import open_dataset
 from mimic3d_platform.models.checkpoints import CheckpointStore
+from mimic3d_platform.settings import DEFAULT_RUNS_URI
+from mimic3d_platform.tracking import EXPERIMENT
 from mimic3d_platform.tracking.server import client
 from mimic3d_platform.training import runs
 from mimic3d_platform.training.driver import STOP_PATIENCE_S
-from mimic3d_platform.training.mlflow_runs import EXPERIMENT
 from mimic3d_platform.training.resolve_config import resolve_config
 from run_faults import kill_service, truncate_newest, wait_until, worker_processes
 from told_secrets import assert_no_secret_is_told
@@ -112,7 +113,7 @@ def story(stack: local.StackStatus, own_home: Path, tmp_path_factory: pytest.Tem
     steady = mimic3d(*arguments, "--name", "steady", timeout=PATIENCE_S)
     assert steady.returncode == 0, steady.stderr
     results = {
-        name: yaml.safe_load(storage.read_bytes(f"{runs.DEFAULT_RUNS_URI}/{name}/result.json"))
+        name: yaml.safe_load(storage.read_bytes(f"{DEFAULT_RUNS_URI}/{name}/result.json"))
         for name in ("stopped", "steady")
     }
     return Story(
@@ -149,8 +150,8 @@ def tiny_disk(folder: Path) -> Iterator[Path | None]:
 def kill_after_a_checkpoint(arguments: list[str], log: Path) -> None:
     """Starts a training and kills its driver, and nothing else, once two checkpoints are stored."""
     process = start_mimic3d(*arguments, log=log)
-    place = f"{runs.DEFAULT_RUNS_URI}/stopped"
-    store = CheckpointStore(runs.DEFAULT_RUNS_URI, "stopped")
+    place = f"{DEFAULT_RUNS_URI}/stopped"
+    store = CheckpointStore(DEFAULT_RUNS_URI, "stopped")
     deadline = time.monotonic() + PATIENCE_S
     while len(store.all()) < 2:
         assert process.poll() is None and time.monotonic() < deadline, log.read_text()
@@ -163,7 +164,7 @@ def kill_after_a_checkpoint(arguments: list[str], log: Path) -> None:
 def disturb(arguments: list[str], home: Path, log: Path) -> tuple[int, dict[str, tuple[int, int]], bool]:
     """Starts a training; kills MLflow and then a worker, tells another worker to end, then the driver."""
     process = start_mimic3d(*arguments, log=log)
-    store = CheckpointStore(runs.DEFAULT_RUNS_URI, "stopped")
+    store = CheckpointStore(DEFAULT_RUNS_URI, "stopped")
 
     def alive() -> bool:
         return process.poll() is None
@@ -260,7 +261,7 @@ def test_a_worker_that_died_while_mlflow_was_away_left_its_lines_in_the_checkpoi
 
 
 def test_stage_2_names_the_checkpoint_of_stage_1_that_it_came_from(story: Story) -> None:
-    [kept] = [c for c in CheckpointStore(runs.DEFAULT_RUNS_URI, "steady").all() if c.nimg == STAGE1]
+    [kept] = [c for c in CheckpointStore(DEFAULT_RUNS_URI, "steady").all() if c.nimg == STAGE1]
     tags = run_of("steady-stage2", run_of("steady").info.run_id).data.tags
     assert tags["mimic3d.stage1_checkpoint"] == kept.uri
     assert tags["mimic3d.stage1_checkpoint.sha256"] == kept.digest
@@ -298,9 +299,9 @@ def test_the_same_losses_are_logged_whatever_befell_the_run(story: Story) -> Non
 
 
 def test_checkpoints_are_data_and_only_the_newest_and_stage_1s_end_stay(story: Story) -> None:
-    place = f"{runs.DEFAULT_RUNS_URI}/steady"
+    place = f"{DEFAULT_RUNS_URI}/steady"
     states = [uri for uri in storage.list_files(place) if uri.endswith("/state.pt")]
-    kept = CheckpointStore(runs.DEFAULT_RUNS_URI, "steady").all()
+    kept = CheckpointStore(DEFAULT_RUNS_URI, "steady").all()
     assert [checkpoint.nimg for checkpoint in kept] == [STAGE1, TOTAL - 32, TOTAL]
     assert [uri.rsplit("/", 1)[0] for uri in states] == [checkpoint.uri for checkpoint in kept]
     for uri in states:
@@ -406,7 +407,7 @@ def test_a_model_or_alias_that_is_not_there_is_one_line_of_what_is(story: Story,
 def test_no_secret_is_in_mlflow_the_runs_folder_or_any_log(story: Story, own_home: Path) -> None:
     names = ("stopped", "steady")
     assert_no_secret_is_told(
-        own_home, *(storage.read_bytes(f"{runs.DEFAULT_RUNS_URI}/{name}/{runs.CONFIG}") for name in names)
+        own_home, *(storage.read_bytes(f"{DEFAULT_RUNS_URI}/{name}/{runs.CONFIG}") for name in names)
     )
 
 

@@ -18,7 +18,7 @@ import pytest
 from mimic3d.checkpoints.folder import config_from_yaml
 from mimic3d_command import error_of, mimic3d, start_mimic3d
 from mimic3d_platform import local, storage, tracking
-from mimic3d_platform.training import runs
+from mimic3d_platform.settings import DEFAULT_RUNS_URI
 from mimic3d_platform.tuning.report import PAGE, TABLE, WINNER
 from tiny_sweeps import children_of, records, render_box, run_of, written
 from told_secrets import assert_no_secret_is_told
@@ -95,11 +95,11 @@ def test_a_sweep_goes_on_after_a_kill_and_past_a_trial_that_fails(swept: Swept) 
 
 
 def test_all_trials_fork_from_one_stage1(swept: Swept) -> None:
-    stage1 = json.loads(storage.read_bytes(f"{runs.DEFAULT_RUNS_URI}/scales-stage1/result.json"))
+    stage1 = json.loads(storage.read_bytes(f"{DEFAULT_RUNS_URI}/scales-stage1/result.json"))
     scales = []
     for trial in records("scales"):
         config = config_from_yaml(
-            storage.read_bytes(f"{runs.DEFAULT_RUNS_URI}/{trial.name}/config.yaml").decode(), trial.name
+            storage.read_bytes(f"{DEFAULT_RUNS_URI}/{trial.name}/config.yaml").decode(), trial.name
         )
         assert config.start == stage1["checkpoint_uri"] and config.stage1_nimg == 0
         if trial.status == "finished":
@@ -138,7 +138,7 @@ def test_the_report_is_in_a_folder_in_storage_and_in_mlflow(swept: Swept, tmp_pa
     with Image.open(swept.report / "best.png") as picture:
         assert len(picture.convert("RGB").getcolors(2**24)) > 50
     page = (swept.report / PAGE).read_bytes()
-    assert storage.read_bytes(f"{runs.DEFAULT_RUNS_URI}/scales/report/{PAGE}") == page
+    assert storage.read_bytes(f"{DEFAULT_RUNS_URI}/scales/report/{PAGE}") == page
     tracking.download_artifacts(run_of("scales").info.run_id, "report", tmp_path)
     assert (tmp_path / PAGE).read_bytes() == page
 
@@ -178,7 +178,7 @@ def test_a_sweep_that_would_starve_itself_says_so_before_it_starts(cars: str, tm
         "stage1: there is nothing at s3://mimic3d/nowhere": {"stage1": "s3://mimic3d/nowhere"},
     }.items():
         assert words in error_of(mimic3d("sweep", written(tmp_path, "greedy", cars, **keys, **wrong)))
-    assert not storage.exists(f"{runs.DEFAULT_RUNS_URI}/greedy/sweep.yaml")
+    assert not storage.exists(f"{DEFAULT_RUNS_URI}/greedy/sweep.yaml")
 
 
 def test_no_secret_is_in_mlflow_or_any_log(swept: Swept, own_home: Path) -> None:

@@ -17,7 +17,7 @@ import pytest
 from mimic3d.checkpoints.folder import config_from_yaml
 from mimic3d_command import mimic3d, start_mimic3d
 from mimic3d_platform import local, storage
-from mimic3d_platform.training import runs
+from mimic3d_platform.settings import DEFAULT_RUNS_URI
 from mimic3d_platform.tuning.report import WINNER
 from tiny_sweeps import OBJECTIVE, TINY, children_of, records, render_box, run_of, written
 
@@ -38,7 +38,7 @@ def stage1(cars: str) -> str:
     settings = [part for key, value in TINY.items() for part in ("--set", f"{key}={_text(value)}")]
     trained = mimic3d("train", "cars-demo", "--data", cars, "--name", "base", *settings, timeout=PATIENCE_S)
     assert trained.returncode == 0, trained.stderr
-    return f"{runs.DEFAULT_RUNS_URI}/base"
+    return f"{DEFAULT_RUNS_URI}/base"
 
 
 def _text(value: Any) -> str:
@@ -59,7 +59,7 @@ def test_a_population_copies_weights_and_perturbs_values(stage1: str, cars: str,
     first, second = records("family")[:2], records("family")[2:]
     assert len(second) == 2 and all(trial.status == "finished" for trial in (*first, *second))
     for trial in first:
-        place = f"{runs.DEFAULT_RUNS_URI}/{trial.name}/config.yaml"
+        place = f"{DEFAULT_RUNS_URI}/{trial.name}/config.yaml"
         config = config_from_yaml(storage.read_bytes(place).decode(), place)
         assert config.start.startswith(f"{stage1}/checkpoints/000000016-")
     donor = min(first, key=lambda trial: trial.metrics[FRECHET])
