@@ -7,7 +7,7 @@ REFERENCE ?= $(wildcard ../shared/reference)
 # The root first: tests/mimic3d is no package of that name.
 SOURCES := $(CURDIR):$(CURDIR)/platform:$(CURDIR)/tests
 
-.PHONY: setup demo test chaos lint up down parity bench-data clean
+.PHONY: setup demo test chaos lint up down parity bench-data gpu-battery pretrained clean
 
 setup: $(VENV)/.installed ## make the virtual environment and install the pinned packages
 
@@ -52,6 +52,15 @@ bench-data: setup ## compare the training stream with other loaders; writes docs
 	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --upgrade --target .bench -r benchmarks/requirements.txt
 	@$(BIN)/mimic3d up
 	PYTHONPATH=.bench $(BIN)/python -m benchmarks.data --docs docs
+
+gpu-battery: setup ## on a machine with a GPU: its tests, timings and a profile, in gpu-battery/, in five minutes
+	$(BIN)/python -m benchmarks.gpu_battery --out gpu-battery
+
+pretrained: setup ## render the cars and train cars-small in pretrained/: an hour of a GPU, days of a CPU; resumable
+	@$(BIN)/mimic3d up
+	$(BIN)/mimic3d data render pretrained/data --resolution 64 --focal 1.4 --colourings 32 --views 32
+	$(BIN)/mimic3d weights --stage pretrained/weights
+	$(BIN)/python -m benchmarks.pretrained --data pretrained/data --weights pretrained/weights --out pretrained
 
 clean: ## remove the virtual environment and the demo's pictures
 	rm -rf $(VENV) demo *.egg-info

@@ -12,6 +12,7 @@ which leaves a third of the arithmetic of convolving all 3C channels at full siz
 
 from __future__ import annotations
 
+import functools
 import math
 
 import torch
@@ -25,6 +26,12 @@ STRIP = 3
 OWN, DOWN_ROWS, ALONG_COLUMNS = range(PLANES)
 # Who reads which plane, for each source in turn.
 _READINGS = [(plane, (plane + source) % PLANES) for source in range(PLANES) for plane in range(PLANES)]
+
+
+@functools.lru_cache
+def _index(values: tuple[int, ...], device: torch.device) -> Tensor:
+    """The values as an index; kept, as each copy to a GPU would wait for it."""
+    return torch.tensor(values, device=device)
 
 
 def pooled_profiles(x: Tensor) -> tuple[Tensor, Tensor]:
@@ -44,14 +51,14 @@ def pooled_profiles(x: Tensor) -> tuple[Tensor, Tensor]:
 
 def plane_weights(weight: Tensor) -> tuple[Tensor, ...]:
     """The kernels by which all planes read each source: (out, 3C, k, k) to three (3 * out, C, k, k)."""
-    read = torch.tensor([plane for _, plane in _READINGS], device=weight.device)
+    read = _index(tuple(plane for _, plane in _READINGS), weight.device)
     kernels = weight.unflatten(1, (PLANES, -1)).transpose(0, 1).index_select(0, read)
     return kernels.view(PLANES, -1, *kernels.shape[2:]).unbind(0)
 
 
 def plane_styles(style: Tensor) -> tuple[Tensor, ...]:
     """The styles by which all planes read each source: (N, 3 planes, 3C) to three (N, 3C)."""
-    read = torch.tensor([reader * PLANES + plane for reader, plane in _READINGS], device=style.device)
+    read = _index(tuple(reader * PLANES + plane for reader, plane in _READINGS), style.device)
     styles = style.reshape(len(style), PLANES * PLANES, -1).index_select(1, read)
     return styles.view(len(style), PLANES, -1).unbind(1)
 

@@ -6,6 +6,7 @@ layer's learning-rate multiplier.
 
 from __future__ import annotations
 
+import functools
 import math
 
 import torch
@@ -42,9 +43,15 @@ def rms_normalize(x: Tensor) -> Tensor:
     return x * (x.square().mean(dim=1, keepdim=True) + 1e-8).rsqrt()
 
 
+@functools.lru_cache
+def _fir_kernel(gain: float, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """(4, 4); kept, as each copy to a GPU would wait for it."""
+    return torch.tensor([[a * b * gain for a in FIR] for b in FIR], dtype=dtype, device=device)
+
+
 def _fir(x: Tensor, padding: int, stride: int = 1, gain: float = 1.0) -> Tensor:
-    kernel = torch.tensor([[a * b * gain for a in FIR] for b in FIR], dtype=x.dtype, device=x.device)
-    return F.conv2d(x, kernel.expand(x.shape[1], 1, 4, 4), padding=padding, stride=stride, groups=x.shape[1])
+    kernel = _fir_kernel(gain, x.dtype, x.device).expand(x.shape[1], 1, 4, 4)
+    return F.conv2d(x, kernel, padding=padding, stride=stride, groups=x.shape[1])
 
 
 def blur(x: Tensor, padding: int, gain: float = 1.0) -> Tensor:

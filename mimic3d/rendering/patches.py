@@ -54,10 +54,12 @@ def patch_uv(corners: Tensor, patch: int, resolution: int, sides: Tensor | None 
 
 def crop(images: Tensor, corners: Tensor, patch: int) -> Tensor:
     """(N, C, patch, patch) of (N, C, R, R), each at its own corner (row, column)."""
-    pairs = zip(images, corners.tolist(), strict=True)
-    return torch.stack(
-        [image[:, row : row + patch, column : column + patch] for image, (row, column) in pairs]
-    )
+    steps = torch.arange(patch, device=images.device)
+    rows = (corners[:, :1] + steps)[:, None, :, None]
+    columns = (corners[:, 1:] + steps)[:, None, None, :]
+    sample = torch.arange(len(images), device=images.device)[:, None, None, None]
+    channel = torch.arange(images.shape[1], device=images.device)[None, :, None, None]
+    return images[sample, channel, rows, columns]
 
 
 def look_through(images: Tensor, windows: PatchWindows, patch: int) -> Tensor:

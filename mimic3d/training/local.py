@@ -106,6 +106,14 @@ class LocalShards:
             images = np.stack([self._image(int(row)) for row in rows])
             yield torch.from_numpy(images), self.cameras[torch.from_numpy(rows)]
 
+    def decoded(self) -> Tensor:
+        """(count, 3, R, R) uint8: all images, decoded, for a set that fits in memory; rows as in `cameras`.
+
+        Raises:
+            ValueError: an image cannot be read.
+        """
+        return torch.from_numpy(np.stack([self._image(row) for row in range(self.count)]))
+
     def _image(self, row: int) -> np.ndarray:
         from PIL import Image
 

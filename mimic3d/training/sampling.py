@@ -82,7 +82,7 @@ class Sampler:
             self.config.schedule, nimg, pretrained(self.config, nimg)
         )
         conditioning = torch.where(swap, camera.roll(1, dims=0), camera)
-        return GeneratorInputs(*(values[self.local].to(self.device) for values in (z, camera, conditioning)))
+        return GeneratorInputs(*(self._placed(values[self.local]) for values in (z, camera, conditioning)))
 
     def windows(self, phase: str, nimg: int) -> PatchWindows:
         """The windows of a phase's patches: uniform over all whole-pixel places, or over all places."""
@@ -98,7 +98,7 @@ class Sampler:
             corners = random_corners(batch, patch, resolution, source)
         else:
             corners = torch.rand(batch, 2, generator=source) * (resolution - sides)[:, None]
-        return PatchWindows(corners[self.local].to(self.device), sides[self.local].to(self.device))
+        return PatchWindows(self._placed(corners[self.local]), self._placed(sides[self.local]))
 
     def augmentation(self, phase: str, nimg: int, p: float) -> Augmentation:
         """The augmentation of a phase's images, each transform with probability `p`."""
@@ -112,7 +112,11 @@ class Sampler:
     def _augmentation(self, purpose: str, nimg: int, p: float, resolution: int) -> Augmentation:
         source = counter_generator(self.config.seed, purpose, nimg)
         sampled = draw_augmentation(self.config.schedule.batch, p, resolution, source).part(self.local)
-        return Augmentation(*(None if each is None else each.to(self.device) for each in sampled))
+        return Augmentation(*(None if each is None else self._placed(each) for each in sampled))
+
+    def _placed(self, values: Tensor) -> Tensor:
+        # Blocking, each of a step's copies to a GPU would wait until all of its work is done.
+        return values.to(self.device, non_blocking=True)
 
 
 def annealed_scales(least: Tensor, progress: float, u: Tensor) -> Tensor:

@@ -19,6 +19,7 @@ from mimic3d.randomness import seed_everything
 from mimic3d.training.accumulation import in_parts, parts_of
 from mimic3d.training.augmentation import AdaptiveProbability, Augmentation
 from mimic3d.training.balance import CameraBalance
+from mimic3d.training.graphs import PhaseGraphs
 from mimic3d.training.optimizers import apply_gradients, lazy_adam, set_rate
 from mimic3d.training.phases import Losses, PhaseContext, Phases, Reals
 from mimic3d.training.sampling import GeneratorInputs, PatchInputs, Sampler
@@ -42,6 +43,8 @@ class Trainer:
         perceptual: the imitation's distance between (N, 3, p, p) patches in [-1, 1]: (x, y) -> (N,).
         device: of all networks.
         rank: this worker's place among `world_size`.
+        graphs: records the phases as CUDA graphs, which makes small networks faster and changes no result;
+            needs a GPU, `schedule.accumulate` 1 and no augmentation, whose padding depends on its samples.
     """
 
     def __init__(
@@ -51,7 +54,10 @@ class Trainer:
         device: torch.device | str = "cpu",
         rank: int = 0,
         world_size: int = 1,
+        graphs: bool = False,
     ) -> None:
+        if graphs and (config.schedule.accumulate > 1 or config.augmentation.mode != "none"):
+            raise ConfigError("CUDA graphs need schedule.accumulate 1 and augmentation.mode none")
         if config.schedule.batch % world_size:
             raise ConfigError(
                 f"schedule.batch is {config.schedule.batch}, but must be a multiple of the "
@@ -86,6 +92,10 @@ class Trainer:
         self.discriminator_optimizer = lazy_adam(
             [self.dual, self.patch], settings.discriminator_lr, settings, regular.r1_interval
         )
+
+        self._compute: Callable[..., dict[str, Tensor]] = self._gradients
+        if graphs:
+            self._compute = PhaseGraphs(self._gradients, [self.generator, self.dual, self.patch])
 
     def _place(self, network: nn.Module) -> Any:
         return network.to(self.device, memory_format=torch.channels_last)
@@ -190,11 +200,12 @@ class Trainer:
         set_rate(self.discriminator_optimizer, settings.discriminator_lr * factor, regular.r1_interval)
 
     def _reals(self, images: Tensor, cameras: Tensor) -> Reals:
-        image = (
-            images.to(self.device, torch.get_default_dtype(), memory_format=torch.channels_last) / 127.5 - 1
-        )
+        image = images.to(self.device, non_blocking=True)
+        image = image.to(torch.get_default_dtype(), memory_format=torch.channels_last) / 127.5 - 1
         weight = self.balance.of_reals(cameras)
-        return Reals(image, cameras.to(self.device), None if weight is None else weight.to(self.device))
+        if weight is not None:
+            weight = weight.to(self.device, non_blocking=True)
+        return Reals(image, cameras.to(self.device, non_blocking=True), weight)
 
     def _descend(
         self, phase: Callable[..., Losses], context: PhaseContext, *inputs: Inputs, norm: str | None = None
@@ -202,6 +213,16 @@ class Trainer:
         """One optimiser step on a phase's loss; returns its log, with the gradient's norm under `norm`."""
         of_generator = phase in (self.phases.generator_main, self.phases.generator_density)
         optimizer = self.generator_optimizer if of_generator else self.discriminator_optimizer
+        log = self._compute(phase, context, *inputs)
+        gradient = apply_gradients(optimizer, self.world_size)
+        for network in (self.generator, self.dual, self.patch):
+            network.zero_grad(set_to_none=True)
+        return log if norm is None else log | {f"gradient/{norm}": gradient}
+
+    def _gradients(
+        self, phase: Callable[..., Losses], context: PhaseContext, *inputs: Inputs
+    ) -> dict[str, Tensor]:
+        """Adds the gradients of a phase's loss to the parameters' `grad`; returns the phase's log."""
         count = len(self._parts_of_batch)
         log: dict[str, Tensor] = {}
         for rows in in_parts(self._parts_of_batch, self.local_batch, self.device):
@@ -210,10 +231,7 @@ class Trainer:
             for name, value in scalars.items():
                 share = value.detach() / count
                 log[name] = log[name] + share if name in log else share
-        gradient = apply_gradients(optimizer, self.world_size)
-        for network in (self.generator, self.dual, self.patch):
-            network.zero_grad(set_to_none=True)
-        return log if norm is None else log | {f"gradient/{norm}": gradient}
+        return log
 
     @torch.no_grad()
     def _follow_w(self, inputs: GeneratorInputs) -> None:
@@ -228,8 +246,7 @@ class Trainer:
             w_avg /= self.world_size
         decay = ema_decay(self.config.schedule, self.nimg, pretrained)
         torch._foreach_lerp_(list(self.ema.parameters()), list(self.generator.parameters()), 1 - decay)
-        for average, current in zip(self.ema.buffers(), self.generator.buffers(), strict=True):
-            average.copy_(current)
+        torch._foreach_copy_(list(self.ema.buffers()), list(self.generator.buffers()))
 
     def start_from(self, folder: str | Path) -> list[str]:
         """Takes the weights of a training checkpoint or a generator; the clock starts anew.
