@@ -36,15 +36,13 @@ Variant = tuple[str, dict[str, object], bool]
 _32, _64, _TF32 = {"schedule.batch": 32}, {"schedule.batch": 64}, {"model.allow_tf32": True}
 _BF16 = {"model.precision": "bf16"}
 VARIANTS: list[Variant] = [
-    ("graphs 32", _32, True),
-    ("graphs 32 shared fakes", _32 | {"imitation.share_fakes": True}, True),
-    ("graphs 64", _64, True),
     ("eager 32", _32, False),
+    ("graphs 32", _32, True),
     ("graphs 32 tf32", _32 | _TF32, True),
+    ("graphs 32 tf32 shared fakes", _32 | _TF32 | {"imitation.share_fakes": True}, True),
+    ("graphs 32 tf32 bf16", _32 | _TF32 | _BF16, True),
     ("graphs 64 tf32", _64 | _TF32, True),
-    ("graphs 32 bf16", _32 | _BF16, True),
-    ("graphs 32 planes of 32", _32 | {"model.triplane_resolution": 32}, True),
-    ("graphs 128 tf32", {"schedule.batch": 128} | _TF32, True),
+    ("graphs 32 tf32 planes of 32", _32 | _TF32 | {"model.triplane_resolution": 32}, True),
     ("graphs 32 mixed", _32 | {"model.precision": "mixed"}, True),
 ]
 RECIPES = [("cars64", 32), ("cars128", 4), ("ffhq256", 4), ("ffhq512", 4)]
@@ -208,8 +206,8 @@ class Battery:
         for variant in VARIANTS:
             if self.left > 15:
                 self.variant("cars-small", variant, steps, warm if variant[2] else min(warm, 17))
-            if variant[0] == "eager 32" and self.left > 15:
-                self.profile({"schedule.batch": 32})
+            if variant[0] == "graphs 32 tf32" and self.left > 15:
+                self.profile(variant[1])
         for recipe, batch in RECIPES:
             for precision in ("fp32", "mixed"):
                 if self.left > 20 and (self.device != "cpu" or precision == "fp32"):

@@ -79,7 +79,8 @@ class PhaseGraphs:
         self._parameters = [parameter for network in networks for parameter in network.parameters()]
         self._runs: dict[_Key, int] = {}
         self._recorded: dict[_Key, _Recorded] = {}
-        self._pool = torch.cuda.graph_pool_handle()
+        # A pool ends with its last graph, so that each stage has one of its own.
+        self._pools: dict[int, Any] = {}
 
     def __call__(
         self, phase: Callable[..., Losses], context: PhaseContext, *inputs: Any
@@ -94,7 +95,8 @@ class PhaseGraphs:
                 return self._gradients(phase, context, *inputs)
             # Graphs of a stage that is over are not replayed again; their memory goes to the new ones.
             self._recorded = {k: graph for k, graph in self._recorded.items() if k[1] == context.stage}
-            self._recorded[key] = _Recorded(
-                self._gradients, phase, context, inputs, self._parameters, self._pool
-            )
+            if context.stage not in self._pools:
+                self._pools = {context.stage: torch.cuda.graph_pool_handle()}
+            pool = self._pools[context.stage]
+            self._recorded[key] = _Recorded(self._gradients, phase, context, inputs, self._parameters, pool)
         return self._recorded[key].replay(inputs)
