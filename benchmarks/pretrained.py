@@ -24,15 +24,15 @@ import torch
 from safetensors.torch import load_file
 from torch import nn
 
-from mimic3d.checkpoints.training import Progress, load_checkpoint, save_checkpoint
 from mimic3d.config import Config, override
 from mimic3d.config.recipes import get_recipe
-from mimic3d.evaluation.features import EXTRACTORS, FeatureExtractor
 from mimic3d.evaluation.frechet import FeatureStatistics, frechet_of_generator
-from mimic3d.export.cameras import turntable
-from mimic3d.export.grid import sample_grid
+from mimic3d.export.grid import render_grid
 from mimic3d.export.latents import latents_of_seeds
+from mimic3d.export.orbits import turntable
+from mimic3d.features.pooled import EXTRACTORS, FeatureExtractor
 from mimic3d.losses.perceptual import PerceptualDistance
+from mimic3d.training.checkpoint import Progress, load_checkpoint, save_checkpoint
 from mimic3d.training.local import LocalShards
 from mimic3d.training.order import EpochOrder
 from mimic3d.training.trainer import Trainer
@@ -124,7 +124,7 @@ class Run:
         w = ema.mapping(z, cameras[:1].expand(len(z), -1))
         branches = ema.branches if self.trainer.stage == 2 else ("2d",)
         (self.out / "samples").mkdir(exist_ok=True)
-        grid = sample_grid(ema, w, cameras, branches=branches, reals=self.images[:8])
+        grid = render_grid(ema, w, cameras, branches=branches, reals=self.images[:8])
         grid.save(self.out / "samples" / f"{self.trainer.nimg:08d}.png")
 
     @torch.no_grad()

@@ -16,13 +16,13 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from mimic3d.checkpoints.folder import save_generator
+from mimic3d.checkpoints.file_names import TRAINING_NETWORKS
+from mimic3d.checkpoints.generator_folder import save_generator
 from mimic3d.checkpoints.inert_pickle import Module, quoted, read_network_pickle
-from mimic3d.checkpoints.sizes import Shapes, label_scale, released_config
+from mimic3d.checkpoints.released_config import Shapes, label_scale, released_config
 from mimic3d.config import Config
 from mimic3d.networks.discriminators import DualDiscriminator, PatchDiscriminator
 from mimic3d.networks.generator import Generator
-from mimic3d.training.start import TRAINED
 
 NETWORK = "G_ema"
 # The other networks of a pickle, and their names in a run's start.
@@ -56,7 +56,7 @@ def import_released(file: str | Path, destination: str | Path, *, generator_only
         with tempfile.TemporaryDirectory(prefix=".mimic3d-import-", dir=destination.parent) as partial:
             folder = save_generator(Path(partial) / "generator", generator, config)
             if others:
-                save_file(others, folder / TRAINED)
+                save_file(others, folder / TRAINING_NETWORKS)
             folder.rename(destination)
     except OSError as error:
         raise ValueError(f"cannot write {destination} ({error.strerror or error})") from None

@@ -19,6 +19,7 @@ from mimic3d.config.schema import (
     to_dict,
 )
 from mimic3d.config.values import ConfigError, flatten
+from mimic3d.config.yaml_text import config_from_yaml, config_to_yaml
 
 __all__ = [
     "AugmentationConfig",
@@ -33,6 +34,8 @@ __all__ = [
     "RegularizationConfig",
     "RenderingConfig",
     "ScheduleConfig",
+    "config_from_yaml",
+    "config_to_yaml",
     "fingerprint",
     "flatten",
     "from_dict",

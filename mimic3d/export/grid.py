@@ -1,4 +1,4 @@
-"""Grids of images with captions: what a generator draws, latent by latent, beside the reals."""
+"""Grids of images with captions: a generator's renders, a row for each latent, beside real images."""
 
 from __future__ import annotations
 
@@ -8,19 +8,18 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from mimic3d.export.drawing import captions_of, cells_of, to_uint8
+from mimic3d.export.panels import panel_captions, render_panels
 from mimic3d.networks.generator import DEFAULT_MAX_POINTS, Generator
+from mimic3d.rendering.images import to_uint8
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-# Images smaller than this are enlarged by a whole factor, pixels kept as they are, so that a screen shows
-# them.
-MIN_CELL = 96
+# Images smaller than this, in pixels a side, are enlarged by a whole factor with their pixels repeated.
+MIN_PANEL = 96
 
-# Planes that are in memory at a time, in numbers: those of one identity at the paper's size, of all at small
-# ones.
-_MAX_PLANES = 2**25
+# Numbers of the tri-planes that are in memory at a time: one identity's at the paper's size.
+_MAX_PLANE_NUMBERS = 2**25
 
 _GAP, _CAPTION_SIZE, _INK, _PAPER = 2, 12, (60, 60, 60), (255, 255, 255)
 
@@ -30,15 +29,15 @@ def image_grid(
     *,
     columns: Sequence[tuple[str, int]] = (),
     captions: Sequence[str] = (),
-    min_cell: int = MIN_CELL,
+    min_panel: int = MIN_PANEL,
 ) -> Image:
-    """Lay images out in rows.
+    """Arranges images in rows.
 
     Args:
         rows: images (3, h, w) of one size, in [-1, 1] or uint8; rows may differ in length.
         columns: captions above groups of columns, each with the number of columns it spans.
-        captions: one for each row, at its left.
-        min_cell: smaller images are enlarged to at least this many pixels a side.
+        captions: one for each row, to its left.
+        min_panel: smaller images are enlarged to at least this many pixels a side.
     Raises:
         ValueError: no image, or images of several sizes.
     """
@@ -48,7 +47,7 @@ def image_grid(
     if len(sizes) != 1:
         raise ValueError(f"a grid needs images of one size; got {sorted(map(tuple, sizes)) or 'none'}")
     _, height, width = sizes.pop()
-    factor = max(1, -(-min_cell // max(height, width)))
+    factor = max(1, -(-min_panel // max(height, width)))
     height, width = height * factor, width * factor
     font = ImageFont.load_default(_CAPTION_SIZE)
     left = max((int(font.getlength(caption)) + 3 * _GAP for caption in captions), default=0)
@@ -60,9 +59,9 @@ def image_grid(
     for i, row in enumerate(rows):
         for j, image in enumerate(row):
             pixels = image if image.dtype == torch.uint8 else to_uint8(image)
-            cell = Image.fromarray(pixels.permute(1, 2, 0).cpu().contiguous().numpy())
-            cell = cell.resize((width, height), Image.Resampling.NEAREST)
-            sheet.paste(cell, (left + j * (width + _GAP), top + i * (height + _GAP)))
+            panel = Image.fromarray(pixels.permute(1, 2, 0).cpu().contiguous().numpy())
+            panel = panel.resize((width, height), Image.Resampling.NEAREST)
+            sheet.paste(panel, (left + j * (width + _GAP), top + i * (height + _GAP)))
         if i < len(captions):
             draw.text((_GAP, top + i * (height + _GAP) + height // 2), captions[i], _INK, font, anchor="lm")
     start = 0
@@ -74,7 +73,7 @@ def image_grid(
 
 
 @torch.no_grad()
-def sample_grid(
+def render_grid(
     G: Generator,
     w: Tensor,
     cameras: Tensor,
@@ -85,7 +84,7 @@ def sample_grid(
     noise: str = "const",
     max_points: int = DEFAULT_MAX_POINTS,
 ) -> Image:
-    """A row for each latent: every branch from every camera, then a real image.
+    """Renders a row for each latent: every branch from every camera, then a real image.
 
     Args:
         w: (N, num_ws, w_dim).
@@ -93,20 +92,28 @@ def sample_grid(
         branches: any of "2d" and "3d"; all that the generator has by default.
         depth: each branch's images are followed by their depth.
         reals: (at least N, 3, R, R) in [-1, 1] or uint8, for comparison.
-        noise: of the planes: random, const or none.
-        max_points: evaluated at a time; see `Generator.view`.
+        noise: noise inputs of the planes: random, const or none.
+        max_points: sample points in memory at a time; see `Generator.view`.
     """
     branches, cameras = branches or G.branches, cameras.to(w.device)
     rows: list[list[Tensor]] = []
-    for part in w.split(max(1, _MAX_PLANES // (96 * 5 * G.config.triplane_resolution**2))):
+    for part in w.split(_identities_at_once(G)):
         planes = G.planes(part, detail="3d" in branches, noise=noise)
-        by_camera = [cells_of(G, planes, part, camera, branches, depth, max_points) for camera in cameras]
-        # What is seen from all cameras stands side by side: the branch's images, then their depths.
-        kinds = [list(views) for views in zip(*by_camera, strict=True)]
-        rows += [[view[n] for views in kinds for view in views] for n in range(len(part))]
-    columns = [(caption, len(cameras)) for caption in captions_of(branches, depth)]
+        by_camera = [
+            render_panels(G, planes, part, camera, branches, depth, max_points) for camera in cameras
+        ]
+        # One kind of panel from all cameras side by side: a branch's images, then their depths.
+        kinds = [list(panels) for panels in zip(*by_camera, strict=True)]
+        rows += [[panel[n] for panels in kinds for panel in panels] for n in range(len(part))]
+    columns = [(caption, len(cameras)) for caption in panel_captions(branches, depth)]
     if reals is not None:
         reals = (reals if reals.dtype == torch.uint8 else to_uint8(reals)).cpu()[: len(w)]
         rows = [[*row, real] for row, real in zip(rows, reals, strict=True)]
         columns.append(("real", 1))
     return image_grid(rows, columns=columns)
+
+
+def _identities_at_once(G: Generator) -> int:
+    """Identities whose coarse and detail planes are in memory together."""
+    coarse = 3 * G.config.plane_channels * G.config.triplane_resolution**2
+    return max(1, _MAX_PLANE_NUMBERS // (coarse * 5))

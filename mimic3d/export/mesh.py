@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mimic3d.export.surface import slab_surface
+from mimic3d.export.marching_cubes import slab_surface
 from mimic3d.networks.backbone import TriPlanes
 from mimic3d.networks.generator import Generator
 

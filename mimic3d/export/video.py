@@ -1,4 +1,4 @@
-"""Videos along camera paths and from latent to latent, as H.264 that every player knows."""
+"""Videos along camera paths and from latent to latent, as H.264 in mp4."""
 
 from __future__ import annotations
 
@@ -12,17 +12,18 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mimic3d.export.drawing import captions_of, cells_of
-from mimic3d.export.grid import MIN_CELL, image_grid
+from mimic3d.export.grid import MIN_PANEL, image_grid
+from mimic3d.export.panels import panel_captions, render_panels
 from mimic3d.networks.generator import DEFAULT_MAX_POINTS, Generator
 
 
 def write_video(path: str | Path, frames: Iterable[np.ndarray], fps: int = 24) -> Path:
-    """Write frames as mp4 (H.264, yuv420p); the file appears whole or not at all.
+    """Writes frames as mp4 (H.264, yuv420p); the file appears complete or not at all.
 
     Args:
         path: ends in `.mp4`.
-        frames: (H, W, 3) uint8, all of one size; an odd last row or column is cut off, which H.264 needs.
+        frames: (H, W, 3) uint8, all of one size; an odd last row or column is cut off, since H.264 needs
+            even sizes.
     Raises:
         ValueError: another ending, or no frame.
         OSError: the file cannot be written.
@@ -57,7 +58,7 @@ def write_video(path: str | Path, frames: Iterable[np.ndarray], fps: int = 24) -
             for frame in itertools.chain([first], frames):
                 writer.send(np.ascontiguousarray(frame[:height, :width]))
                 count += 1
-        if _frames_in(partial) != count:  # The writer says nothing of an encoder that failed.
+        if _frames_in(partial) != count:  # The writer does not report an encoder that failed.
             raise OSError("the encoder did not write all frames; the disk may be full")
         partial.replace(path)
     finally:
@@ -66,7 +67,7 @@ def write_video(path: str | Path, frames: Iterable[np.ndarray], fps: int = 24) -
 
 
 def _frames_in(path: Path) -> int:
-    """How many frames of a video can be read."""
+    """Number of readable frames of a video; 0 where it cannot be read."""
     import imageio_ffmpeg
 
     try:
@@ -76,7 +77,7 @@ def _frames_in(path: Path) -> int:
 
 
 @torch.no_grad()
-def film(
+def render_video(
     path: str | Path,
     G: Generator,
     w: Tensor,
@@ -86,32 +87,32 @@ def film(
     depth: bool = False,
     noise: str = "const",
     fps: int = 24,
-    min_cell: int = 2 * MIN_CELL,
+    min_panel: int = 2 * MIN_PANEL,
     max_points: int = DEFAULT_MAX_POINTS,
     progress: Callable[[int, int], None] | None = None,
 ) -> Path:
-    """Film identities along a path of cameras, and identities that change on the way.
+    """Renders identities along a camera path as a video; they may change from frame to frame.
 
     Args:
         path: ends in `.mp4`.
-        w: (N, num_ws, w_dim), the identities, from left to right; or (T, N, num_ws, w_dim), those of each
-            frame.
-        cameras: (T, 25), one for each frame, such as `export.cameras.orbit`.
+        w: (N, num_ws, w_dim), the identities from left to right; or (T, N, num_ws, w_dim), for each frame.
+        cameras: (T, 25), one for each frame, such as `export.orbits.orbit`.
         branches: from top to bottom; all that the generator has by default.
         depth: each branch's row is followed by its depth.
-        noise: of the planes: random, const or none.
-        progress: called with the number of frames drawn and of all frames.
+        noise: noise inputs of the planes: random, const or none.
+        max_points: sample points in memory at a time; see `Generator.view`.
+        progress: called after each frame with the numbers of rendered and of all frames.
     """
     branches, cameras = branches or G.branches, cameras.to(w.device)
-    captions = captions_of(branches, depth)
-    still = G.planes(w, detail="3d" in branches, noise=noise) if w.dim() == 3 else None
+    captions = panel_captions(branches, depth)
+    fixed = G.planes(w, detail="3d" in branches, noise=noise) if w.dim() == 3 else None
 
     def frames() -> Iterable[np.ndarray]:
         for i, camera in enumerate(cameras):
-            shown = w if still is not None else w[i]
-            planes = still or G.planes(shown, detail="3d" in branches, noise=noise)
-            rows = cells_of(G, planes, shown, camera, branches, depth, max_points)
-            yield np.asarray(image_grid([list(row) for row in rows], captions=captions, min_cell=min_cell))
+            shown = w if fixed is not None else w[i]
+            planes = fixed or G.planes(shown, detail="3d" in branches, noise=noise)
+            rows = render_panels(G, planes, shown, camera, branches, depth, max_points)
+            yield np.asarray(image_grid([list(row) for row in rows], captions=captions, min_panel=min_panel))
             if progress:
                 progress(i + 1, len(cameras))
 

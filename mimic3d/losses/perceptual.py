@@ -20,6 +20,9 @@ FEW_PIXELS = 4
 # Weight file's name (as in `mimic3d weights`) -> the name that the distance bears in metrics.
 DISTANCE_NAMES = {"lpips-vgg16": "lpips_vgg16", "hed-vgg16": "perceptual_hedvgg16"}
 
+# By which LPIPS normalises RGB in [-1, 1].
+LPIPS_SHIFT, LPIPS_SCALE = (-0.030, -0.088, -0.188), (0.458, 0.448, 0.450)
+
 
 class PerceptualDistance(nn.Module):
     """LPIPS's distance between two batches of images; its weights are fixed, gradients reach the first batch.
@@ -53,16 +56,14 @@ class PerceptualDistance(nn.Module):
                 index, width = index + 2, out
             self.blocks.append(nn.Sequential(*layers))
             index += 1  # the pooling layer's place in torchvision's numbering
-        for i, channel_weights in enumerate(_channel_weights()):
+        for i, channel_weights in enumerate(lpips_channel_weights("vgg", len(VGG16_BLOCKS))):
             if name != "lpips-vgg16":
                 # The published weights belong to the channels of torchvision's VGG16 one by one. Those of
                 # another VGG16 mean other things: only the balance between the blocks carries over.
                 channel_weights = channel_weights.mean().expand_as(channel_weights)
             self.register_buffer(f"channels{i}", channel_weights.clone(), persistent=False)
-        self.register_buffer(
-            "shift", torch.tensor([-0.030, -0.088, -0.188]).view(1, 3, 1, 1), persistent=False
-        )
-        self.register_buffer("scale", torch.tensor([0.458, 0.448, 0.450]).view(1, 3, 1, 1), persistent=False)
+        self.register_buffer("shift", torch.tensor(LPIPS_SHIFT).view(1, 3, 1, 1), persistent=False)
+        self.register_buffer("scale", torch.tensor(LPIPS_SCALE).view(1, 3, 1, 1), persistent=False)
         self.requires_grad_(False)
         self.eval()
         # So the taps of a kernel lie apart: the middle one can be read alone, and all as a matrix's rows.
@@ -91,12 +92,12 @@ class PerceptualDistance(nn.Module):
                 "the perceptual distance takes two batches of RGB images of one shape; "
                 f"got {tuple(x.shape)} and {tuple(y.shape)}"
             )
-        x, y = enlarged(x, MIN_SIZE), enlarged(y, MIN_SIZE)
+        x, y = at_least_pixels(x, MIN_SIZE), at_least_pixels(y, MIN_SIZE)
         with torch.no_grad():
-            targets = [_unit_length(features) for features in self.features(y)]
+            targets = [unit_length(features) for features in self.features(y)]
         distance = x.new_zeros(x.shape[0])
         for i, (features, target) in enumerate(zip(self.features(x), targets, strict=True)):
-            squared = (_unit_length(features) - target).square()
+            squared = (unit_length(features) - target).square()
             distance = distance + squared.mean(dim=(2, 3)) @ getattr(self, f"channels{i}")
         return distance
 
@@ -110,7 +111,7 @@ class PerceptualDistance(nn.Module):
         return outputs
 
 
-def enlarged(images: Tensor, least: int) -> Tensor:
+def at_least_pixels(images: Tensor, least: int) -> Tensor:
     """(N, C, h, w) at `least` pixels a side, enlarged (bilinear) where they are smaller."""
     smallest = min(images.shape[2:])
     if smallest >= least:
@@ -119,7 +120,8 @@ def enlarged(images: Tensor, least: int) -> Tensor:
     return nn.functional.interpolate(images, size=size, mode="bilinear", align_corners=False)
 
 
-def _unit_length(features: Tensor) -> Tensor:
+def unit_length(features: Tensor) -> Tensor:
+    """(N, C, h, w) divided by its norm over C."""
     # The epsilon stands inside the root: a pixel without any active feature has no gradient rather than NaN.
     return features * (features.square().sum(dim=1, keepdim=True) + 1e-20).rsqrt()
 
@@ -159,12 +161,19 @@ def _convolution(weights: dict[str, Tensor], index: int, width: int, out: int, n
     return layer
 
 
-def _channel_weights() -> list[Tensor]:
-    """LPIPS 0.1's weights (>= 0) of VGG16's channels, (C,) a block, as the `lpips` package ships them."""
-    # Found, not imported: the package pulls in all of torchvision.
+def lpips_channel_weights(network: str, levels: int) -> list[Tensor]:
+    """LPIPS 0.1's channel weights (>= 0), (C,) for each level, as the package `lpips` ships them.
+
+    Args:
+        network: "vgg" or "alex".
+        levels: how many feature maps of the network LPIPS compares.
+    Raises:
+        ModuleNotFoundError: the package is not installed.
+    """
+    # The package is located, not imported: importing it would load all of torchvision.
     package = importlib.util.find_spec("lpips")
     if package is None or package.origin is None:
         raise ModuleNotFoundError("the perceptual distance needs the package lpips: pip install lpips")
-    file = Path(package.origin).parent / "weights" / "v0.1" / "vgg.pth"
+    file = Path(package.origin).parent / "weights" / "v0.1" / f"{network}.pth"
     state = torch.load(file, map_location="cpu", weights_only=True)
-    return [state[f"lin{i}.model.1.weight"].flatten() for i in range(len(VGG16_BLOCKS))]
+    return [state[f"lin{i}.model.1.weight"].flatten() for i in range(levels)]

@@ -12,12 +12,9 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from mimic3d.checkpoints.file_names import GENERATOR_WEIGHTS, TRAINING_NETWORKS, TRAINING_STATE
 from mimic3d.config import Config
 
-STATE = "state.pt"
-WEIGHTS = "generator.safetensors"
-# Beside an imported generator: the networks that a training goes on with, their names before their tensors'.
-TRAINED = "training.safetensors"
 PARTS = ("generator", "ema", "dual", "patch")
 OPTIMIZERS = ("generator_optimizer", "discriminator_optimizer")
 
@@ -32,25 +29,25 @@ def read_start(folder: str | Path) -> dict[str, dict[str, Tensor]]:
         ValueError: the folder is neither, or a file of it is damaged.
     """
     folder = Path(folder)
-    if (folder / STATE).is_file():
+    if (folder / TRAINING_STATE).is_file():
         try:
-            state = torch.load(folder / STATE, map_location="cpu", weights_only=True)
+            state = torch.load(folder / TRAINING_STATE, map_location="cpu", weights_only=True)
             return {name: dict(state[name]) for name in PARTS}
         except (OSError, RuntimeError, EOFError, ValueError, KeyError, TypeError, pickle.UnpicklingError):
-            raise ValueError(f"{folder / STATE} is damaged: take an earlier checkpoint") from None
-    if (folder / WEIGHTS).is_file():
-        weights = _read(folder / WEIGHTS)
+            raise ValueError(f"{folder / TRAINING_STATE} is damaged: take an earlier checkpoint") from None
+    if (folder / GENERATOR_WEIGHTS).is_file():
+        weights = _read(folder / GENERATOR_WEIGHTS)
         states = {"generator": weights, "ema": weights}
-        if (folder / TRAINED).is_file():
+        if (folder / TRAINING_NETWORKS).is_file():
             trained: dict[str, dict[str, Tensor]] = {}
-            for name, tensor in _read(folder / TRAINED).items():
+            for name, tensor in _read(folder / TRAINING_NETWORKS).items():
                 part, _, key = name.partition(".")
                 trained.setdefault(part, {})[key] = tensor
             states |= {part: state for part, state in trained.items() if part in PARTS}
         return states
     raise ValueError(
-        f"{folder} holds neither {STATE} nor {WEIGHTS}: the start must be the folder of a training "
-        "checkpoint or of a generator"
+        f"{folder} holds neither {TRAINING_STATE} nor {GENERATOR_WEIGHTS}: the start must be the folder of a "
+        "training checkpoint or of a generator"
     )
 
 
@@ -96,9 +93,9 @@ def load_start(folder: str | Path, config: Config, networks: Mapping[str, nn.Mod
 
 def read_augmentation_probability(folder: str | Path) -> float | None:
     """The probability of ADA's transforms at which a training checkpoint was; None where it had none."""
-    if not (Path(folder) / STATE).is_file():
+    if not (Path(folder) / TRAINING_STATE).is_file():
         return None
-    state = torch.load(Path(folder) / STATE, map_location="cpu", weights_only=True)
+    state = torch.load(Path(folder) / TRAINING_STATE, map_location="cpu", weights_only=True)
     return float(state["augmentation"]["p"]) if "augmentation" in state else None
 
 
@@ -109,9 +106,9 @@ def load_moments(folder: str | Path, optimizers: Mapping[str, torch.optim.Optimi
     where the rates are high. Parameters whose shape differs, and a start that is no training checkpoint, have
     none to give.
     """
-    if not (Path(folder) / STATE).is_file():
+    if not (Path(folder) / TRAINING_STATE).is_file():
         return
-    stored = torch.load(Path(folder) / STATE, map_location="cpu", weights_only=True)
+    stored = torch.load(Path(folder) / TRAINING_STATE, map_location="cpu", weights_only=True)
     for name, optimizer in optimizers.items():
         own = optimizer.state_dict()
         parameters = [p for group in optimizer.param_groups for p in group["params"]]

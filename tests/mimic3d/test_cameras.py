@@ -8,7 +8,7 @@ import torch
 
 from mimic3d import cameras
 from mimic3d.config import CameraConfig
-from mimic3d.export.cameras import at_yaw, front, orbit, turntable
+from mimic3d.export.orbits import at_yaw, front, orbit, turntable
 
 torch.set_num_threads(1)
 

@@ -11,10 +11,10 @@ import pytest
 import torch
 from test_training import CONFIG, MeanAbsolute, advance, same
 
-from mimic3d.checkpoints.folder import load_generator, save_generator
-from mimic3d.checkpoints.training import Progress, load_checkpoint, save_checkpoint
+from mimic3d.checkpoints.generator_folder import load_generator, save_generator
 from mimic3d.config import override
 from mimic3d.networks.generator import build_generator
+from mimic3d.training.checkpoint import Progress, load_checkpoint, save_checkpoint
 from mimic3d.training.trainer import Trainer
 
 torch.set_num_threads(1)

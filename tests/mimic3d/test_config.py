@@ -7,11 +7,12 @@ from pathlib import Path
 
 import pytest
 
-from mimic3d.checkpoints.folder import config_from_yaml, config_to_yaml
 from mimic3d.config import (
     Config,
     ConfigError,
     ScheduleConfig,
+    config_from_yaml,
+    config_to_yaml,
     fingerprint,
     flatten,
     from_dict,

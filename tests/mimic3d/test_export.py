@@ -8,13 +8,13 @@ import torch
 from PIL import Image
 
 from mimic3d.config import CameraConfig, ModelConfig, RenderingConfig
-from mimic3d.export.cameras import orbit
-from mimic3d.export.drawing import depth_image
-from mimic3d.export.grid import image_grid, sample_grid, to_uint8
+from mimic3d.export.grid import image_grid, render_grid
 from mimic3d.export.latents import interpolate
 from mimic3d.export.mesh import extract_mesh, save_mesh
-from mimic3d.export.video import film, write_video
+from mimic3d.export.orbits import orbit
+from mimic3d.export.video import render_video, write_video
 from mimic3d.networks.generator import Generator, View
+from mimic3d.rendering.images import depth_image, to_uint8
 
 MODEL = ModelConfig(
     image_resolution=32,
@@ -66,12 +66,12 @@ def test_images_are_rounded_to_256_levels():
 def test_a_grid_shows_every_image_in_its_place():
     colours = torch.tensor([[[1.0, -1, -1], [-1, 1, -1]], [[-1, -1, 1], [1, 1, -1]]])
     rows = [[colour.view(3, 1, 1).expand(3, 8, 8) for colour in row] for row in colours]
-    plain = np.asarray(image_grid(rows, min_cell=16))
+    plain = np.asarray(image_grid(rows, min_panel=16))
     assert plain.shape == (34, 34, 3)
     assert plain[8, 8].tolist() == [255, 0, 0]
     assert plain[8, 26].tolist() == [0, 255, 0]
     assert plain[26, 8].tolist() == [0, 0, 255]
-    captioned = np.asarray(image_grid(rows, columns=[("both", 2)], captions=["a", "b"], min_cell=16))
+    captioned = np.asarray(image_grid(rows, columns=[("both", 2)], captions=["a", "b"], min_panel=16))
     assert captioned.shape[0] > 34 and captioned.shape[1] > 34
     assert captioned[-8, -8].tolist() == [255, 255, 0]
     assert captioned[:14].min() < 128  # the caption's ink
@@ -81,9 +81,9 @@ def test_a_grid_shows_every_image_in_its_place():
         image_grid([[torch.zeros(3, 4, 4), torch.zeros(3, 8, 8)]])
 
 
-def test_a_sample_grid_has_a_row_for_each_latent(G, w, tmp_path):
+def test_a_grid_has_a_row_for_each_latent(G, w, tmp_path):
     reals = torch.randint(256, (3, 3, 32, 32), dtype=torch.uint8)
-    sheet = sample_grid(G, w, CAMERAS[:2], reals=reals)
+    sheet = render_grid(G, w, CAMERAS[:2], reals=reals)
     sheet.save(tmp_path / "grid.png")
     pixels = np.asarray(Image.open(tmp_path / "grid.png"))
     assert pixels.shape[1] == 5 * 98 - 2
@@ -98,7 +98,7 @@ def test_an_orbit_video_plays(G, w, tmp_path):
     import imageio.v3 as iio
 
     seen = []
-    path = film(
+    path = render_video(
         tmp_path / "sub" / "orbit.mp4", G, w, CAMERAS, progress=lambda done, of: seen.append((done, of))
     )
     assert seen[-1] == (6, 6)
@@ -116,18 +116,18 @@ def test_depth_is_white_before_the_centre_and_black_behind_it():
     distance = CAMERAS[0, [3, 7, 11]].norm()
     image, opaque = torch.zeros(1, 3, 4, 4), torch.ones(1, 1, 2, 2)
     view = View(image, image, depth + distance - 1.7, opaque)
-    shown = depth_image(view, CAMERAS[:1], 1.6, 4)
+    shown = depth_image(view.depth, view.opacity, CAMERAS[:1], 1.6, 4)
     assert shown.shape == (1, 3, 4, 4)
     assert shown[0, 0, ::2, ::2].tolist() == [pytest.approx([1, 0], abs=1e-5), pytest.approx([-1, -1])]
-    nothing = depth_image(view._replace(opacity=opaque * 0), CAMERAS[:1], 1.6, 4)
+    nothing = depth_image(view.depth, opaque * 0, CAMERAS[:1], 1.6, 4)
     assert (nothing == -1).all()
 
 
 def test_depths_stand_beside_the_images_they_are_of(G, w):
-    sheet = np.asarray(sample_grid(G, w, CAMERAS[:2], branches=["3d"], depth=True))
+    sheet = np.asarray(render_grid(G, w, CAMERAS[:2], branches=["3d"], depth=True))
     assert sheet.shape[1] == 4 * 98 - 2
     view = G.view(G.planes(w), w, CAMERAS[1:2].expand(2, -1), "3d")
-    expected = to_uint8(depth_image(view, CAMERAS[1:2].expand(2, -1), 1.6, 32))
+    expected = to_uint8(depth_image(view.depth, view.opacity, CAMERAS[1:2].expand(2, -1), 1.6, 32))
     shown = sheet[-96::3, 3 * 98 : 3 * 98 + 96 : 3].astype(int)
     assert np.abs(shown - expected[1].permute(1, 2, 0).numpy().astype(int)).max() <= 1
 
@@ -137,7 +137,7 @@ def test_a_video_goes_from_latent_to_latent(G, w, tmp_path):
 
     way = interpolate(w, 4)[:, None]
     still = CAMERAS[:1].expand(4, -1)
-    film(tmp_path / "way.mp4", G, way, still, branches=["3d"], depth=True)
+    render_video(tmp_path / "way.mp4", G, way, still, branches=["3d"], depth=True)
     frames = iio.imread(tmp_path / "way.mp4")
     assert frames.shape[:2] == (4, 2 * 194 - 2)
     expected = to_uint8(G.view(G.planes(w), w, still[:2], "3d").image.detach()).permute(0, 2, 3, 1)

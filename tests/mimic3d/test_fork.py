@@ -5,8 +5,8 @@ from pathlib import Path
 import torch
 from test_training import CONFIG, MeanAbsolute, advance
 
-from mimic3d.checkpoints.training import Progress, save_checkpoint
 from mimic3d.config import override
+from mimic3d.training.checkpoint import Progress, save_checkpoint
 from mimic3d.training.trainer import Trainer
 
 FORK = override(CONFIG, {"schedule.stage1_kimg": 0, "optimizer.generator_lr": 0.01})

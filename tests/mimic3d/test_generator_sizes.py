@@ -70,7 +70,8 @@ def test_the_papers_sizes_and_twice_the_largest_are_built(size: int) -> None:
 
 
 def test_a_1024_generator_draws_with_both_branches() -> None:
-    G = tiny(image_resolution=1024, neural_rendering_resolution=32, superresolution_input=256).eval()
+    size = {"image_resolution": 1024, "discriminator_channel_base": 1024}
+    G = tiny(**size, neural_rendering_resolution=32, superresolution_input=256).eval()
     with torch.no_grad():
         image, colours = both_branches(G)
     assert image.shape == (2, 3, 1024, 1024) and colours.shape == (2, 40, 3)

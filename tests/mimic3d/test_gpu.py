@@ -12,7 +12,6 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from mimic3d.cameras import look_at, on_sphere
-from mimic3d.checkpoints.training import Progress, load_checkpoint, save_checkpoint
 from mimic3d.config import (
     Config,
     ConfigError,
@@ -29,6 +28,7 @@ from mimic3d.losses.adversarial import r1_penalty
 from mimic3d.networks.discriminators import DualDiscriminator, PatchDiscriminator
 from mimic3d.networks.generator import build_generator
 from mimic3d.rendering.patches import patch_uv
+from mimic3d.training.checkpoint import Progress, load_checkpoint, save_checkpoint
 from mimic3d.training.optimizers import lazy_adam
 from mimic3d.training.trainer import Trainer
 

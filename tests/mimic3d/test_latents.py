@@ -13,7 +13,7 @@ from safetensors.torch import save_file
 
 from mimic3d.cameras import look_at, on_sphere, split_label, yaw_pitch_radius
 from mimic3d.config import CameraConfig, ModelConfig, RenderingConfig
-from mimic3d.export.camera_path import read_cameras
+from mimic3d.export.camera_files import read_cameras
 from mimic3d.export.latents import interpolate, latents_of_seeds, parse_seeds, read_latents
 from mimic3d.networks.generator import Generator
 

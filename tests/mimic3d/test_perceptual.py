@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from mimic3d.config import Config, override
-from mimic3d.losses.imitation import FeatureDistance, imitation_distance, levels_of, lpips_alex
+from mimic3d.losses.imitation import FeatureDistance, feature_maps_of, imitation_distance, lpips_alex
 from mimic3d.losses.perceptual import VGG16_BLOCKS, PerceptualDistance
 
 
@@ -130,7 +130,7 @@ def test_lpips_on_alexnet_is_the_packages(images):
 def test_any_convolutional_network_of_torchvision_judges(images, name):
     from torchvision.models import get_model
 
-    distance = FeatureDistance(levels_of(get_model(name, weights=None), f"torchvision.{name}"))
+    distance = FeatureDistance(feature_maps_of(get_model(name, weights=None), f"torchvision.{name}"))
     x, y = images[0].clone().requires_grad_(), images[1]
     found = distance(x, y)
     assert found.shape == (2,) and (found > 0).all()
@@ -168,7 +168,7 @@ def test_an_extractor_that_cannot_be_had_is_one_line(monkeypatch):
     with pytest.raises(ValueError, match=r"timm.resnet18 needs the package timm: pip install timm"):
         imitation_distance("timm.resnet18", str)
     with pytest.raises(ValueError, match=r"torchvision.vit has no feature maps of several resolutions"):
-        levels_of(torch.nn.Sequential(torch.nn.Flatten()), "torchvision.vit")
+        feature_maps_of(torch.nn.Sequential(torch.nn.Flatten()), "torchvision.vit")
     for text in ("lpips-vgg16:0", ":1", "lpips-vgg16:x", "lpips-vgg16,,"):
         with pytest.raises(ValueError, match=r"imitation.extractors is"):
             override(Config(), {"imitation.extractors": text})

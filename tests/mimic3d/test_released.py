@@ -17,11 +17,11 @@ import pytest
 import torch
 from released_pickles import Call, Persistent, checkpoint, dump
 
-from mimic3d.checkpoints.folder import load_generator
+from mimic3d.checkpoints.generator_folder import load_generator
 from mimic3d.checkpoints.inert_pickle import RefusedPickle, read_network_pickle
 from mimic3d.checkpoints.released import import_released, read_released
 from mimic3d.config import ModelConfig, RenderingConfig
-from mimic3d.export.cameras import front
+from mimic3d.export.orbits import front
 from mimic3d.networks.generator import Generator
 from mimic3d.rendering.patches import crop, patch_uv
 from mimic3d_platform.cli import main

@@ -12,12 +12,13 @@ from test_released import small_generator
 from torch import Tensor, nn
 
 from mimic3d.cameras import look_at, on_sphere
-from mimic3d.checkpoints.folder import load_generator
+from mimic3d.checkpoints.file_names import TRAINING_NETWORKS
+from mimic3d.checkpoints.generator_folder import load_generator
 from mimic3d.checkpoints.inert_pickle import read_network_pickle
 from mimic3d.checkpoints.released import import_released
 from mimic3d.config import Config, ScheduleConfig
 from mimic3d.networks.discriminators import DualDiscriminator, PatchDiscriminator
-from mimic3d.training.start import TRAINED, read_start
+from mimic3d.training.start import read_start
 from mimic3d.training.trainer import Trainer
 
 torch.set_num_threads(1)
@@ -94,7 +95,7 @@ def test_an_eg3d_generator_starts_a_stage_one_of_its_own_kind(tmp_path) -> None:
 def test_the_generator_alone_may_be_asked_for(tmp_path) -> None:
     (tmp_path / "network.pkl").write_bytes(released(change={"b64.conv0.bias": None}))
     import_released(tmp_path / "network.pkl", tmp_path / "generator", generator_only=True)
-    assert not (tmp_path / "generator" / TRAINED).exists()
+    assert not (tmp_path / "generator" / TRAINING_NETWORKS).exists()
     assert set(read_start(tmp_path / "generator")) == {"generator", "ema"}
 
 

@@ -6,10 +6,10 @@ import pytest
 import torch
 from test_training import CONFIG, MeanAbsolute, advance, changed, snapshot
 
-from mimic3d.checkpoints.folder import save_generator
-from mimic3d.checkpoints.training import Progress, save_checkpoint
+from mimic3d.checkpoints.generator_folder import save_generator
 from mimic3d.config import Config, ConfigError, override
 from mimic3d.networks.generator import build_generator
+from mimic3d.training.checkpoint import Progress, save_checkpoint
 from mimic3d.training.trainer import Trainer
 
 torch.set_num_threads(1)

@@ -11,7 +11,6 @@ import torch.multiprocessing
 from torch import Tensor, nn
 
 from mimic3d.cameras import look_at, on_sphere
-from mimic3d.checkpoints.training import Progress, load_checkpoint, save_checkpoint
 from mimic3d.config import (
     Config,
     ConfigError,
@@ -23,6 +22,7 @@ from mimic3d.config import (
     ScheduleConfig,
     override,
 )
+from mimic3d.training.checkpoint import Progress, load_checkpoint, save_checkpoint
 from mimic3d.training.phases import gaussian_blur
 from mimic3d.training.schedules import (
     blur_sigma,

@@ -134,7 +134,7 @@ def _draw(model: Path, folder: Path, console: Console) -> dict[str, Path]:
     A model that has trained so little that it has no surface is shown without a mesh.
     """
     paths = {"grid": folder / "grid.png", "orbit": folder / "orbit.mp4", "mesh": folder / "car.glb"}
-    from mimic3d.export.cameras import orbit, turntable
+    from mimic3d.export.orbits import orbit, turntable
 
     cars = RenderOptions(seeds=tuple(range(IDENTITIES)))
     generator, config = load_generator(str(model))

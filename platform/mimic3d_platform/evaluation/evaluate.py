@@ -6,7 +6,8 @@ import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
-from mimic3d.config import Config, override, to_dict
+from mimic3d.checkpoints.file_names import CONFIG
+from mimic3d.config import Config, config_from_yaml, override, to_dict
 from mimic3d_platform import storage, tracking
 from mimic3d_platform.cluster import resources
 from mimic3d_platform.cluster.connect import join_ray
@@ -84,8 +85,6 @@ def _config_of(
     folder: Path, model: str, data_uri: str | None, images: int | None, identities: int | None
 ) -> Config:
     """The generator's own config, with what is asked for in place of what it says."""
-    from mimic3d.checkpoints.folder import CONFIG, config_from_yaml
-
     file = model_uris.generator_folder(folder) / CONFIG
     if not file.is_file():
         raise UserError(f"{model} is no generator (it has no {CONFIG}): name a generator's folder or a model")
@@ -134,7 +133,7 @@ def measure_worker(arguments: MeasureArguments) -> dict[str, float]:
     import ray
     from ray.train.torch import get_device
 
-    from mimic3d.checkpoints.folder import load_generator
+    from mimic3d.checkpoints.generator_folder import load_generator
     from mimic3d_platform.evaluation.evaluator import Evaluator
 
     context, device = ray.train.get_context(), get_device()

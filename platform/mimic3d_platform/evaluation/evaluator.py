@@ -46,7 +46,7 @@ class Evaluator:
         *,
         patience_s: float | None = None,
     ) -> None:
-        from mimic3d.evaluation.features import load_extractor
+        from mimic3d.features.pooled import load_extractor
 
         self._output, self._rank, self._world_size = config.output, rank, world_size
         self._patience_s = patience_s
@@ -63,7 +63,8 @@ class Evaluator:
 
     def measure(self, generator: Generator) -> dict[str, float]:
         """All metrics, under their names; every rank gets them."""
-        from mimic3d.evaluation.frechet import frechet_name, generated_statistics
+        from mimic3d.evaluation.frechet import frechet_name
+        from mimic3d.evaluation.generated import generated_statistics
 
         mine = range(self._rank, self._output.metric_images, self._world_size)
         parts = generated_statistics(
@@ -86,13 +87,14 @@ class Evaluator:
         import torch
 
         from mimic3d.evaluation import frechet
-        from mimic3d.evaluation.manifold import precision_recall
+        from mimic3d.evaluation.generated import generated_images, generated_statistics
+        from mimic3d.evaluation.precision_recall import precision_recall
 
         name = self._extractor.name
         mine = range(self._rank, self._output.metric_images, self._world_size)
         drawn: dict[str, list[torch.Tensor]] = {branch: [] for branch in generator.branches}
         options = {"seed": METRIC_SEED, "batch": BATCH}
-        for images in frechet.generated_images(generator, self.cameras, mine, **options):
+        for images in generated_images(generator, self.cameras, mine, **options):
             for branch, batch in images.items():
                 drawn[branch].append(self._features(batch.numpy()).cpu())
         rows = np.array([row for row in mine if row < self.manifest.count])
@@ -105,7 +107,7 @@ class Evaluator:
             features = torch.cat(self._gather(torch.cat(parts)))
             metrics[frechet.kernel_name(name, branch)] = frechet.kernel_distance(reals, features)
             metrics |= precision_recall(reals, features).metrics(name, branch)
-        other = frechet.generated_statistics(
+        other = generated_statistics(
             generator, self._extractor, self.cameras, mine, other_camera=True, **options
         )
         for branch, part in other.items():

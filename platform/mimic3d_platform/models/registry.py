@@ -112,7 +112,7 @@ def register_folder(folder: str | Path, name: str, alias: str | None = None) -> 
     Raises:
         UserError: as `register_generator`, or the folder's files do not make a generator.
     """
-    from mimic3d.checkpoints.folder import load_generator
+    from mimic3d.checkpoints.generator_folder import load_generator
 
     check_names(name, alias)
     try:

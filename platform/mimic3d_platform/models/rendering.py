@@ -51,7 +51,7 @@ class RenderOptions:
 
 
 class _Shared(TypedDict):
-    """The arguments that `sample_grid` and `film` share."""
+    """The arguments that `render_grid` and `render_video` share."""
 
     branches: tuple[str, ...] | None
     depth: bool
@@ -73,8 +73,8 @@ def latents_of(generator: Generator, config: Config, options: RenderOptions) -> 
         )
     import torch
 
-    from mimic3d.export.cameras import front
     from mimic3d.export.latents import latents_of_seeds, read_latents
+    from mimic3d.export.orbits import front
 
     mapping = generator.backbone.mapping
     device = next(generator.parameters()).device
@@ -110,8 +110,8 @@ def camera_path(settings: CameraConfig, file: Path | None, count: int, *, closed
     Raises:
         UserError: the file holds no camera path.
     """
-    from mimic3d.export.camera_path import read_cameras
-    from mimic3d.export.cameras import orbit, turntable
+    from mimic3d.export.camera_files import read_cameras
+    from mimic3d.export.orbits import orbit, turntable
 
     if file is not None:
         with _user_errors():
@@ -123,11 +123,11 @@ def render_grid(
     generator: Generator, config: Config, path: Path, options: RenderOptions, cameras: torch.Tensor
 ) -> None:
     """Writes a PNG with one row for each latent: each branch from all `cameras` (C, 25)."""
-    from mimic3d.export.grid import sample_grid
+    from mimic3d.export.grid import render_grid
 
     w = latents_of(generator, config, options)
     with _user_errors():
-        grid = sample_grid(generator, w, cameras, **_shared(generator, options))
+        grid = render_grid(generator, w, cameras, **_shared(generator, options))
     buffer = io.BytesIO()
     grid.save(buffer, "png")
     storage.write_bytes(path, buffer.getvalue())
@@ -149,13 +149,13 @@ def render_video(
         progress: called with the number of frames rendered and their total.
     """
     from mimic3d.export.latents import interpolate as interpolated
-    from mimic3d.export.video import film
+    from mimic3d.export.video import render_video
 
     w = latents_of(generator, config, options)
     if interpolate:
         w = interpolated(w, len(cameras))[:, None]
     with storage.translate_errors(path, "write"), _user_errors():
-        film(path, generator, w, cameras, progress=progress, **_shared(generator, options))
+        render_video(path, generator, w, cameras, progress=progress, **_shared(generator, options))
 
 
 def write_mesh(
@@ -181,8 +181,8 @@ def write_mesh(
         NoSurfaceError: the density nowhere reaches the level.
         UserError: another suffix, or a place that cannot be written.
     """
+    from mimic3d.export.marching_cubes import NoSurface
     from mimic3d.export.mesh import DENSITY_LEVEL, FORMATS, MAX_POINTS, extract_mesh, save_mesh
-    from mimic3d.export.surface import NoSurface
 
     if path.suffix.lower() not in FORMATS:
         raise UserError(f"{path} is no {' or '.join(FORMATS)}: name one")

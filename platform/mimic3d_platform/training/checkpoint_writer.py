@@ -17,7 +17,7 @@ from mimic3d_platform.errors import UserError
 from mimic3d_platform.models.checkpoints import CheckpointStore, KeepPolicy, StoredCheckpoint
 
 if TYPE_CHECKING:
-    from mimic3d.checkpoints.training import Snapshot
+    from mimic3d.training.checkpoint import Snapshot
 
 # How long transient errors of storage are retried; the training continues meanwhile.
 PATIENCE_S = 600.0

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from mimic3d.config import Config, override
+from mimic3d.config import Config, config_from_yaml, override
 from mimic3d.config.recipes import get_recipe
 from mimic3d_platform.errors import UserError
 
@@ -20,8 +20,6 @@ def resolve_config(recipe: str, data_uri: str | None, assignments: list[str]) ->
     if path.suffix in (".yaml", ".yml"):
         if not path.is_file():
             raise UserError(f"there is no config file {path}: check the path, or name a recipe")
-        from mimic3d.checkpoints.folder import config_from_yaml
-
         try:
             text = path.read_text(encoding="utf-8")
         except (OSError, UnicodeDecodeError) as error:

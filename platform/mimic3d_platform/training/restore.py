@@ -18,7 +18,7 @@ from mimic3d_platform.models.checkpoints import CheckpointStore, DamagedCheckpoi
 from mimic3d_platform.training.run_log import PENDING
 
 if TYPE_CHECKING:
-    from mimic3d.checkpoints.training import Progress
+    from mimic3d.training.checkpoint import Progress
     from mimic3d.training.trainer import Trainer
 
 Result = TypeVar("Result")
@@ -68,7 +68,7 @@ class Resumption:
             return found
         if chosen is not None:
             return self.retry(functools.partial(self._load, chosen))
-        from mimic3d.checkpoints.training import Progress
+        from mimic3d.training.checkpoint import Progress
 
         if config.start:
             with tempfile.TemporaryDirectory(prefix="mimic3d-start-") as folder:
@@ -100,7 +100,7 @@ class Resumption:
         return None
 
     def _load(self, checkpoint: StoredCheckpoint) -> Found:
-        from mimic3d.checkpoints.training import load_checkpoint
+        from mimic3d.training.checkpoint import load_checkpoint
 
         with tempfile.TemporaryDirectory(prefix="mimic3d-resume-") as name:
             folder = self._store.fetch(checkpoint, Path(name))

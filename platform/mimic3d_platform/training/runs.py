@@ -6,8 +6,7 @@ import json
 import re
 from dataclasses import asdict, dataclass
 
-from mimic3d.checkpoints.folder import config_from_yaml, config_to_yaml
-from mimic3d.config import Config, flatten, to_dict
+from mimic3d.config import Config, config_from_yaml, config_to_yaml, flatten, to_dict
 from mimic3d_platform import storage
 from mimic3d_platform.errors import UserError
 

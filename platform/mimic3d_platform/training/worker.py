@@ -90,8 +90,8 @@ class _Worker:
         """Networks, the place in the run, data and logs."""
         import ray
 
-        from mimic3d.checkpoints.training import Progress
         from mimic3d.losses.imitation import imitation_distance
+        from mimic3d.training.checkpoint import Progress
         from mimic3d.training.trainer import Trainer
         from mimic3d_platform.data.format.dataset import label_pool
         from mimic3d_platform.data.stream.training_stream import TrainingStream
@@ -261,8 +261,8 @@ class _Worker:
             return
         import torch
 
-        from mimic3d.export.cameras import front, turntable
-        from mimic3d.export.grid import sample_grid
+        from mimic3d.export.grid import render_grid
+        from mimic3d.export.orbits import front, turntable
         from mimic3d.randomness import counter_generator
         from mimic3d_platform.data.stream.row_reader import RowReader
 
@@ -279,14 +279,14 @@ class _Worker:
         views = turntable(self.config.camera, GRID_VIEWS).to(device)
         with torch.no_grad():
             w = generator.mapping(z, front(self.config.camera).to(device).expand(GRID_ROWS, -1))
-            grid = sample_grid(generator, w, views, reals=torch.from_numpy(reals))
+            grid = render_grid(generator, w, views, reals=torch.from_numpy(reals))
         self.log.picture(grid, self.trainer.nimg)
 
     def save(self, must: bool) -> None:
         """Hands a copy of the run to the writer; only the copying, and a `must`, is waited for."""
         if self.rank != 0:
             return
-        from mimic3d.checkpoints.training import take_snapshot
+        from mimic3d.training.checkpoint import take_snapshot
         from mimic3d_platform.training.run_log import PENDING
 
         started, nimg = time.perf_counter(), self.trainer.nimg

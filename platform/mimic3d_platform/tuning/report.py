@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from mimic3d.checkpoints.folder import config_to_yaml
+from mimic3d.config import config_to_yaml
 from mimic3d_platform import tracking
 from mimic3d_platform.errors import UserError
 from mimic3d_platform.tuning import plots

@@ -6,8 +6,8 @@ import tempfile
 from dataclasses import asdict
 from pathlib import Path
 
-from mimic3d.checkpoints.folder import CONFIG, config_from_yaml
-from mimic3d.config import Config
+from mimic3d.checkpoints.file_names import CONFIG
+from mimic3d.config import Config, config_from_yaml
 from mimic3d_platform import storage
 from mimic3d_platform.console import Console
 from mimic3d_platform.errors import UserError

@@ -9,7 +9,8 @@ import pytest
 import torch
 import trimesh
 
-from mimic3d.checkpoints.folder import WEIGHTS, save_generator
+from mimic3d.checkpoints.file_names import GENERATOR_WEIGHTS
+from mimic3d.checkpoints.generator_folder import save_generator
 from mimic3d.config.recipes import get_recipe
 from mimic3d.networks.generator import build_generator
 from mimic3d_command import error_of, mimic3d
@@ -47,7 +48,9 @@ def places(stack: local.StackStatus, tmp_path_factory: pytest.TempPathFactory) -
     generator = build_generator(config)
     save_generator(root / "generator", generator, config)
     shutil.copytree(root / "generator", root / "damaged")
-    (root / "damaged" / WEIGHTS).write_bytes((root / "generator" / WEIGHTS).read_bytes()[:1000])
+    (root / "damaged" / GENERATOR_WEIGHTS).write_bytes(
+        (root / "generator" / GENERATOR_WEIGHTS).read_bytes()[:1000]
+    )
     with torch.no_grad():
         for parameter in generator.parameters():
             parameter.zero_()

@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from fault_proxy import FaultProxy
-from mimic3d.checkpoints.training import Progress, Snapshot
 from mimic3d.config.recipes import get_recipe
+from mimic3d.training.checkpoint import Progress, Snapshot
 from mimic3d_platform import storage
 from mimic3d_platform.errors import UserError
 from mimic3d_platform.models.checkpoints import (

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from mimic3d.checkpoints.folder import save_generator
+from mimic3d.checkpoints.generator_folder import save_generator
 from mimic3d.config.recipes import get_recipe
 from mimic3d.networks.generator import build_generator
 from mimic3d_platform import storage

@@ -7,7 +7,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from mimic3d.checkpoints.folder import load_generator, save_generator
+from mimic3d.checkpoints.generator_folder import load_generator, save_generator
 from mimic3d.config.recipes import get_recipe
 from mimic3d.networks.generator import build_generator
 from mimic3d_platform.errors import UserError

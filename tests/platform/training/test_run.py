@@ -23,7 +23,7 @@ import torch
 import trimesh
 import yaml
 
-from mimic3d.checkpoints.folder import load_generator
+from mimic3d.checkpoints.generator_folder import load_generator
 from mimic3d.config import Config, fingerprint, flatten, to_dict
 from mimic3d_command import error_of, mimic3d, start_mimic3d
 from mimic3d_platform import local, storage, tracking

@@ -11,8 +11,8 @@ import torch
 import yaml
 from test_training import MeanAbsolute, labels
 
-from mimic3d.checkpoints.folder import config_from_yaml, save_generator
-from mimic3d.config import override
+from mimic3d.checkpoints.generator_folder import save_generator
+from mimic3d.config import config_from_yaml, override
 from mimic3d.networks.generator import build_generator
 from mimic3d.training.trainer import Trainer
 from mimic3d_platform.errors import UserError

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from mimic3d.checkpoints.folder import config_from_yaml
+from mimic3d.config import config_from_yaml
 from mimic3d_command import error_of, mimic3d, start_mimic3d
 from mimic3d_platform import local, storage, tracking
 from mimic3d_platform.settings import DEFAULT_RUNS_URI

@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from mimic3d.checkpoints.folder import config_from_yaml
+from mimic3d.config import config_from_yaml
 from mimic3d_command import mimic3d, start_mimic3d
 from mimic3d_platform import local, storage
 from mimic3d_platform.settings import DEFAULT_RUNS_URI

@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import save_file
 from test_perceptual import random_vgg16
 
-from mimic3d.checkpoints.folder import load_generator
+from mimic3d.checkpoints.generator_folder import load_generator
 from mimic3d.config import override
 from mimic3d.config.recipes import get_recipe
 from mimic3d.training.local import LocalShards

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 import trimesh
 from trimesh import Trimesh
 
-from mimic3d.export.surface import NoSurface, slab_surface
+from mimic3d.export.marching_cubes import NoSurface, slab_surface
 
 ROOT = Path(__file__).parents[2]
 

@@ -1,4 +1,4 @@
-"""Feature extractors on which Fréchet and kernel distances are measured; metrics bear their names."""
+"""Feature extractors for Fréchet and kernel distances; the names of the metrics contain theirs."""
 
 from __future__ import annotations
 
@@ -12,9 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
-# ImageNet's statistics of RGB in [0, 1], to which torchvision's classifiers are trained.
-IMAGENET_MEAN = (0.485, 0.456, 0.406)
-IMAGENET_STD = (0.229, 0.224, 0.225)
+from mimic3d.features import imagenet
 
 
 class FeatureExtractor(nn.Module, ABC):
@@ -61,8 +59,8 @@ class MobileNetV2Features(FeatureExtractor):
             self.features.load_state_dict(own, assign=True)
         except RuntimeError as error:
             raise ValueError(f"these are not the weights of MobileNetV2: {_one_line(error)}") from None
-        self.register_buffer("mean", torch.tensor(IMAGENET_MEAN).view(1, 3, 1, 1), persistent=False)
-        self.register_buffer("std", torch.tensor(IMAGENET_STD).view(1, 3, 1, 1), persistent=False)
+        self.register_buffer("mean", torch.tensor(imagenet.MEAN).view(1, 3, 1, 1), persistent=False)
+        self.register_buffer("std", torch.tensor(imagenet.STD).view(1, 3, 1, 1), persistent=False)
         self.requires_grad_(False).eval()
         _fuse(self.features)
         self.to(memory_format=torch.channels_last)

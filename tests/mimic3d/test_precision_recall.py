@@ -5,8 +5,9 @@ import torch
 from test_evaluation import G, cameras  # noqa: F401 (fixtures)
 from torch_fidelity.metric_prc import prc_features_to_metric
 
-from mimic3d.evaluation.frechet import frechet_name, generated_images
-from mimic3d.evaluation.manifold import PrecisionRecall, precision_recall
+from mimic3d.evaluation.frechet import frechet_name
+from mimic3d.evaluation.generated import generated_images
+from mimic3d.evaluation.precision_recall import PrecisionRecall, precision_recall
 
 torch.set_num_threads(1)
 

@@ -10,13 +10,10 @@ from typing import Any
 
 import torch
 
-from mimic3d.checkpoints.folder import save_weights
+from mimic3d.checkpoints.file_names import GENERATOR_FOLDER, PROGRESS, TRAINING_STATE
+from mimic3d.checkpoints.generator_folder import save_weights
 from mimic3d.config import Config, fingerprint
 from mimic3d.training.trainer import Trainer
-
-STATE = "state.pt"
-PROGRESS = "progress.json"
-GENERATOR = "generator"
 
 
 @dataclass
@@ -47,10 +44,10 @@ class Snapshot:
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         try:
-            torch.save(self.state, folder / STATE)
+            torch.save(self.state, folder / TRAINING_STATE)
         except RuntimeError as error:  # PyTorch's zip writer hides a full disk behind its own error.
-            raise OSError(f"cannot write {folder / STATE}: {str(error).splitlines()[0]}") from error
-        save_weights(folder / GENERATOR, self.state["ema"], self.config)
+            raise OSError(f"cannot write {folder / TRAINING_STATE}: {str(error).splitlines()[0]}") from error
+        save_weights(folder / GENERATOR_FOLDER, self.state["ema"], self.config)
         values = asdict(self.progress) | {"config": fingerprint(self.config)}
         (folder / PROGRESS).write_text(json.dumps(values, indent=1))
         return folder
@@ -88,9 +85,9 @@ def load_checkpoint(folder: str | Path, trainer: Trainer) -> Progress:
         config = values["config"]
         metrics = {int(nimg): found for nimg, found in values["metrics"].items()}
         progress = Progress(values["nimg"], metrics, values["seconds"])
-        state = torch.load(folder / STATE, map_location="cpu", weights_only=True)
+        state = torch.load(folder / TRAINING_STATE, map_location="cpu", weights_only=True)
         if not isinstance(state, dict):
-            raise TypeError(f"{STATE} holds no state of a training")
+            raise TypeError(f"{TRAINING_STATE} holds no state of a training")
     except (*damaged, AttributeError) as error:
         raise _damaged(folder, error) from None
     if config != fingerprint(trainer.config):

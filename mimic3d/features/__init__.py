@@ -1,0 +1,1 @@
+"""Fixed feature networks: pooled feature vectors for metrics, feature maps for perceptual distances."""
