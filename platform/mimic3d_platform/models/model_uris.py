@@ -78,10 +78,10 @@ def load_generator(uri: str) -> tuple[Generator, Config]:
 def _load(folder: Path, uri: str) -> tuple[Generator, Config]:
     import torch
 
-    from mimic3d.checkpoints import folder as generator_files
+    from mimic3d.checkpoints.generator_folder import load_generator
 
     try:
-        generator, config = generator_files.load_generator(generator_folder(folder))
+        generator, config = load_generator(generator_folder(folder))
     except ValueError as error:
         raise UserError(str(error).replace(str(folder), uri)) from error
     return generator.to("cuda" if torch.cuda.is_available() else "cpu"), config
