@@ -26,7 +26,8 @@ from torch import nn
 
 from mimic3d.config import Config, override
 from mimic3d.config.recipes import get_recipe
-from mimic3d.evaluation.frechet import FeatureStatistics, frechet_of_generator
+from mimic3d.evaluation.frechet import FeatureStatistics
+from mimic3d.evaluation.generated import frechet_of_generator
 from mimic3d.export.grid import render_grid
 from mimic3d.export.latents import latents_of_seeds
 from mimic3d.export.orbits import turntable

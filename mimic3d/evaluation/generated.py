@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor
 
-from mimic3d.evaluation.frechet import FeatureStatistics
+from mimic3d.evaluation.frechet import FeatureStatistics, covariance_root, frechet_distance, frechet_name
 from mimic3d.features.pooled import FeatureExtractor
 from mimic3d.networks.generator import DEFAULT_MAX_POINTS, Generator
 from mimic3d.randomness import counter_generator
@@ -68,3 +68,27 @@ def generated_statistics(
             statistics = result.setdefault(branch, FeatureStatistics.empty(extractor.dim))
             statistics.add(extractor(images.to(next(extractor.buffers()).device)))
     return result
+
+
+def frechet_of_generator(
+    G: Generator,
+    extractor: FeatureExtractor,
+    cameras: Tensor,
+    reals: FeatureStatistics,
+    count: int,
+    **options: object,
+) -> dict[str, float]:
+    """The Fréchet distance of each branch from all reals, under the names of `frechet_name`.
+
+    Args:
+        cameras: (M, 25), all labels of the data set.
+        reals: features of every real image.
+        count: images to generate (50 000 in publications).
+        options: of `generated_images`.
+    """
+    generated = generated_statistics(G, extractor, cameras, range(count), **options)
+    root = covariance_root(reals)
+    return {
+        frechet_name(extractor.name, branch): frechet_distance(reals, statistics, root)
+        for branch, statistics in generated.items()
+    }

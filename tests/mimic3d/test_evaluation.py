@@ -17,7 +17,7 @@ from mimic3d.evaluation.frechet import (
     kernel_distance,
     kernel_name,
 )
-from mimic3d.evaluation.generated import generated_images, generated_statistics
+from mimic3d.evaluation.generated import frechet_of_generator, generated_images
 from mimic3d.evaluation.texture import spatiotemporal_texture, stack_row
 from mimic3d.export.orbits import orbit
 from mimic3d.features.pooled import FeatureExtractor, InceptionFeatures, MobileNetV2Features
@@ -298,15 +298,14 @@ def test_generated_images_do_not_depend_on_batches_or_workers(G, cameras):
     assert not torch.equal(other["3d"], whole[0]["3d"][:1])
 
 
-def test_a_branch_has_no_distance_from_its_own_images(G, cameras):
+def test_frechet_of_generator_names_each_branch_and_is_zero_for_its_own_images(G, cameras):
     extractor = MeanColour()
     own = [part["3d"] for part in generated_images(G, cameras, range(6), seed=1, batch=4)]
     reals = FeatureStatistics.of([extractor(images) for images in own], extractor.dim)
-    generated = generated_statistics(G, extractor, cameras, range(6), seed=1, batch=4)
-    found = {branch: frechet_distance(reals, part) for branch, part in generated.items()}
-    assert set(found) == {"2d", "3d"}
-    assert found["3d"] == pytest.approx(0, abs=1e-9)
-    assert found["2d"] > 1e-6
+    found = frechet_of_generator(G, extractor, cameras, reals, 6, seed=1, batch=4)
+    assert set(found) == {"fd_meancolour/2d", "fd_meancolour/3d"}
+    assert found["fd_meancolour/3d"] == pytest.approx(0, abs=1e-9)
+    assert found["fd_meancolour/2d"] > 1e-6
 
 
 @pytest.mark.parametrize("branch", ["2d", "3d"])
