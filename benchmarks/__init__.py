@@ -1,0 +1,1 @@
+"""What `make bench-…` runs: measurements whose figures are in the docs."""

@@ -1,63 +1,45 @@
-"""Making up for views that are rare in the data (the supplement's open question of profile views)."""
+"""Camera balancing: rare views count more in training (the supplement's open question of profile views)."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
 
-from mimic3d.cameras import yaw_pitch_radius
 from mimic3d.config import Config
-
-BIN_DEGREES = 10.0
-
-
-def rarity(label_pool: Tensor, pivot: Tensor | None = None) -> Tensor:
-    """How rare each camera's direction is: the mean count of the cameras' bins over the count of its own.
-
-    Directions are binned by yaw and pitch around `pivot`, 10 degrees a bin.
-
-    Args:
-        label_pool: (L, 25).
-    Returns:
-        (L,) float64; 1 for all where every bin that is seen is seen equally often.
-    """
-    yaw, pitch, _ = yaw_pitch_radius(label_pool, pivot)
-    degrees = torch.stack([yaw, pitch], dim=1).rad2deg()
-    _, bins, counts = torch.unique(
-        (degrees / BIN_DEGREES).floor(), dim=0, return_inverse=True, return_counts=True
-    )
-    frequency = counts[bins].to(torch.float64)
-    return frequency.mean() / frequency
+from mimic3d.training.camera_rarity import camera_rarity
 
 
 class CameraBalance:
-    """Weights of the data set's cameras for `data.camera_balance`, for generated and real images alike.
+    """The weights of a data set's rows by `data.camera_balance`, for generated and for real images.
 
-    A camera counts in proportion to its weight to the power of the balance. Generated images are drawn that
-    often; a real image, which comes once an epoch, counts that much in the discriminators' losses.
+    A row's weight is its rarity to the power of `data.camera_balance`, scaled to a mean of 1. The rarity is
+    the data set's column `weight`; a set without one is treated as if `mimic3d data ingest --balance` had
+    written it, by `camera_rarity`. Cameras of generated images are drawn with a probability proportional to
+    the weights; the discriminators' losses of a real image, which comes once an epoch, are multiplied by it.
     """
 
     def __init__(self, config: Config) -> None:
         self.strength = config.data.camera_balance
-        self.pivot = torch.tensor(config.camera.pivot)
         self._seen: tuple[Tensor, Tensor | None] | None = None
         self._weights = torch.empty(0)
         self._by_camera: dict[bytes, float] = {}
 
     def of_pool(self, label_pool: Tensor, label_weights: Tensor | None) -> Tensor | None:
-        """(L,), 1 on average, or None where nothing is to be made up for.
+        """(L,) weights with a mean of 1, or None where `data.camera_balance` is 0.
 
         Args:
             label_pool: (L, 25), all cameras of the data set.
-            label_weights: (L,), as the data set gives them; from the cameras' `rarity` when None.
+            label_weights: (L,), the data set's column `weight`; `camera_rarity` of the pool when None.
         Raises:
             ValueError: weights that are negative, not finite, all zero or not as many as the cameras.
         """
         if self.strength == 0:
             return None
         if self._seen is None or self._seen[0] is not label_pool or self._seen[1] is not label_weights:
-            weights = rarity(label_pool, self.pivot) if label_weights is None else label_weights
-            weights = weights.to(torch.float64)
+            rarity = label_weights
+            if rarity is None:
+                rarity = torch.from_numpy(camera_rarity(label_pool.cpu().numpy()))
+            weights = rarity.to(torch.float64)
             if len(weights) != len(label_pool) or not (weights.isfinite() & (weights >= 0)).all():
                 raise ValueError("the data set's weights must be finite and 0 or more, one for each image")
             if not weights.any():

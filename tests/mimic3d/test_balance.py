@@ -1,4 +1,4 @@
-"""Rare views: how often they are drawn, and how much real images of them count."""
+"""Camera balancing: how often rare views are sampled, and how much real images of them count."""
 
 import pytest
 import torch
@@ -7,7 +7,8 @@ from test_training import CONFIG, MeanAbsolute, batch_at, labels
 from mimic3d.cameras import look_at, on_sphere
 from mimic3d.config import override
 from mimic3d.losses.adversarial import discriminator_loss
-from mimic3d.training.balance import CameraBalance, rarity
+from mimic3d.training.balance import CameraBalance
+from mimic3d.training.camera_rarity import camera_rarity
 from mimic3d.training.sampling import Sampler
 from mimic3d.training.trainer import Trainer
 
@@ -26,12 +27,6 @@ def share_of_sides(cameras: torch.Tensor) -> float:
     return float((cameras[:, 3].abs() > 1).double().mean())
 
 
-def test_rarity_is_by_direction() -> None:
-    found = rarity(faces())
-    assert found[0] == pytest.approx(82 / 90) and found[-1] == pytest.approx(82 / 10)
-    assert (rarity(faces()[:90]) == 1).all()
-
-
 @pytest.mark.parametrize(("balance", "share"), [(0, 0.1), (0.5, 0.25), (1, 0.5)])
 def test_generated_cameras_are_drawn_as_balanced_as_asked(balance: float, share: float) -> None:
     config = override(FULL, {"data.camera_balance": balance, "schedule.batch": 4})
@@ -43,7 +38,16 @@ def test_generated_cameras_are_drawn_as_balanced_as_asked(balance: float, share:
     assert share_of_sides(torch.cat(cameras)) == pytest.approx(share, abs=0.03)
 
 
-def test_the_data_sets_own_weights_come_first() -> None:
+def test_a_set_without_weights_is_trained_on_as_if_ingestion_had_added_them() -> None:
+    pool = faces()
+    stored = torch.from_numpy(camera_rarity(pool.numpy())).to(torch.float32)
+    for balance in (0.5, 1):
+        config = override(FULL, {"data.camera_balance": balance})
+        computed, read = (CameraBalance(config).of_pool(pool, weights) for weights in (None, stored))
+        assert torch.allclose(computed, read)
+
+
+def test_a_data_set_may_bring_weights_of_its_own() -> None:
     own = torch.cat([torch.zeros(90), torch.ones(10)])
     weights = CameraBalance(FULL).of_pool(faces(), own)
     assert weights.mean() == pytest.approx(1) and not weights[:90].any()

@@ -1,4 +1,4 @@
-"""A data set as a zip that EG3D's tools read: images as stored, and a `dataset.json` of their cameras."""
+"""Exporting a data set as a zip that EG3D's tools read: the images and a `dataset.json` of their cameras."""
 
 from __future__ import annotations
 
@@ -6,24 +6,22 @@ import json
 import tempfile
 import zipfile
 from collections.abc import Callable
-from typing import IO, TYPE_CHECKING
+from typing import IO
 
 import numpy as np
+import pyarrow as pa
 
 from mimic3d_platform import storage
 from mimic3d_platform.data.format.camera_labels import shortest_decimals
-from mimic3d_platform.data.format.dataset import open_dataset, require
-from mimic3d_platform.data.format.read_shards import row_batches
-from mimic3d_platform.data.ingest.image_edits import suffix_of
+from mimic3d_platform.data.format.dataset import check_trainable, open_dataset
+from mimic3d_platform.data.format.image_files import suffix_of
+from mimic3d_platform.data.format.read_shards import row_groups
+from mimic3d_platform.data.ingest.eg3d import LISTING
 from mimic3d_platform.data.ingest.source_files import check_name
 from mimic3d_platform.errors import UserError
 from mimic3d_platform.storage.whole_file import whole_file
 
-if TYPE_CHECKING:
-    import pyarrow
-
-LISTING = "dataset.json"
-# One time for all, so that equal sets make equal zips.
+# One time for all files, so that equal data sets give equal zips.
 _TIME = (1980, 1, 1, 0, 0, 0)
 
 
@@ -34,23 +32,27 @@ def export_dataset(
     overwrite: bool = False,
     on_progress: Callable[[int, int], None] | None = None,
 ) -> int:
-    """Writes the data set at `uri` as an uncompressed zip, a shard in memory at a time.
+    """Writes the data set at `uri` as an uncompressed zip, with one shard in memory at a time.
 
-    Images are the bytes that are stored. What came from such a zip gets its names and numbers back; rows
-    without a name are called `00000/img00000000.png` and so on.
+    Images are written byte for byte. A set that was ingested from such a zip gets its names and label numbers
+    back; rows without a name are called `00000/img00000000.png` and so on.
 
+    Args:
+        dest_uri: path or URI of the zip.
+        overwrite: replace an existing file.
+        on_progress: called with the images written and all images.
     Returns:
         the number of images.
     Raises:
-        UserError: as `open_dataset`; the set has no cameras, two rows bear one name, a shard is damaged, or
-            `dest_uri` is no .zip, is there already, or cannot be written.
+        UserError: as `open_dataset`; the set has no cameras, two rows have the same name, a shard is damaged,
+            or `dest_uri` does not end in .zip, exists already, or cannot be written.
     """
     if not dest_uri.lower().endswith(".zip"):
-        raise UserError(f"{dest_uri} is no name of a zip: let it end in .zip")
+        raise UserError(f"{dest_uri} is not the name of a zip: give one that ends in .zip")
     manifest = open_dataset(uri)
-    require(manifest, where=uri)
+    check_trainable(manifest, where=uri)
     if storage.exists(dest_uri) and not overwrite:
-        raise UserError(f"{dest_uri} is there already: give another name, or say --overwrite")
+        raise UserError(f"{dest_uri} exists already: give another name, or use --overwrite")
     columns = [name for name in ("image", "camera", "name", "label") if name in manifest.columns]
     seen: set[str] = set()
     done = 0
@@ -60,15 +62,15 @@ def export_dataset(
         zipfile.ZipFile(file, "w", zipfile.ZIP_STORED) as archive,
     ):
         for shard in manifest.shards:
-            for _, table in row_batches(uri, shard, columns):
-                numbers = _numbers(table)
+            for _, table in row_groups(uri, shard, columns):
+                numbers = _label_numbers(table)
                 names = table["name"].to_pylist() if "name" in columns else [None] * len(table)
                 for name, image, label in zip(names, table["image"], numbers, strict=True):
                     data = image.as_py()
                     name = name or f"{done // 1000:05d}/img{done:08d}{suffix_of(data)}"
                     check_name(name, uri)
                     if name in seen or name == LISTING:
-                        raise UserError(f"{uri} has two rows of the name {name}: a zip cannot hold both")
+                        raise UserError(f"{uri} has two rows with the name {name}: a zip cannot hold both")
                     seen.add(name)
                     archive.writestr(_member(name), data)
                     labels.write(("" if done == 0 else ", ") + json.dumps([name, label]))
@@ -81,12 +83,12 @@ def export_dataset(
 
 def _member(name: str) -> zipfile.ZipInfo:
     info = zipfile.ZipInfo(name, _TIME)
-    info.external_attr = 0o644 << 16  # Unpacked files can be read.
+    info.external_attr = 0o644 << 16  # Others may read the unpacked files.
     return info
 
 
-def _numbers(table: pyarrow.Table) -> list[list[float]]:
-    """The 25 numbers of each row: those of the source, or the shortest that stand for the float32."""
+def _label_numbers(table: pa.Table) -> list[list[float]]:
+    """The 25 numbers of each row: the source's, or the shortest decimals of the float32."""
     if "label" in table.column_names:
         return table["label"].to_pylist()
     cameras = table["camera"].combine_chunks().flatten().to_numpy(zero_copy_only=False)
@@ -94,6 +96,7 @@ def _numbers(table: pyarrow.Table) -> list[list[float]]:
 
 
 def _write_listing(archive: zipfile.ZipFile, labels: IO[str]) -> None:
+    """Writes `dataset.json`; `labels` is a file of its entries, so that they need not fit in memory."""
     labels.seek(0)
     with archive.open(_member(LISTING), "w", force_zip64=True) as sink:
         sink.write(b'{"labels": [')

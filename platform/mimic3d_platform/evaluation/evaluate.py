@@ -11,7 +11,7 @@ from mimic3d.config import Config, config_from_yaml, override, to_dict
 from mimic3d_platform import storage, tracking
 from mimic3d_platform.cluster import resources
 from mimic3d_platform.cluster.connect import join_ray
-from mimic3d_platform.data.format.dataset import open_dataset, require
+from mimic3d_platform.data.format.dataset import check_trainable, open_dataset
 from mimic3d_platform.errors import UserError
 from mimic3d_platform.evaluation import feature_weights
 from mimic3d_platform.models import model_uris, registry
@@ -57,7 +57,7 @@ def evaluate(
         digest = model_uris.folder_digest(model_uris.fetch(model, Path(folder)))
         config = _config_of(Path(folder), model, data_uri, images, identities)
     manifest = open_dataset(config.data.uri)
-    require(manifest, resolution=config.model.image_resolution, where=config.data.uri)
+    check_trainable(manifest, resolution=config.model.image_resolution, where=config.data.uri)
     scale = resources.plan(override(config, {"schedule.accumulate": 1}), workers)
     network = feature_weights.best_available("frechet")
     metrics = _measure(MeasureArguments(model, config, network, cache_uri), scale)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from mimic3d_platform import storage
-from mimic3d_platform.data.format.dataset import cameras_of, open_dataset
+from mimic3d_platform.data.format.dataset import open_dataset, read_cameras
 from mimic3d_platform.data.stream.row_reader import RowReader
 from mimic3d_platform.evaluation import feature_weights
 
@@ -46,13 +46,15 @@ class Evaluator:
         *,
         patience_s: float | None = None,
     ) -> None:
+        import torch
+
         from mimic3d.features.pooled import load_extractor
 
         self._output, self._rank, self._world_size = config.output, rank, world_size
         self._patience_s = patience_s
         self._uri, self._cache_bytes = config.data.uri, config.data.cache_bytes
         self.manifest = open_dataset(self._uri)
-        self.cameras = cameras_of(self._uri)
+        self.cameras = torch.from_numpy(read_cameras(self._uri))
         self._extractor = load_extractor(feature_weights.resolve(network), network).to(device)
         self._device = device
         self._reals_uri = storage.join(
@@ -100,7 +102,7 @@ class Evaluator:
         rows = np.array([row for row in mine if row < self.manifest.count])
         reader = RowReader(self._uri, self.manifest, self._cache_bytes, patience_s=self._patience_s)
         batches = np.array_split(rows, max(1, len(rows) // BATCH))
-        reals = torch.cat([self._features(reader.fetch(batch)[0]).cpu() for batch in batches])
+        reals = torch.cat([self._features(reader.read(batch)[0]).cpu() for batch in batches])
         reals = torch.cat(self._gather(reals))
         metrics: dict[str, float] = {}
         for branch, parts in drawn.items():
@@ -136,7 +138,7 @@ class Evaluator:
                 reader = RowReader(self._uri, self.manifest, self._cache_bytes, patience_s=self._patience_s)
                 rows = np.arange(self._rank, self.manifest.count, self._world_size)
                 batches = np.array_split(rows, max(1, len(rows) // BATCH))
-                features = (self._features(reader.fetch(batch)[0]) for batch in batches)
+                features = (self._features(reader.read(batch)[0]) for batch in batches)
                 self._reals = self._merge(FeatureStatistics.of(features, self._extractor.dim))
                 if self._rank == 0:
                     storage.write_bytes(uri, self._reals.to_bytes(), patience_s=patience_s)

@@ -13,7 +13,7 @@ from mimic3d.config import Config, override
 from mimic3d_platform import storage, tracking
 from mimic3d_platform.cluster import resources
 from mimic3d_platform.cluster.connect import join_ray
-from mimic3d_platform.data.format.dataset import open_dataset, require
+from mimic3d_platform.data.format.dataset import check_trainable, open_dataset
 from mimic3d_platform.errors import ClusterGoneError, UserError
 from mimic3d_platform.evaluation import feature_weights
 from mimic3d_platform.models import model_uris
@@ -95,7 +95,7 @@ def train(
     places = {"data.uri": config.data.uri, "start": config.start}
     config = override(config, {key: storage.rooted(place) for key, place in places.items()})
     manifest = open_dataset(config.data.uri)
-    require(manifest, resolution=config.model.image_resolution, where=config.data.uri)
+    check_trainable(manifest, resolution=config.model.image_resolution, where=config.data.uri)
     tracking.check_tracking()
     join_ray()
     scale = resources.plan(config, workers)

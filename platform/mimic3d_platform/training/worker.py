@@ -93,7 +93,7 @@ class _Worker:
         from mimic3d.losses.imitation import imitation_distance
         from mimic3d.training.checkpoint import Progress
         from mimic3d.training.trainer import Trainer
-        from mimic3d_platform.data.format.dataset import label_pool
+        from mimic3d_platform.data.format.dataset import read_row_weights
         from mimic3d_platform.data.stream.training_stream import TrainingStream
         from mimic3d_platform.evaluation import feature_weights
         from mimic3d_platform.evaluation.evaluator import Evaluator
@@ -145,7 +145,10 @@ class _Worker:
         )
         self.label_weights = None
         if config.data.camera_balance:
-            self.label_weights = self.retry(lambda: label_pool(config.data.uri))[1]
+            import torch
+
+            weights = self.retry(lambda: read_row_weights(config.data.uri))
+            self.label_weights = None if weights is None else torch.from_numpy(weights)
         if rank == 0:
             self.writer = CheckpointWriter(self.store, KeepPolicy.of(config), self.note_storage)
             # The workers before these are gone: what they had half written is nobody's.
@@ -275,7 +278,7 @@ class _Worker:
             self.evaluator.manifest,
             self.config.data.cache_bytes,
             patience_s=self.config.data.patience_s,
-        ).fetch(picks.numpy())
+        ).read(picks.numpy())
         views = turntable(self.config.camera, GRID_VIEWS).to(device)
         with torch.no_grad():
             w = generator.mapping(z, front(self.config.camera).to(device).expand(GRID_ROWS, -1))

@@ -12,7 +12,7 @@ from pathlib import Path
 from mimic3d_platform import storage, tracking
 from mimic3d_platform.cluster.connect import join_ray
 from mimic3d_platform.console import Console
-from mimic3d_platform.data.format.dataset import open_dataset, require
+from mimic3d_platform.data.format.dataset import check_trainable, open_dataset
 from mimic3d_platform.errors import UserError
 from mimic3d_platform.evaluation import feature_weights
 from mimic3d_platform.settings import DEFAULT_RUNS_URI
@@ -56,7 +56,7 @@ def run_sweep(
     runs_uri = runs_uri or DEFAULT_RUNS_URI
     runs.check_name(stage1.run_of(runs.check_name(name)))  # The longest of the names that follow.
     manifest = open_dataset(sweep.base.data.uri)
-    require(manifest, resolution=sweep.base.model.image_resolution, where=sweep.base.data.uri)
+    check_trainable(manifest, resolution=sweep.base.model.image_resolution, where=sweep.base.data.uri)
     tracking.check_tracking()
     join_ray()
     at_once, start_uri = _at_once(sweep), stage1.find(sweep)

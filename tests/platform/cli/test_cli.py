@@ -15,8 +15,8 @@ from mimic3d.config.recipes import get_recipe
 from mimic3d.networks.generator import build_generator
 from mimic3d_command import error_of, mimic3d
 from mimic3d_platform import local, storage
+from mimic3d_platform.data.format.dataset_writer import DatasetWriter
 from mimic3d_platform.data.format.manifest import MANIFEST
-from mimic3d_platform.data.format.write_shards import DatasetWriter
 from mimic3d_platform.data.render.render_dataset import render_dataset
 from mimic3d_platform.settings import DEFAULT_RUNS_URI
 from mimic3d_platform.training import runs

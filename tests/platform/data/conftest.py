@@ -8,8 +8,8 @@ import pytest
 import trimesh
 from data_samples import MTL, OBJ, camera_of, picture, png
 
+from mimic3d_platform.data.format.dataset_writer import DatasetWriter
 from mimic3d_platform.data.format.manifest import COLUMNS, Manifest
-from mimic3d_platform.data.format.write_shards import DatasetWriter
 
 
 @pytest.fixture

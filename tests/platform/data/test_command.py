@@ -40,7 +40,7 @@ def test_in_looked_at_checked_and_out_again(scene: Scene, tmp_path: Path) -> Non
     assert "120 images and their cameras are as they should be" in done("data", "verify", uri, "--local")
     assert "120 images and dataset.json" in done("data", "export", uri, zip_again)
 
-    assert "is there already" in error_of(mimic3d("data", "export", uri, zip_again))
+    assert "exists already" in error_of(mimic3d("data", "export", uri, zip_again))
     assert "give `square`" in error_of(mimic3d("data", "ingest", source, tmp_path / "x", "--crop", "round"))
     shard = uri / open_dataset(str(uri)).shards[0].path
     shard.write_bytes(shard.read_bytes()[:-1])

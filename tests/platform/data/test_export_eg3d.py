@@ -16,7 +16,7 @@ from posed_scene import Scene, dataset_json, eg3d_files, posed_scene, write_zip
 
 from mimic3d_platform import storage
 from mimic3d_platform.data.export_eg3d import export_dataset
-from mimic3d_platform.data.format.write_shards import DatasetWriter
+from mimic3d_platform.data.format.dataset_writer import DatasetWriter
 from mimic3d_platform.data.ingest.ingest_dataset import ingest_dataset
 from mimic3d_platform.data.render.meshes import load_folder
 from mimic3d_platform.errors import UserError
@@ -95,16 +95,16 @@ def test_a_set_that_never_was_a_zip_becomes_one_that_eg3d_reads(tmp_path: Path, 
 def test_what_cannot_be_exported(tmp_path: Path, write_set) -> None:
     uri = str(tmp_path / "set")
     write_set(uri, 5)
-    with pytest.raises(UserError, match=r"out\.tar is no name of a zip"):
+    with pytest.raises(UserError, match=r"out\.tar is not the name of a zip"):
         export_dataset(uri, str(tmp_path / "out.tar"))
     (tmp_path / "out.zip").write_bytes(b"precious")
-    with pytest.raises(UserError, match=r"out\.zip is there already"):
+    with pytest.raises(UserError, match=r"out\.zip exists already"):
         export_dataset(uri, str(tmp_path / "out.zip"))
     write_set(tmp_path / "blind", 5, columns=("image", "identity"))
     with pytest.raises(UserError, match="has no cameras"):
         export_dataset(str(tmp_path / "blind"), str(tmp_path / "b.zip"))
     row = {"image": b"\x89PNG", "camera": np.zeros(25, np.float32)}
-    for names, says in ((("a.png", "a.png"), "two rows of the name a.png"), (("../a.png",), "leads out")):
+    for names, says in ((("a.png", "a.png"), "two rows with the name a.png"), (("../a.png",), "leads out")):
         writer = DatasetWriter(uri, 2, {}, columns=("image", "camera", "name"), overwrite=True)
         for name in names:
             writer.write(row | {"name": name})

@@ -7,7 +7,7 @@ from data_samples import camera_of, png
 from mimic3d.config import override
 from mimic3d.config.recipes import get_recipe
 from mimic3d.networks.generator import build_generator
-from mimic3d_platform.data.format.write_shards import DatasetWriter
+from mimic3d_platform.data.format.dataset_writer import DatasetWriter
 from mimic3d_platform.evaluation import feature_weights
 from mimic3d_platform.evaluation.evaluator import Evaluator
 

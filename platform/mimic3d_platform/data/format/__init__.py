@@ -1,1 +1,1 @@
-"""The data set's format: Parquet shards and their manifest."""
+"""The format of a data set: Parquet shards, their manifest, camera labels and image files."""

@@ -1,34 +1,31 @@
-"""Opening a data set: its manifest, whether it is fit for training, and its cameras."""
+"""Opening a data set: its manifest, whether training can use it, its cameras and row weights."""
 
 from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
-from typing import TYPE_CHECKING
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 
 from mimic3d_platform import storage
-from mimic3d_platform.data.format.fetching import camera_array
 from mimic3d_platform.data.format.manifest import MANIFEST, Manifest
+from mimic3d_platform.data.format.read_shards import camera_array
 from mimic3d_platform.errors import UserError
 
-if TYPE_CHECKING:
-    import pyarrow
-    import torch
-
-_AT_ONCE = 8
+_PARALLEL_READS = 8
 
 
 def open_dataset(uri: str) -> Manifest:
     """The manifest of the data set at `uri`.
 
     Raises:
-        UserError: nothing is there, the set is empty or half-written, its manifest is damaged or of another
-            version, or storage is out of reach.
+        UserError: there is no data set, it is empty or half-written, its manifest is damaged or of another
+            version, or storage cannot be reached.
     """
-    seal = storage.join(uri, MANIFEST)
-    if storage.exists(seal):
-        manifest = Manifest.from_json(storage.read_bytes(seal), uri)
+    place = storage.join(uri, MANIFEST)
+    if storage.exists(place):
+        manifest = Manifest.from_json(storage.read_bytes(place), uri)
         if manifest.count == 0:
             raise UserError(f"the data set {uri} is empty: write it again with some images")
         return manifest
@@ -37,15 +34,22 @@ def open_dataset(uri: str) -> Manifest:
             f"the data set {uri} is half-written (no {MANIFEST}): run the command that writes it again"
         )
     if storage.exists(uri):
-        raise UserError(f"{uri} is empty or no data set (no {MANIFEST}): make one with `mimic3d data render`")
-    raise UserError(f"there is no data set at {uri}: check the URI, or make one with `mimic3d data render`")
+        raise UserError(
+            f"{uri} is empty or not a data set (no {MANIFEST}): make one with `mimic3d data ingest`"
+        )
+    raise UserError(f"there is no data set at {uri}: check the URI, or make one with `mimic3d data ingest`")
 
 
-def require(manifest: Manifest, *, resolution: int | None = None, where: str = "the data set") -> None:
-    """Checks that a set is fit for training.
+def check_trainable(
+    manifest: Manifest, *, resolution: int | None = None, where: str = "the data set"
+) -> None:
+    """Checks that training can use a data set.
 
+    Args:
+        resolution: of the images that the config wants; any when None.
+        where: the data set's URI, for error messages.
     Raises:
-        UserError: it has no cameras, or its images are not of `resolution`.
+        UserError: the set has no cameras, or images of another resolution.
     """
     if "camera" not in manifest.columns:
         raise UserError(f"{where} has no cameras, and training needs one for each image: add a camera column")
@@ -56,49 +60,46 @@ def require(manifest: Manifest, *, resolution: int | None = None, where: str = "
         )
 
 
-def cameras_of(uri: str) -> torch.Tensor:
-    """(n, 25) float32: the cameras of all rows, in the set's order.
+def read_cameras(uri: str) -> np.ndarray:
+    """(n, 25) float32: the camera labels of all rows, in the data set's order.
 
     Raises:
         UserError: as `open_dataset`; or the set has no cameras.
     """
-    return label_pool(uri)[0]
-
-
-def label_pool(uri: str) -> tuple[torch.Tensor, torch.Tensor | None]:
-    """The cameras of all rows, in the set's order, and how much each weighs in camera balancing.
-
-    Only these columns are read, by ranges.
-
-    Returns:
-        (n, 25) float32; and (n,) float32, the set's column `weight`, or None if it has none.
-    Raises:
-        UserError: as `open_dataset`; the set has no cameras, or a weight is not a number of 0 or more.
-    """
-    import pyarrow as pa
-    import torch
-
     manifest = open_dataset(uri)
-    require(manifest, where=uri)
-    columns = [name for name in ("camera", "weight") if name in manifest.columns]
-    places = [storage.join(uri, shard.path) for shard in manifest.shards]
-    with ThreadPoolExecutor(_AT_ONCE) as pool:
-        tables = list(pool.map(lambda place: _columns(place, columns), places))
-    cameras = torch.from_numpy(np.concatenate([camera_array(table) for table in tables]))
-    if "weight" not in columns:
-        return cameras, None
-    weights = pa.concat_tables([table.select(["weight"]) for table in tables])["weight"].to_numpy()
-    if not (np.isfinite(weights).all() and (weights >= 0).all() and weights.sum() > 0):
-        raise UserError(f"{uri} has weights that are no weights (less than 0, not finite, or all 0)")
-    return cameras, torch.from_numpy(weights.astype(np.float32))
+    check_trainable(manifest, where=uri)
+    return np.concatenate([camera_array(table) for table in _read_column(uri, manifest, "camera")])
 
 
-def _columns(place: str, columns: list[str]) -> pyarrow.Table:
-    import pyarrow.parquet as pq
+def read_row_weights(uri: str) -> np.ndarray | None:
+    """(n,) float32: the column `weight` of all rows, in the data set's order; None if it has none.
 
-    def read() -> pyarrow.Table:
+    Raises:
+        UserError: as `open_dataset`; or a weight is negative or not finite, or all are 0.
+    """
+    manifest = open_dataset(uri)
+    if "weight" not in manifest.columns:
+        return None
+    weights = pa.concat_tables(_read_column(uri, manifest, "weight"))["weight"].to_numpy()
+    wrong = np.flatnonzero(~np.isfinite(weights) | (weights < 0))
+    if len(wrong):
+        raise UserError(
+            f"weights of {uri} must be numbers of 0 or more; row {wrong[0]} has {weights[wrong[0]]:g}: "
+            "write the set again with other weights"
+        )
+    if not weights.any():
+        raise UserError(f"all weights of {uri} are 0: write the set again with other weights")
+    return weights.astype(np.float32)
+
+
+def _read_column(uri: str, manifest: Manifest, column: str) -> list[pa.Table]:
+    """One column of every shard, read by ranges, without the images."""
+
+    def read(place: str) -> pa.Table:
         files, path = storage.filesystem(place)
         with files.open_input_file(path) as stream:
-            return pq.ParquetFile(stream).read(columns=columns)
+            return pq.ParquetFile(stream).read(columns=[column])
 
-    return storage.access(place, "read", read)
+    places = [storage.join(uri, shard.path) for shard in manifest.shards]
+    with ThreadPoolExecutor(_PARALLEL_READS) as pool:
+        return list(pool.map(lambda place: storage.access(place, "read", lambda: read(place)), places))

@@ -1,37 +1,25 @@
-"""The card of a data set: a README that people read beside the data."""
+"""The card of a data set: a README that people, and Hugging Face, read beside the data."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
 
 from mimic3d_platform.data.format.manifest import Manifest
-from mimic3d_platform.data.render.meshes import Mesh
+
+# Tells Hugging Face which files to load.
+_CONFIGURATION = (
+    "---",
+    "configs:",
+    "- config_name: default",
+    '  data_files: "part-*.parquet"',
+    "---",
+)
 
 
-def model_records(meshes: Iterable[Mesh]) -> list[dict[str, str]]:
-    """Who made what under which terms, for a manifest's provenance."""
-    return [
-        {
-            "identifier": mesh.identifier,
-            "name": mesh.name,
-            "author": mesh.author,
-            "licence": mesh.licence,
-            "source": mesh.source,
-        }
-        for mesh in meshes
-    ]
-
-
-def card(manifest: Manifest) -> str:
-    """Markdown: what the set holds, how it was made, and whose models are in it."""
+def dataset_card(manifest: Manifest) -> str:
+    """Markdown: what the data set holds, how it was made, whose models it shows, its licences."""
     lines = [
-        # What Hugging Face reads before a folder of Parquet.
-        "---",
-        "configs:",
-        "- config_name: default",
-        '  data_files: "part-*.parquet"',
-        "---",
+        *_CONFIGURATION,
         "",
         f"# A mimic3d data set: {manifest.count} images of {manifest.identities} identities",
         "",
@@ -42,9 +30,10 @@ def card(manifest: Manifest) -> str:
     for name, (low, high) in sorted(manifest.cameras.items()):
         unit, scale = ("°", 180 / math.pi) if name in ("yaw", "pitch") else ("", 1.0)
         lines.append(f"- Camera {name}: {low * scale:.4g}{unit} to {high * scale:.4g}{unit}")
-    made = {key: value for key, value in manifest.provenance.items() if key != "models"}
-    if made:
-        lines += ["", "## How it was made", ""] + [f"- {key}: {value}" for key, value in sorted(made.items())]
+    steps = {key: value for key, value in manifest.provenance.items() if key != "models"}
+    if steps:
+        lines += ["", "## How it was made", ""]
+        lines += [f"- {key}: {value}" for key, value in sorted(steps.items())]
     models = manifest.provenance.get("models", [])
     if models:
         lines += ["", "## The models", "", "Recoloured and scaled; the shapes are their authors'.", ""]

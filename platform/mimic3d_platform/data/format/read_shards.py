@@ -1,42 +1,69 @@
-"""Shards read whole, checked against the manifest, and gone through once, a row group at a time."""
+"""Reading shards: whole files verified against the manifest, their row groups, their camera labels."""
 
 from __future__ import annotations
 
+import hashlib
+import logging
+import time
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 
 from mimic3d_platform import storage
-from mimic3d_platform.data.format.fetching import verified_bytes
-from mimic3d_platform.data.format.manifest import AGAIN, Shard
+from mimic3d_platform.data.format.manifest import CAMERA_SIZE, REWRITE, Shard
 from mimic3d_platform.errors import UserError
 
-if TYPE_CHECKING:
-    import pyarrow
-    import pyarrow.parquet
+log = logging.getLogger(__name__)
+
+# Bytes may be corrupted in transfer; a file that is corrupt three times in a row is corrupt in storage.
+_TRANSFERS = 3
 
 
-def open_shard(uri: str, shard: Shard) -> pyarrow.parquet.ParquetFile:
-    """A shard of the set at `uri`, in memory.
+def verified_bytes(place: str, shard: Shard, *, patience_s: float | None = None) -> bytes:
+    """The content of a shard's file, verified against the manifest's size and SHA-256.
+
+    Args:
+        place: the URI of the file.
+        patience_s: how long transient errors are retried; the settings' patience when None.
+    Raises:
+        UserError: the file is missing or does not match the manifest, or storage cannot be reached for
+            longer than the patience.
+    """
+    for attempt in range(_TRANSFERS):
+        time.sleep(attempt * 0.2)
+        data = storage.read_bytes(place, patience_s=patience_s)
+        if len(data) != shard.bytes:
+            problem = f"has {len(data)} bytes and the manifest says {shard.bytes}"
+        elif hashlib.sha256(data).hexdigest() != shard.sha256:
+            problem = "is not the file that the manifest describes (SHA-256 differs)"
+        else:
+            return data
+        log.warning("%s %s, in transfer %d of %d", place, problem, attempt + 1, _TRANSFERS)
+    raise UserError(f"{place} {problem}: it is damaged or was replaced; {REWRITE}")
+
+
+def open_shard(uri: str, shard: Shard) -> pq.ParquetFile:
+    """A verified shard of the data set at `uri`, held in memory.
 
     Raises:
-        UserError: it is missing, out of reach, not the file that the manifest describes, or no Parquet.
+        UserError: as `verified_bytes`; or the file is not Parquet, or has another number of rows.
     """
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
     place = storage.join(uri, shard.path)
     data = verified_bytes(place, shard)
     try:
         file = pq.ParquetFile(pa.BufferReader(data))
     except (pa.ArrowException, OSError) as error:
-        raise UserError(f"{place} is no Parquet file: {AGAIN}") from error
-    if file.metadata.num_rows != shard.rows:
-        raise UserError(f"{place} has {file.metadata.num_rows} rows, the manifest says {shard.rows}: {AGAIN}")
+        raise UserError(f"{place} is not a Parquet file: {REWRITE}") from error
+    rows = file.metadata.num_rows
+    if rows != shard.rows:
+        raise UserError(f"{place} has {rows} rows and the manifest says {shard.rows}: {REWRITE}")
     return file
 
 
-def row_batches(uri: str, shard: Shard, columns: list[str]) -> Iterator[tuple[int, pyarrow.Table]]:
-    """The shard's row groups in order, each with the number of its first row within the shard.
+def row_groups(uri: str, shard: Shard, columns: list[str]) -> Iterator[tuple[int, pa.Table]]:
+    """The shard's row groups in order, each with the index of its first row within the shard.
 
     Raises:
         UserError: as `open_shard`.
@@ -46,3 +73,15 @@ def row_batches(uri: str, shard: Shard, columns: list[str]) -> Iterator[tuple[in
         table = file.read_row_group(index, columns)
         yield first, table
         first += len(table)
+
+
+def camera_array(table: pa.Table) -> np.ndarray:
+    """(rows, 25) float32: a table's `camera` column.
+
+    It is read without `to_numpy` and `flatten`, which would load pandas and `pyarrow.compute`.
+    """
+    chunks = [
+        np.from_dlpack(chunk.values).reshape(-1, CAMERA_SIZE)[chunk.offset :][: len(chunk)]
+        for chunk in table.column("camera").chunks
+    ]
+    return np.concatenate(chunks)

@@ -1,9 +1,12 @@
-"""Writing data sets: shards of bounded size first, the manifest last.
+"""Writing the files of a data set: shards of bounded size first, the manifest last.
 
-A folder that has shards and no manifest is a half-written set, and readers say so. Where a set is replaced,
-the new shards bear names of their own and the old set stays whole until the new manifest takes the old one's
-place in one step; then the old shards go. `DatasetWriter` takes rows one by one; a parallel writer calls
-`open_layout`, then `write_shard` from its tasks, and `write_manifest` at the end.
+A folder with shards and no manifest is a half-written set, and readers say so. Where a set is replaced, the
+new shards have other names, and the old set stays complete until the new manifest replaces the old one in one
+step; then the old shards are deleted. A parallel writer calls `open_layout`, then `write_shard` in its tasks,
+and `write_manifest` at the end; `dataset_writer.DatasetWriter` does all three for rows that come one by one.
+
+A task that may run again records each shard that it wrote (`write_record`) and takes those that an earlier
+run of the same plan left (`read_record`).
 """
 
 from __future__ import annotations
@@ -17,39 +20,37 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 
 from mimic3d_platform import storage
 from mimic3d_platform.data.format.camera_labels import yaw_pitch_radius
-from mimic3d_platform.data.format.dataset_card import card
-from mimic3d_platform.data.format.manifest import (
-    CARD,
-    COLUMNS,
-    MANIFEST,
-    Manifest,
-    Shard,
-    arrow_schema,
-    fingerprint,
-    row_group_rows,
-    shard_name,
-)
+from mimic3d_platform.data.format.dataset_card import dataset_card
+from mimic3d_platform.data.format.manifest import CARD, COLUMNS, MANIFEST, Manifest, Shard, fingerprint
+from mimic3d_platform.data.format.parquet_schema import arrow_schema, row_group_rows, shard_name
 from mimic3d_platform.errors import UserError
 
 SHARD_BYTES = 64 * 2**20
 
-# A note beside a shard of a parallel writer, until the manifest says it all.
-_NOTE = ".json"
+_RECORD_SUFFIX = ".json"
 _OURS = re.compile(r"part-(?:[0-9a-f]{8}-)?\d{5,}\.parquet(?:\.json)?")
 
-
-# Columns of many bytes a row: they are compressed already, or nobody looks for their least and greatest.
+# Columns of large binary values, for which minimum and maximum are of no use.
 _LARGE = ("image", "depth", "mask")
 
+# A row: a value for each column. User columns may hold any type that Arrow names.
 Row = dict[str, Any]
 
 
 @dataclass(frozen=True)
 class ShardRecord:
-    """A written shard, with what the manifest sums up of it; `left_out` names images that were no use."""
+    """A written shard, and the part of the manifest that depends on its rows.
+
+    Attributes:
+        identities: the different objects of the rows.
+        cameras: as `Manifest.cameras`, of the rows.
+        left_out: names of images that could not be used.
+    """
 
     shard: Shard
     identities: list[str]
@@ -59,12 +60,12 @@ class ShardRecord:
 
 @dataclass(frozen=True)
 class Layout:
-    """Where and how the shards of one set are written.
+    """Where and how the shards of one data set are written.
 
     Attributes:
         resolution: R, pixels; images are R×R.
-        extras: the Arrow type's name of each column of the user's own.
-        generation: what tells the shards' names from those of the set that is there; empty where none is.
+        extras: the Arrow type's name of each of the user's own columns.
+        generation: distinguishes the shards' names from those of the set that is replaced; else empty.
     """
 
     uri: str
@@ -86,65 +87,63 @@ def open_layout(
     overwrite: bool = False,
     plan: str | None = None,
 ) -> Layout:
-    """The layout of a set to be written at `uri`; nothing that is there is touched.
+    """The layout of a data set to be written at `uri`; no existing file is changed.
 
     Args:
-        plan: a digest of all that the rows depend on: a run of the same plan that was stopped is taken up.
-            Without one the run is new.
+        plan: a digest of everything that the rows depend on. A run of the same plan resumes an interrupted
+            one; without a plan the run starts anew.
     Raises:
-        UserError: a complete set is there and `overwrite` is not set, or files that are of no set.
+        UserError: a complete data set is there and `overwrite` is not set; or other files are there.
     """
-    seal = storage.join(uri, MANIFEST)
+    manifest = storage.join(uri, MANIFEST)
     generation = ""
-    if storage.exists(seal):
+    if storage.exists(manifest):
         if not overwrite:
-            raise UserError(f"{uri} already holds a data set: give another place, or say --overwrite")
-        before = storage.read_bytes(seal)
+            raise UserError(f"{uri} already holds a data set: give another folder, or use --overwrite")
+        replaced = storage.read_bytes(manifest)
         token = secrets.token_bytes(8) if plan is None else plan.encode()
-        generation = hashlib.sha256(before + token).hexdigest()[:8]
-    elif strangers := [name for name in _names(uri) if not _OURS.fullmatch(name) and name != CARD]:
-        raise UserError(f"{uri} holds other files ({strangers[0]}) and no data set: give an empty folder")
+        generation = hashlib.sha256(replaced + token).hexdigest()[:8]
+    elif others := [name for name in _file_names(uri) if not _OURS.fullmatch(name) and name != CARD]:
+        raise UserError(f"{uri} holds other files ({others[0]}) and no data set: give an empty folder")
     storage.ensure_bucket(uri)
-    # Tasks run in folders of their own: a path from here would be another one there.
+    # Ray tasks run in working directories of their own, where a relative path is another one.
     uri = uri if storage.is_s3(uri) else str(storage.local_path(uri))
     return Layout(uri, resolution, columns, dict(extras or {}), generation)
 
 
 def write_shard(layout: Layout, index: int, rows: list[Row], left_out: Iterable[str] = ()) -> ShardRecord:
-    """Writes one Parquet shard, whole or not at all.
+    """Writes one Parquet shard; a reader sees the whole file or none.
 
     Args:
         rows: a value for each of the layout's columns; `camera` as 25 numbers.
-        left_out: names of images that should have been there too, for the record.
+        left_out: names of images that could not be used, for the record.
     """
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
     columns = layout.columns
     table = pa.Table.from_pylist(rows, schema=arrow_schema(columns, layout.extras))
     sink = pa.BufferOutputStream()
-    leaves = {_leaf(name): "none" if name in ("image", "mask") else "zstd" for name in columns}
+    compression = {_leaf(name): "none" if name in ("image", "mask") else "zstd" for name in columns}
     pq.write_table(
         table,
         sink,
         row_group_size=row_group_rows(layout.resolution),
-        compression=leaves,
+        compression=compression,
         use_dictionary=["identity"],
         write_statistics=[_leaf(name) for name in columns if name not in _LARGE],
     )
     data = sink.getvalue()
     name = shard_name(index, layout.generation)
     storage.write_bytes(storage.join(layout.uri, name), data)
-    posed = bool(rows) and "camera" in columns
+    has_cameras = bool(rows) and "camera" in columns
     return ShardRecord(
         Shard(name, len(rows), len(data), hashlib.sha256(data).hexdigest()),
         sorted({row["identity"] for row in rows}) if "identity" in columns else [],
-        camera_ranges(np.array([row["camera"] for row in rows], dtype=np.float32)) if posed else {},
+        camera_ranges(np.array([row["camera"] for row in rows], dtype=np.float32)) if has_cameras else {},
         list(left_out),
     )
 
 
 def _leaf(column: str) -> str:
+    """The name of a column's values in Parquet."""
     return f"{column}.list.element" if column in ("camera", "label") else column
 
 
@@ -156,13 +155,13 @@ def camera_ranges(cameras: np.ndarray) -> dict[str, list[float]]:
 
 
 def merge_ranges(parts: Iterable[dict[str, list[float]]]) -> dict[str, list[float]]:
-    """The ranges of all parts together."""
-    spans: dict[str, list[float]] = {}
+    """The `Manifest.cameras` of all parts together."""
+    merged: dict[str, list[float]] = {}
     for part in parts:
         for name, (low, high) in part.items():
-            before = spans.get(name, [low, high])
-            spans[name] = [min(low, before[0]), max(high, before[1])]
-    return spans
+            before = merged.get(name, [low, high])
+            merged[name] = [min(low, before[0]), max(high, before[1])]
+    return merged
 
 
 def write_manifest(
@@ -171,7 +170,7 @@ def write_manifest(
     provenance: dict[str, Any],
     licences: Iterable[str] = (),
 ) -> Manifest:
-    """Seals the set: writes the card, then the manifest, then removes what is not of this set."""
+    """Completes a data set: writes the card, then the manifest, then deletes shards of the replaced set."""
     shards = [record.shard for record in records]
     manifest = Manifest(
         resolution=layout.resolution,
@@ -185,106 +184,49 @@ def write_manifest(
         licences=sorted(set(licences)),
         row_group_rows=row_group_rows(layout.resolution),
     )
-    storage.write_bytes(storage.join(layout.uri, CARD), card(manifest).encode())
+    storage.write_bytes(storage.join(layout.uri, CARD), dataset_card(manifest).encode())
     storage.write_bytes(storage.join(layout.uri, MANIFEST), manifest.to_json())
-    sweep(layout.uri, manifest)
+    delete_stray_shards(layout.uri, manifest)
     return manifest
 
 
-def sweep(uri: str, manifest: Manifest) -> None:
-    """Removes shards that are not of the sealed set, and the notes of parallel writers; nothing else."""
+def delete_stray_shards(uri: str, manifest: Manifest) -> None:
+    """Deletes the files that `stray_shards` names, and nothing else."""
     for name in stray_shards(uri, manifest):
         storage.delete_tree(storage.join(uri, name))
 
 
 def stray_shards(uri: str, manifest: Manifest) -> list[str]:
-    """Names of shards and notes in the folder of a sealed set that are not of it."""
+    """Names of shards in the folder that the manifest does not list, and of the shards' records."""
     names = {shard.path for shard in manifest.shards}
-    return [name for name in _names(uri) if _OURS.fullmatch(name) and name not in names]
+    return [name for name in _file_names(uri) if _OURS.fullmatch(name) and name not in names]
 
 
-def _names(uri: str) -> list[str]:
+def _file_names(uri: str) -> list[str]:
     """The files below a folder, relative to it."""
-    return [found[len(storage.join(uri)) :].lstrip("/") for found in storage.list_files(uri)]
-
-
-class DatasetWriter:
-    """Writes a data set row by row, as a context manager; leaving it without an error seals the set.
-
-        with DatasetWriter(uri, 64, {"tool": "…"}) as writer:
-            writer.write({"image": png, "camera": label, "identity": "car-3", "depth": raw, "mask": png})
-
-    Raises:
-        UserError: a complete set is at `uri` (unless `overwrite`), the place cannot be written, or no row
-            came.
-    """
-
-    def __init__(
-        self,
-        uri: str,
-        resolution: int,
-        provenance: dict[str, Any],
-        *,
-        licences: Iterable[str] = (),
-        columns: tuple[str, ...] = COLUMNS,
-        extras: Mapping[str, str] | None = None,
-        shard_bytes: int = SHARD_BYTES,
-        overwrite: bool = False,
-    ) -> None:
-        self.layout = open_layout(uri, resolution, columns, extras=extras, overwrite=overwrite)
-        self._provenance, self._licences, self._limit = provenance, list(licences), shard_bytes
-        self._rows: list[Row] = []
-        self._held = 0
-        self._records: list[ShardRecord] = []
-
-    def write(self, row: Row) -> None:
-        """Takes one row; a shard goes out when its values reach `shard_bytes`."""
-        size = sum(len(value) for value in row.values() if isinstance(value, bytes))
-        if self._rows and self._held + size > self._limit:
-            self._flush()
-        self._rows.append(row)
-        self._held += size
-
-    def close(self) -> Manifest:
-        """Writes what is left, then the manifest."""
-        self._flush()
-        if not self._records:
-            raise UserError(f"nothing to write to {self.layout.uri}: the source has no image")
-        return write_manifest(self.layout, self._records, self._provenance, self._licences)
-
-    def _flush(self) -> None:
-        if self._rows:
-            self._records.append(write_shard(self.layout, len(self._records), self._rows))
-            self._rows, self._held = [], 0
-
-    def __enter__(self) -> DatasetWriter:
-        return self
-
-    def __exit__(self, kind: object, *_: object) -> None:
-        if kind is None:
-            self.close()
+    return [file[len(storage.join(uri)) :].lstrip("/") for file in storage.list_files(uri)]
 
 
 def read_record(layout: Layout, index: int, plan: str) -> ShardRecord | None:
-    """The record of a shard that an earlier run of the same `plan` left whole, else None."""
+    """The record of a shard that an earlier run of the same `plan` completed, else None."""
     place = layout.shard_uri(index)
-    note = place + _NOTE
-    if not storage.exists(note) or not storage.exists(place):
+    record_place = place + _RECORD_SUFFIX
+    if not storage.exists(record_place) or not storage.exists(place):
         return None
     try:
-        content = json.loads(storage.read_bytes(note))
-        same = content.pop("plan") == plan
+        content = json.loads(storage.read_bytes(record_place))
+        same_plan = content.pop("plan") == plan
         record = ShardRecord(**{**content, "shard": Shard(**content["shard"])})
     except (ValueError, KeyError, TypeError):
         return None
-    if not same:
+    if not same_plan:
         return None
     data = storage.read_bytes(place)
-    same = len(data) == record.shard.bytes and hashlib.sha256(data).hexdigest() == record.shard.sha256
-    return record if same else None
+    complete = len(data) == record.shard.bytes and hashlib.sha256(data).hexdigest() == record.shard.sha256
+    return record if complete else None
 
 
 def write_record(layout: Layout, record: ShardRecord, plan: str) -> None:
-    """Notes beside a shard that it is whole, and of which plan."""
-    note = storage.join(layout.uri, record.shard.path + _NOTE)
-    storage.write_bytes(note, json.dumps({"plan": plan, **asdict(record)}).encode())
+    """Records beside a shard that it is complete, and of which plan."""
+    place = storage.join(layout.uri, record.shard.path + _RECORD_SUFFIX)
+    storage.write_bytes(place, json.dumps({"plan": plan, **asdict(record)}).encode())

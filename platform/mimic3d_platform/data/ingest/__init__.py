@@ -1,1 +1,1 @@
-"""Posed images from other programs to data sets."""
+"""Data sets made of posed images that other programs wrote: EG3D, NeRF, COLMAP, tables of cameras."""

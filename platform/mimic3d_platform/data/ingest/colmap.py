@@ -1,8 +1,8 @@
-"""COLMAP's sparse models: `cameras` and `images` files, text or binary, and the images beside them.
+"""The form of COLMAP's sparse models: `cameras` and `images` files, text or binary, beside the images.
 
 COLMAP stores world-to-camera rotations as quaternions (w, x, y, z) and translations, in OpenCV's axes; the
-camera-to-world pose is the inverse. Focal lengths and principal points are in pixels, a pixel's centre at a
-half, as ours. Distorted lenses are refused: `colmap image_undistorter` makes images of undistorted ones.
+camera-to-world pose is the inverse. Focal lengths and principal points are in pixels, and pixel centres are
+at halves, as in this project. Distorted lenses are an error: `colmap image_undistorter` removes distortion.
 """
 
 from __future__ import annotations
@@ -16,15 +16,15 @@ from typing import TypeVar
 import numpy as np
 
 from mimic3d_platform.data.format.camera_labels import make_labels
-from mimic3d_platform.data.ingest.listing import Listing, find_pictures, identity_of
-from mimic3d_platform.data.ingest.source_files import Source, is_picture
+from mimic3d_platform.data.ingest.listing import Listing, identity_of, match_images, scene_name
+from mimic3d_platform.data.ingest.source_files import Source, is_image
 from mimic3d_platform.errors import UserError
 
 Parsed = TypeVar("Parsed")
 
 _FOLDERS = ("sparse/0", "sparse", "colmap/sparse/0", "")
 
-# Name and number of parameters of COLMAP's camera models, by number.
+# Name and number of parameters of each of COLMAP's camera models, in the order of their numbers.
 _MODELS = (
     ("SIMPLE_PINHOLE", 3),
     ("PINHOLE", 4),
@@ -38,7 +38,7 @@ _MODELS = (
     ("RADIAL_FISHEYE", 5),
     ("THIN_PRISM_FISHEYE", 12),
 )
-# Those that are pinholes where their last parameters are 0: how many are focal lengths.
+# Models that are pinholes if their last parameters are 0, and how many of their parameters are focal lengths.
 _FOCALS = {"SIMPLE_PINHOLE": 1, "PINHOLE": 2, "SIMPLE_RADIAL": 1, "RADIAL": 1, "OPENCV": 2}
 
 
@@ -61,7 +61,7 @@ class _Image:
 
 
 def find(source: Source) -> str | None:
-    """The images file of the model: `sparse/0/images.bin` and the like."""
+    """The name of the model's images file within the source, such as `sparse/0/images.bin`."""
     for folder in _FOLDERS:
         for suffix in (".bin", ".txt"):
             images, cameras = (posixpath.join(folder, f"{name}{suffix}") for name in ("images", "cameras"))
@@ -74,13 +74,13 @@ def read(source: Source, place: str, *, by_folder: bool | None, partial: bool) -
     """The listing of a source whose model's images file is at `place`.
 
     Raises:
-        UserError: a file is damaged, a lens is distorted or unknown, or a registered image is not there and
+        UserError: a file is damaged, a lens is distorted or unknown, or a registered image is missing and
             `partial` is not set.
     """
     folder, suffix = posixpath.dirname(place), posixpath.splitext(place)[1]
     beside = posixpath.join(folder, f"cameras{suffix}")
     if beside not in source.entries:
-        raise UserError(f"{source.uri} has {place} and no {beside}: copy the whole model")
+        raise UserError(f"{source.uri} has {place} but not {beside}: copy the whole model")
     read_cameras, read_images = (
         (_cameras_binary, _images_binary) if suffix == ".bin" else (_cameras_text, _images_text)
     )
@@ -97,19 +97,20 @@ def read(source: Source, place: str, *, by_folder: bool | None, partial: bool) -
         sizes.append((camera.width, camera.height))
         poses.append(_camera_to_world(image))
     names = [image.name for image in images]
-    pictures = "images" if any(name.startswith("images/") for name in source.entries) else ""
-    kept, entries, missing = find_pictures(source, pictures, names, place, partial)
-    known, shown = set(entries), [names[index] for index in kept]
-    scene = posixpath.splitext(posixpath.basename(source.uri.rstrip("/")))[0]
+    image_folder = "images" if any(name.startswith("images/") for name in source.entries) else ""
+    matched = match_images(source, image_folder, names, place, partial)
+    registered, kept_names = set(matched.entries), [names[index] for index in matched.kept]
+    scene = scene_name(source)
     return Listing(
         form="colmap",
-        entries=entries,
-        names=shown,
-        labels=make_labels(np.stack(poses), np.array(lenses))[kept],
-        sizes=np.array(sizes, dtype=np.int64)[kept],
-        identities=[scene if by_folder is None else identity_of(name, by_folder) for name in shown],
-        # COLMAP leaves images unregistered as a matter of course.
-        left_out=missing + [name for name in source.entries if is_picture(name) and name not in known],
+        entries=matched.entries,
+        names=kept_names,
+        labels=make_labels(np.stack(poses), np.array(lenses))[matched.kept],
+        sizes=np.array(sizes, dtype=np.int64)[matched.kept],
+        identities=[scene if by_folder is None else identity_of(name, by_folder) for name in kept_names],
+        # Images that COLMAP could not register are usual: they are no error.
+        left_out=matched.missing
+        + [name for name in source.entries if is_image(name) and name not in registered],
     )
 
 
@@ -117,16 +118,14 @@ def _parse(parser: Callable[[bytes], Parsed], source: Source, place: str) -> Par
     try:
         return parser(source.read(place))
     except (struct.error, ValueError, IndexError, KeyError, UnicodeDecodeError) as error:
-        raise UserError(
-            f"{place} of {source.uri} is damaged or no file of COLMAP's: copy it again"
-        ) from error
+        raise UserError(f"{place} of {source.uri} is damaged or not a COLMAP file: copy it again") from error
 
 
 def _lens(camera: _Camera, where: str) -> tuple[float, float, float, float]:
     """fx, fy, cx, cy in image sizes."""
     focals = _FOCALS.get(camera.model)
-    bent = [value for value in camera.parameters[(focals or 0) + 2 :] if abs(value) > 1e-9]
-    if focals is None or bent:
+    distortion = [value for value in camera.parameters[(focals or 0) + 2 :] if abs(value) > 1e-9]
+    if focals is None or distortion:
         raise UserError(
             f"{where} has a distorted lens ({camera.model}): undistort the images first, with "
             "`colmap image_undistorter`"
@@ -135,7 +134,7 @@ def _lens(camera: _Camera, where: str) -> tuple[float, float, float, float]:
     cx, cy = camera.parameters[focals : focals + 2]
     width, height = camera.width, camera.height
     if width < 1 or height < 1:
-        raise UserError(f"{where} has an image of {width}×{height}: correct it")
+        raise UserError(f"{where} has a size of {width}×{height}: correct it")
     return fx / width, fy / height, cx / width, cy / height
 
 
@@ -171,7 +170,7 @@ def _cameras_text(data: bytes) -> dict[int, _Camera]:
 
 
 def _images_text(data: bytes) -> list[_Image]:
-    """Two lines an image: pose, camera and name; then its points, which may be an empty line."""
+    """Two lines for each image: pose, camera and name; then its points, which may be an empty line."""
     images = []
     lines = iter(_lines(data))
     for line in lines:

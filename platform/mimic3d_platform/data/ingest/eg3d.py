@@ -1,7 +1,7 @@
-"""EG3D's data sets: images and a `dataset.json` of `{"labels": [[name, 25 numbers], …]}`.
+"""The form of EG3D's data sets: images and a `dataset.json` of `{"labels": [[name, 25 numbers], …]}`.
 
-FFHQ and AFHQ come as a zip with folders of a thousand images, `00000/img00000000.png`; ShapeNet with a folder
-for each object.
+FFHQ and AFHQ are zips with folders of a thousand images, `00000/img00000000.png`; ShapeNet has a folder for
+each object.
 """
 
 from __future__ import annotations
@@ -16,12 +16,12 @@ import numpy as np
 
 from mimic3d_platform.data.ingest.listing import (
     Listing,
-    find_pictures,
     identity_of,
+    match_images,
     refuse_unlabelled,
     to_label,
 )
-from mimic3d_platform.data.ingest.source_files import Source, is_picture
+from mimic3d_platform.data.ingest.source_files import Source, is_image
 from mimic3d_platform.errors import UserError
 
 LISTING = "dataset.json"
@@ -31,7 +31,7 @@ _COMMA = re.compile(r"\s*([,\]])\s*")
 
 
 def find(source: Source) -> str | None:
-    """The listing's name: at the top, or in the one folder that has one."""
+    """The name of `dataset.json` within the source: at the top, or in the only folder that has one."""
     if LISTING in source.entries:
         return LISTING
     found = [name for name in source.entries if name.endswith(f"/{LISTING}")]
@@ -49,33 +49,33 @@ def read(source: Source, place: str, *, by_folder: bool | None, partial: bool) -
     for item in _items(source, place):
         pair = isinstance(item, list) and len(item) == 2 and isinstance(item[0], str)
         if not pair:
-            raise UserError(f"{place} of {source.uri} has a label that is no [name, numbers]: correct it")
+            raise UserError(f"{place} of {source.uri} has a label that is not [name, numbers]: correct it")
         names.append(item[0])
         labels.append(to_label(item[1], f"{item[0]} in {place} of {source.uri}"))
     if not names:
         raise UserError(f"{place} of {source.uri} has no labels, and every image needs its camera: add them")
-    kept, entries, missing = find_pictures(source, folder, names, place, partial)
-    known = set(entries)
+    matched = match_images(source, folder, names, place, partial)
+    labelled = set(matched.entries)
     below = f"{folder}/" if folder else ""
-    blind = [
-        name for name in source.entries if is_picture(name) and name.startswith(below) and name not in known
+    unlabelled = [
+        name for name in source.entries if is_image(name) and name.startswith(below) and name not in labelled
     ]
     if not partial:
-        refuse_unlabelled(source, place, blind)
-    shown = [names[index] for index in kept]
+        refuse_unlabelled(source, place, unlabelled)
+    kept_names = [names[index] for index in matched.kept]
     return Listing(
         form="eg3d",
-        entries=entries,
-        names=shown,
-        labels=np.stack([labels[index] for index in kept]),
-        sizes=np.zeros((len(kept), 2), dtype=np.int64),
-        identities=[identity_of(name, by_folder) for name in shown],
-        left_out=missing + blind,
+        entries=matched.entries,
+        names=kept_names,
+        labels=np.stack([labels[index] for index in matched.kept]),
+        sizes=np.zeros((len(kept_names), 2), dtype=np.int64),
+        identities=[identity_of(name, by_folder) for name in kept_names],
+        left_out=matched.missing + unlabelled,
     )
 
 
 def _items(source: Source, place: str) -> Iterator[Any]:
-    """The labels one by one: as Python objects, those of a million images would not fit a small machine."""
+    """The labels one by one: all labels of a million images, as Python objects, would take gigabytes."""
     broken = f"{place} of {source.uri} is not JSON"
     try:
         text = source.read(place).decode()
@@ -91,7 +91,7 @@ def _items(source: Source, place: str) -> Iterator[Any]:
             yield item
             comma = _COMMA.match(text, position)
             if comma is None:
-                raise UserError(f"{broken} (it ends or breaks at character {position}): correct it")
+                raise UserError(f"{broken} (it ends or is broken at character {position}): correct it")
             if comma[1] == "]":
                 return
             position = comma.end()

@@ -1,32 +1,47 @@
-"""What a source turns out to hold: images in an order, a camera for each, and what else is known of them."""
+"""The listing of a source: its images in order, each with a camera, and what else the source says of them."""
 
 from __future__ import annotations
 
 import json
 import posixpath
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
+from mimic3d_platform.data.format.manifest import CAMERA_SIZE
 from mimic3d_platform.data.ingest.source_files import Source
 from mimic3d_platform.errors import UserError
 
 
-@dataclass
+@dataclass(frozen=True)
+class ExtraColumn:
+    """A column of the user's own.
+
+    Attributes:
+        kind: the Arrow type's name.
+        values: one for each row; None where the source has none.
+    """
+
+    kind: str
+    values: list[Any]
+
+
+@dataclass(frozen=True)
 class Listing:
     """The images of a source that have cameras.
 
     Attributes:
-        form: the source's form, a key of `sources.FORMS`.
-        entries: names of files in the source, in the order of the rows.
-        names: what the rows are called: the names that the source's own listing uses.
-        labels: (n, 25) float64 camera labels, for the images as they are.
-        sizes: (n, 2) width and height that the cameras are of, 0 where not told.
+        form: the source's form, a key of `read_listing.FORMS`.
+        entries: names of the image files in the source, in the order of the rows.
+        names: the rows' names: as the source's own listing names the images.
+        labels: (n, 25) float64, camera labels of the images as they are in the source.
+        sizes: (n, 2) int64, width and height of the images that the cameras describe; 0 where unknown.
         identities: the name of the object that each image shows.
         weights: (n,) float32, or None.
-        extras: other columns: the Arrow type's name, and n values that may be None.
-        left_out: images without a camera and cameras without an image.
+        extras: the user's own columns.
+        left_out: images without a camera, and cameras without an image.
     """
 
     form: str
@@ -36,8 +51,70 @@ class Listing:
     sizes: np.ndarray
     identities: list[str]
     weights: np.ndarray | None = None
-    extras: dict[str, tuple[str, list[Any]]] = field(default_factory=dict)
+    extras: dict[str, ExtraColumn] = field(default_factory=dict)
     left_out: list[str] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class MatchedImages:
+    """The names of a listing, matched with the files of the source.
+
+    Attributes:
+        kept: indices of the names that have a file.
+        entries: those files.
+        missing: the names that have none.
+    """
+
+    kept: list[int]
+    entries: list[str]
+    missing: list[str]
+
+
+def match_images(
+    source: Source, folder: str, names: Sequence[str], listing: str, partial: bool
+) -> MatchedImages:
+    """Matches the names of a listing with the files of the source.
+
+    Args:
+        folder: the folder that the names are relative to.
+        listing: the name of the listing, for error messages.
+        partial: accept names without a file.
+    Raises:
+        UserError: a name is repeated, leads out of the source, or has no file; or no name has one.
+    """
+    seen: set[str] = set()
+    kept, entries, missing = [], [], []
+    for index, name in enumerate(names):
+        entry = source.within(folder, name)
+        if entry is None:
+            missing.append(name)
+            continue
+        if entry in seen:
+            raise UserError(f"{listing} of {source.uri} lists {name} twice: remove one")
+        seen.add(entry)
+        kept.append(index)
+        entries.append(entry)
+    if missing and not partial:
+        raise UserError(
+            f"{listing} of {source.uri} has cameras for {_first_of(missing)}, which the source lacks: "
+            "add the images, or leave such cameras out with --partial"
+        )
+    if not kept:
+        raise UserError(f"the source lacks all {len(names)} images that {listing} of {source.uri} lists")
+    return MatchedImages(kept, entries, missing)
+
+
+def refuse_unlabelled(source: Source, listing: str, names: list[str]) -> None:
+    """Raises a UserError if there are `names`: images without a camera."""
+    if names:
+        raise UserError(
+            f"{listing} of {source.uri} has no camera for {_first_of(names)}: "
+            "add the cameras, or leave such images out with --partial"
+        )
+
+
+def _first_of(names: list[str]) -> str:
+    return names[0] if len(names) == 1 else f"{len(names)} images ({names[0]} is the first)"
 
 
 def read_json(source: Source, name: str) -> Any:
@@ -53,16 +130,18 @@ def read_json(source: Source, name: str) -> Any:
 
 
 def to_label(numbers: Any, what: str) -> np.ndarray:
-    """(25,) float64 from a list.
+    """(25,) float64, the label that a source's listing gives.
 
+    Args:
+        what: what the label belongs to, for error messages.
     Raises:
-        UserError: there are not 25 numbers; `what` says whose.
+        UserError: it is not a list of 25 numbers.
     """
     try:
         label = np.array(numbers, dtype=np.float64)
     except (TypeError, ValueError, OverflowError):
         label = np.zeros(0)
-    if label.shape != (25,):
+    if label.shape != (CAMERA_SIZE,):
         raise UserError(
             f"{what} has a camera that is not 25 numbers: give a 4×4 camera-to-world matrix and a 3×3 "
             "intrinsic matrix, row by row"
@@ -70,63 +149,21 @@ def to_label(numbers: Any, what: str) -> np.ndarray:
     return label
 
 
-def find_pictures(
-    source: Source, folder: str, names: list[str], listing: str, partial: bool
-) -> tuple[list[int], list[str], list[str]]:
-    """Matches the names of a listing with the source's files.
-
-    Args:
-        listing: what names them, for messages.
-        partial: leave out names without a file instead of refusing them.
-    Returns:
-        the indices of names that are there, the entries of those, and the names left out.
-    Raises:
-        UserError: a name comes twice, leads out of the source, or has no file.
-    """
-    seen: set[str] = set()
-    kept, entries, missing = [], [], []
-    for index, name in enumerate(names):
-        entry = source.within(folder, name)
-        if entry is None:
-            missing.append(name)
-            continue
-        if entry in seen:
-            raise UserError(f"{listing} of {source.uri} lists {name} twice: take one out")
-        seen.add(entry)
-        kept.append(index)
-        entries.append(entry)
-    if missing and not partial:
-        raise UserError(
-            f"{listing} of {source.uri} has cameras for {_many(missing)} that are not there: "
-            "add them, or leave such out with --partial"
-        )
-    if not kept:
-        raise UserError(f"none of the {len(names)} images that {listing} of {source.uri} names is there")
-    return kept, entries, missing
-
-
-def refuse_unlabelled(source: Source, listing: str, names: list[str]) -> None:
-    """Raises a UserError that names images without a camera."""
-    if names:
-        raise UserError(
-            f"{listing} of {source.uri} has no camera for {_many(names)}: "
-            "add them, or leave such out with --partial"
-        )
-
-
-def _many(names: list[str]) -> str:
-    return names[0] if len(names) == 1 else f"{len(names)} images ({names[0]} is the first)"
-
-
 def identity_of(name: str, by_folder: bool | None) -> str:
-    """The object that an image shows, by its name: the folder's or the file's own.
+    """The object that an image shows, by the image's name: its folder or its own name.
 
     Args:
-        by_folder: None decides by the folder: numbers such as `00012` only keep folders small, and then each
-            image is an object of its own; a folder of another name holds the views of one object.
+        by_folder: True for the folder, False for the image's own name. None decides by the folder's name:
+            five digits such as `00012` only split a large set, and each image is an object of its own; a
+            folder of any other name holds the views of one object.
     """
     folder = posixpath.dirname(name)
     if by_folder is None:
         last = posixpath.basename(folder)
         by_folder = bool(last) and not (last.isdigit() and len(last) == 5)
     return folder if by_folder and folder else posixpath.splitext(name)[0].removesuffix("_mirror")
+
+
+def scene_name(source: Source) -> str:
+    """The name of the one object that a NeRF or COLMAP source shows: the source's own."""
+    return posixpath.splitext(posixpath.basename(source.uri.rstrip("/")))[0]

@@ -1,21 +1,43 @@
-"""What data sets are made from: archives and folders of images whose cameras are told in many ways."""
+"""Reading a source's listing, in whichever of the known forms it is."""
 
 from __future__ import annotations
 
 import posixpath
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Protocol
 
 from mimic3d_platform.data.ingest import colmap, eg3d, nerf, table
 from mimic3d_platform.data.ingest.listing import Listing
 from mimic3d_platform.data.ingest.source_files import Source
 from mimic3d_platform.errors import UserError
 
-FORMS = {"eg3d": eg3d, "nerf": nerf, "colmap": colmap, "table": table}
 
-_WANTED = {
-    "eg3d": "dataset.json (EG3D)",
-    "nerf": "transforms.json (NeRF)",
-    "colmap": "sparse/0/cameras.bin and images.bin (COLMAP)",
-    "table": "cameras.csv or cameras.json (a table)",
+class ReadForm(Protocol):
+    """Reads the listing at `place` within a source."""
+
+    def __call__(self, source: Source, place: str, *, by_folder: bool | None, partial: bool) -> Listing: ...
+
+
+@dataclass(frozen=True)
+class Form:
+    """A way in which programs store posed images.
+
+    Attributes:
+        find: the name of the listing within a source, or None if the source has none of this form.
+        files: the files that make a source of this form, for error messages.
+    """
+
+    find: Callable[[Source], str | None]
+    read: ReadForm
+    files: str
+
+
+FORMS = {
+    "eg3d": Form(eg3d.find, eg3d.read, "dataset.json (EG3D)"),
+    "nerf": Form(nerf.find, nerf.read, "transforms.json (NeRF)"),
+    "colmap": Form(colmap.find, colmap.read, "sparse/0/cameras.bin and images.bin (COLMAP)"),
+    "table": Form(table.find, table.read, "cameras.csv or cameras.json (a table)"),
 }
 
 
@@ -30,12 +52,12 @@ def read_listing(
     """The images and cameras of a source.
 
     Args:
-        form: a key of `FORMS`; found by what the source holds when None.
+        form: a key of `FORMS`; recognised by the source's files when None.
         cameras: the listing's name within the source, where it is not the usual one.
-        by_folder: images of one folder show one object; by the form's own rule when None.
-        partial: leave out images without a camera and cameras without an image, instead of refusing them.
+        by_folder: as `listing.identity_of`; by the form's own rule when None.
+        partial: leave out images without a camera and cameras without an image, instead of raising.
     Raises:
-        UserError: the source has no cameras of any form, or they cannot be used.
+        UserError: the source has no cameras in any known form, or its listing cannot be used.
     """
     if form is not None and form not in FORMS:
         raise UserError(f"unknown form {form}: give one of {', '.join(FORMS)}")
@@ -43,17 +65,16 @@ def read_listing(
         place = posixpath.normpath(cameras)
         if place not in source.entries:
             raise UserError(f"{source.uri} has no file {cameras}: name the cameras' file within the source")
-        form = form or _form_of(place)
-        return FORMS[form].read(source, place, by_folder=by_folder, partial=partial)
-    for name in [form] if form else FORMS:
-        if (place := FORMS[name].find(source)) is not None:
-            return FORMS[name].read(source, place, by_folder=by_folder, partial=partial)
-    wanted = _WANTED[form] if form else ", ".join(_WANTED.values())
-    raise UserError(f"no cameras are found in {source.uri}: every image needs one; add {wanted}")
+        return FORMS[form or _form_of(place)].read(source, place, by_folder=by_folder, partial=partial)
+    for candidate in [FORMS[form]] if form else FORMS.values():
+        if (found := candidate.find(source)) is not None:
+            return candidate.read(source, found, by_folder=by_folder, partial=partial)
+    files = FORMS[form].files if form else ", ".join(each.files for each in FORMS.values())
+    raise UserError(f"no cameras are found in {source.uri}: every image needs one; add {files}")
 
 
 def _form_of(place: str) -> str:
-    """The form of a listing whose name was given: by how such files are named, else a table."""
+    """The form of a listing that the user named: by how such files are usually named, else a table."""
     name = posixpath.basename(place)
     if name.startswith("transforms"):
         return "nerf"

@@ -1,7 +1,7 @@
-"""A folder or a zip, local or in object storage, whose files are listed once and read by range.
+"""The files of a source: a folder or a zip, local or in object storage, listed once and read by ranges.
 
-A zip's central directory is read by one process; tasks get the places of their files and read just those,
-neighbours together. Nothing is ever unpacked to disk.
+One process reads a zip's central directory; tasks get the positions of their own files and read only those,
+neighbouring files in one request. Nothing is unpacked to disk.
 """
 
 from __future__ import annotations
@@ -13,30 +13,35 @@ import zipfile
 import zlib
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any, NamedTuple
+from dataclasses import dataclass
+
+import pyarrow as pa
+import pyarrow.fs
 
 from mimic3d_platform import storage
 from mimic3d_platform.errors import UserError
 
-PICTURES = (".png", ".jpg", ".jpeg", ".webp")
+IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
 
-# What lies this close together in a zip is read in one request, of this size at most.
-_GAP = 2**16
-_REQUEST = 8 * 2**20
-# Small files of a folder in object storage are asked for so many at a time.
-_TOGETHER = 8
+# Files of a zip that are closer than this, in bytes, are read in one request, up to a size.
+_MOST_GAP = 2**16
+_MOST_REQUEST = 8 * 2**20
+# Files of a folder are read in parallel: in object storage, small files take mostly waiting.
+_PARALLEL_READS = 8
 
 _LOCAL_HEADER = struct.Struct("<4s5H3I2H")
 
 
-class Entry(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class Entry:
     """A file of a source.
 
     Attributes:
-        size: bytes; `packed` bytes within the zip.
+        size: bytes of the content.
+        packed: bytes within the zip.
         offset: of the local header within the zip; -1 for a file of a folder.
         method: 0 stored, 8 deflated.
-        check: the CRC-32 in a zip, the time of the last change (ns) in a folder.
+        check: the CRC-32 in a zip; the time of the last change (ns) in a folder.
     """
 
     name: str
@@ -48,31 +53,33 @@ class Entry(NamedTuple):
 
 
 class Source:
-    """The files of the folder or zip at `uri`, by name.
+    """The files of the folder or zip at `uri`.
 
+    Attributes:
+        zipped: whether the source is a zip.
+        entries: the files, by name.
     Raises:
-        UserError: nothing is there, it is neither, the zip is damaged, or a name is repeated or leads out.
+        UserError: nothing is there, it is neither folder nor zip, it is empty or damaged, or a name is
+            repeated or leads out of the source.
     """
 
     def __init__(self, uri: str) -> None:
-        import pyarrow.fs
-
         self.uri = uri
         files, path = storage.filesystem(uri)
         kind = storage.access(uri, "read", lambda: files.get_file_info(path)).type
-        if kind == pyarrow.fs.FileType.NotFound:
+        if kind == pa.fs.FileType.NotFound:
             raise UserError(f"there is nothing at {uri}: check the path")
-        self.zipped = kind == pyarrow.fs.FileType.File
+        self.zipped = kind == pa.fs.FileType.File
         self.entries = _zip_entries(uri) if self.zipped else _folder_entries(uri)
         if not self.entries:
             raise UserError(f"{uri} holds no file: give a folder or a zip of images and their cameras")
 
     def read(self, name: str) -> bytes:
-        """A small file whole."""
+        """The whole content of a small file."""
         return next(read_entries(self.uri, [self.entries[name]]))
 
     def within(self, folder: str, name: str) -> str | None:
-        """The entry that a listing in `folder` calls `name`, if it is there.
+        """The file that a listing in `folder` calls `name`; None if the source has no such file.
 
         Raises:
             UserError: the name leads out of the source.
@@ -82,31 +89,29 @@ class Source:
         return path if path in self.entries else None
 
 
-def is_picture(name: str) -> bool:
-    """Whether a file's name is an image's; those that systems hide are none."""
+def is_image(name: str) -> bool:
+    """Whether a file is an image, by its name; hidden files are not."""
     hidden = any(part.startswith(".") or part == "__MACOSX" for part in name.split("/"))
-    return name.lower().endswith(PICTURES) and not hidden
+    return name.lower().endswith(IMAGE_SUFFIXES) and not hidden
 
 
 def check_name(name: str, where: str) -> None:
-    """Raises a UserError if a file's name leads out of the folder that it is unpacked into."""
+    """Raises a UserError if a file of this name could be unpacked outside its folder."""
     parts = name.split("/")
-    strange = any(ord(letter) < 32 for letter in name) or "\\" in name or name[1:2] == ":"
-    if strange or name.startswith("/") or ".." in parts or not name:
+    unsafe = any(ord(letter) < 32 for letter in name) or "\\" in name or name[1:2] == ":"
+    if unsafe or name.startswith("/") or ".." in parts or not name:
         raise UserError(
-            f"{where} names a file {name!r} that leads out of its folder: do not trust it; make it anew"
+            f"{where} names a file {name!r} that leads out of its folder: do not trust it; make it again"
         )
 
 
 def _folder_entries(uri: str) -> dict[str, Entry]:
-    import pyarrow.fs
-
     files, root = storage.filesystem(uri)
-    below = pyarrow.fs.FileSelector(root, recursive=True)
+    below = pa.fs.FileSelector(root, recursive=True)
     found = storage.access(uri, "list", lambda: files.get_file_info(below))
     entries = {}
     for info in found:
-        if info.type == pyarrow.fs.FileType.File:
+        if info.type == pa.fs.FileType.File:
             name = info.path[len(root) :].lstrip("/")
             entries[name] = Entry(name, info.size, info.size, -1, 0, info.mtime_ns or 0)
     return dict(sorted(entries.items()))
@@ -126,18 +131,18 @@ def _zip_entries(uri: str) -> dict[str, Entry]:
         raise
     except (zipfile.BadZipFile, struct.error, NotImplementedError, EOFError, ValueError) as error:
         raise UserError(
-            f"{uri} is no zip, or one that was cut short ({error}): copy it again, or give a folder"
+            f"{uri} is not a zip, or is truncated ({error}): copy it again, or give a folder"
         ) from error
     for info in listed:
-        # `zipfile` cuts names at NUL and turns backslashes on some systems: what the archive says is judged.
+        # `filename` is cut at NUL, and has other slashes on some systems: the original name is checked.
         name = info.orig_filename
         check_name(name.rstrip("/"), uri)
         if info.is_dir():
             continue
         if name in entries:
-            raise UserError(f"{uri} holds the file {name} twice: make it anew")
+            raise UserError(f"{uri} holds the file {name} twice: make it again")
         if info.flag_bits & 1 or info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
-            raise UserError(f"{uri} holds {name} encrypted or packed in a way unknown here: zip it again")
+            raise UserError(f"{uri} holds {name} encrypted or with an unknown compression: zip it again")
         entries[name] = Entry(
             name, info.file_size, info.compress_size, info.header_offset, info.compress_type, info.CRC
         )
@@ -148,7 +153,7 @@ def read_entries(uri: str, entries: list[Entry]) -> Iterator[bytes]:
     """The contents of files of a source, in the order given.
 
     Raises:
-        UserError: a file is gone, cut short or damaged; it is named.
+        UserError: a file is missing, truncated or damaged; the message names it.
     """
     files, path = storage.filesystem(uri)
     if entries and entries[0].offset < 0:
@@ -157,13 +162,13 @@ def read_entries(uri: str, entries: list[Entry]) -> Iterator[bytes]:
     with storage.access(uri, "read", lambda: files.open_input_file(path)) as stream:
         contents: dict[int, bytes] = {}
         order = sorted(range(len(entries)), key=lambda index: entries[index].offset)
-        for run in _runs(entries, order):
-            contents |= _read_run(stream, uri, entries, run)
+        for group in _request_groups(entries, order):
+            contents |= _read_group(stream, uri, entries, group)
     for index in range(len(entries)):
         yield contents.pop(index)
 
 
-def _read_files(files: Any, root: str, uri: str, entries: list[Entry]) -> Iterator[bytes]:
+def _read_files(files: pa.fs.FileSystem, root: str, uri: str, entries: list[Entry]) -> Iterator[bytes]:
     def read(entry: Entry) -> bytes:
         place = storage.join(uri, entry.name)
 
@@ -176,35 +181,35 @@ def _read_files(files: Any, root: str, uri: str, entries: list[Entry]) -> Iterat
             raise UserError(f"{place} has changed while it was read: run the same command again")
         return data
 
-    with ThreadPoolExecutor(_TOGETHER) as pool:
-        for start in range(0, len(entries), _TOGETHER):
-            yield from pool.map(read, entries[start : start + _TOGETHER])
+    with ThreadPoolExecutor(_PARALLEL_READS) as pool:
+        for start in range(0, len(entries), _PARALLEL_READS):
+            yield from pool.map(read, entries[start : start + _PARALLEL_READS])
 
 
-def _runs(entries: list[Entry], order: list[int]) -> Iterator[list[int]]:
-    """Indices of entries that are read in one request, in the order of their places."""
-    run: list[int] = []
+def _request_groups(entries: list[Entry], order: list[int]) -> Iterator[list[int]]:
+    """Groups of entries, as indices, that are read in one request, in the order of their positions."""
+    group: list[int] = []
     for index in order:
-        if run:
-            first, last = entries[run[0]], entries[run[-1]]
+        if group:
+            first, last = entries[group[0]], entries[group[-1]]
             end = entries[index].offset + entries[index].packed
-            near = entries[index].offset - (last.offset + last.packed) < _GAP
-            if not near or end - first.offset > _REQUEST:
-                yield run
-                run = []
-        run.append(index)
-    if run:
-        yield run
+            near = entries[index].offset - (last.offset + last.packed) < _MOST_GAP
+            if not near or end - first.offset > _MOST_REQUEST:
+                yield group
+                group = []
+        group.append(index)
+    if group:
+        yield group
 
 
-def _read_run(stream: Any, uri: str, entries: list[Entry], run: list[int]) -> dict[int, bytes]:
-    first, last = entries[run[0]], entries[run[-1]]
-    # A local header has an extra field of its own, most often short; what is cut off is read after it.
+def _read_group(stream: pa.NativeFile, uri: str, entries: list[Entry], group: list[int]) -> dict[int, bytes]:
+    first, last = entries[group[0]], entries[group[-1]]
+    # A local header has an extra field, usually short, whose length is known only once it is read.
     tail = _LOCAL_HEADER.size + len(last.name.encode()) + 64
     length = last.offset + last.packed + tail - first.offset
     block = storage.access(uri, "read", lambda: stream.read_at(length, first.offset))
     contents = {}
-    for index in run:
+    for index in group:
         entry = entries[index]
         start = entry.offset - first.offset
         header = block[start : start + _LOCAL_HEADER.size]

@@ -1,9 +1,9 @@
-"""A folder of images with a table of their cameras, CSV or JSON.
+"""The form of a folder of images with a table of their cameras, CSV or JSON.
 
-CSV: a header; `image` (or `file`, `file_name`, `name`) is the file; the camera is one column `camera` of 25
-numbers separated by blanks, commas or semicolons, or the columns `camera_0` … `camera_24`. JSON: a list of
-objects with the same keys, `camera` a list. `identity` and `weight` are taken if there; every other column
-passes through.
+CSV: a header; the column `image` (or `file`, `file_name`, `name`) names the file; the camera is one column
+`camera` of 25 numbers separated by blanks, commas or semicolons, or the columns `camera_0` … `camera_24`.
+JSON: a list of objects with the same keys, `camera` a list. `identity` and `weight` are optional; every other
+column becomes a column of the data set.
 """
 
 from __future__ import annotations
@@ -15,20 +15,27 @@ from typing import Any
 
 import numpy as np
 
-from mimic3d_platform.data.ingest.listing import Listing, find_pictures, identity_of, read_json, to_label
-from mimic3d_platform.data.ingest.source_files import Source, is_picture
+from mimic3d_platform.data.ingest.listing import (
+    ExtraColumn,
+    Listing,
+    identity_of,
+    match_images,
+    read_json,
+    to_label,
+)
+from mimic3d_platform.data.ingest.source_files import Source, is_image
 from mimic3d_platform.errors import UserError
 
 LISTINGS = ("cameras.csv", "cameras.json")
 
 _IMAGE = ("image", "file", "file_name", "name")
 _NUMBERED = [f"camera_{number}" for number in range(25)]
-# Columns of the format that a table cannot fill.
-_TAKEN = {"depth", "mask", "label", "name", "image"}
+# Columns of the format that a table cannot give.
+_RESERVED = {"depth", "mask", "label", "name", "image"}
 
 
 def find(source: Source) -> str | None:
-    """The listing's name, at the top of the source."""
+    """The name of the table within the source: at the top."""
     return next((name for name in LISTINGS if name in source.entries), None)
 
 
@@ -36,7 +43,7 @@ def read(source: Source, place: str, *, by_folder: bool | None, partial: bool) -
     """The listing of a source whose table is at `place`.
 
     Raises:
-        UserError: the table is damaged or lacks what is needed, or names an image that is not there and
+        UserError: the table is damaged or lacks a required column, or names an image that is missing and
             `partial` is not set.
     """
     where = f"{place} of {source.uri}"
@@ -46,7 +53,7 @@ def read(source: Source, place: str, *, by_folder: bool | None, partial: bool) -
         else _read_rows(source, place, where)
     )
     if not rows:
-        raise UserError(f"{where} has no row: give one for each image")
+        raise UserError(f"{where} has no rows: give one for each image")
     key = next((name for name in _IMAGE if name in rows[0]), None)
     if key is None:
         raise UserError(f"{where} has no column {_IMAGE[0]!r}: name each row's image file there")
@@ -56,23 +63,23 @@ def read(source: Source, place: str, *, by_folder: bool | None, partial: bool) -
             raise UserError(f"row {number} of {where} names no image: correct it")
         names.append(row[key])
         labels.append(_camera(row, f"row {number} of {where}"))
-    kept, entries, missing = find_pictures(source, posixpath.dirname(place), names, place, partial)
-    rows, shown = [rows[index] for index in kept], [names[index] for index in kept]
+    matched = match_images(source, posixpath.dirname(place), names, place, partial)
+    rows, kept_names = [rows[index] for index in matched.kept], [names[index] for index in matched.kept]
     identities = [
         str(row["identity"]) if row.get("identity") not in (None, "") else identity_of(name, by_folder)
-        for row, name in zip(rows, shown, strict=True)
+        for row, name in zip(rows, kept_names, strict=True)
     ]
-    known = set(entries)
+    listed = set(matched.entries)
     return Listing(
         form="table",
-        entries=entries,
-        names=shown,
-        labels=np.stack([labels[index] for index in kept]),
-        sizes=np.zeros((len(kept), 2), dtype=np.int64),
+        entries=matched.entries,
+        names=kept_names,
+        labels=np.stack([labels[index] for index in matched.kept]),
+        sizes=np.zeros((len(kept_names), 2), dtype=np.int64),
         identities=identities,
-        weights=_weights(rows, where) if "weight" in rows[0] else None,
+        weights=_weights(rows, matched.kept, where) if "weight" in rows[0] else None,
         extras=_extras(rows, {key, "camera", "identity", "weight", *_NUMBERED}, where),
-        left_out=missing + [name for name in source.entries if is_picture(name) and name not in known],
+        left_out=matched.missing + [name for name in source.entries if is_image(name) and name not in listed],
     )
 
 
@@ -82,7 +89,7 @@ def _read_csv(source: Source, place: str, where: str) -> list[dict[str, Any]]:
         reader = csv.DictReader(io.StringIO(text, newline=""), strict=True, skipinitialspace=True)
         rows = list(reader)
     except (UnicodeDecodeError, csv.Error) as error:
-        raise UserError(f"{where} is no CSV in UTF-8 ({error}): correct it") from error
+        raise UserError(f"{where} is not CSV in UTF-8 ({error}): correct it") from error
     for number, row in enumerate(rows, start=1):
         if None in row or None in row.values():
             raise UserError(f"row {number} of {where} has more or fewer fields than its header: correct it")
@@ -93,7 +100,7 @@ def _read_rows(source: Source, place: str, where: str) -> list[dict[str, Any]]:
     rows = read_json(source, place)
     if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
         raise UserError(
-            f'{where} is no list of objects such as {{"image": "a.png", "camera": […]}}: correct it'
+            f'{where} is not a list of objects such as {{"image": "a.png", "camera": […]}}: correct it'
         )
     return rows
 
@@ -107,32 +114,41 @@ def _camera(row: dict[str, Any], where: str) -> np.ndarray:
     return to_label(numbers, where)
 
 
-def _weights(rows: list[dict[str, Any]], where: str) -> np.ndarray:
-    try:
-        weights = np.array([row.get("weight") for row in rows], dtype=np.float32)
-    except (TypeError, ValueError):
-        weights = np.full(1, np.nan, dtype=np.float32)
-    if not np.isfinite(weights).all() or (weights < 0).any() or not weights.any():
-        raise UserError(f"{where} has a weight that is no number of 0 or more: correct it")
+def _weights(rows: list[dict[str, Any]], indices: list[int], where: str) -> np.ndarray:
+    """(n,) float32; `indices` are the rows' places in the table, for error messages."""
+    weights = np.zeros(len(rows), dtype=np.float32)
+    for place, (row, index) in enumerate(zip(rows, indices, strict=True)):
+        try:
+            weights[place] = row["weight"]
+        except (KeyError, TypeError, ValueError):
+            weights[place] = np.nan
+        if not (np.isfinite(weights[place]) and weights[place] >= 0):
+            raise UserError(
+                f"row {index + 1} of {where} has the weight {row.get('weight')!r}: give a number of 0 or more"
+            )
+    if not weights.any():
+        raise UserError(f"{where} has no weight above 0: correct it")
     return weights
 
 
-def _extras(rows: list[dict[str, Any]], known: set[str], where: str) -> dict[str, tuple[str, list[Any]]]:
+def _extras(rows: list[dict[str, Any]], known: set[str], where: str) -> dict[str, ExtraColumn]:
     names = [name for name in dict.fromkeys(name for row in rows for name in row) if name not in known]
     extras = {}
     for name in names:
-        if name in _TAKEN or not name.isidentifier():
+        if name in _RESERVED or not name.isidentifier():
             raise UserError(f"{where} has a column {name!r}, a name that cannot be used: give it another")
         values = [row.get(name) for row in rows]
         kinds = {type(value) for value in values if value is not None}
         if kinds <= {str}:
-            extras[name] = ("string", values)
+            extras[name] = ExtraColumn("string", values)
         elif kinds == {bool}:
-            extras[name] = ("bool", values)
+            extras[name] = ExtraColumn("bool", values)
         elif kinds == {int}:
-            extras[name] = ("int64", values)
+            extras[name] = ExtraColumn("int64", values)
         elif kinds <= {int, float}:
-            extras[name] = ("double", values)
+            extras[name] = ExtraColumn("double", values)
         else:
-            raise UserError(f"{where} has a column {name!r} of mixed or nested values: make them one kind")
+            raise UserError(
+                f"{where} has a column {name!r} of mixed or nested values: give all the same type"
+            )
     return extras

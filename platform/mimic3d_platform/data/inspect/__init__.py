@@ -1,1 +1,1 @@
-"""Looking at data sets: contact sheets, verification, duplicates, export."""
+"""Inspecting a data set: numbers, contact sheet, plot of its cameras, duplicates, verification."""

@@ -1,10 +1,11 @@
-"""A picture of where a data set's cameras stand, for finding gaps before a training does."""
+"""A plot of the cameras of a data set, which shows missing directions before a training is started."""
 
 from __future__ import annotations
 
 import io
 
 import numpy as np
+from matplotlib.figure import Figure
 
 from mimic3d_platform.data.format.camera_labels import yaw_pitch_radius
 
@@ -12,13 +13,11 @@ _INK = "#2b5d8a"
 
 
 def camera_plot(labels: np.ndarray, title: str) -> bytes:
-    """A PNG file: how often each direction (yaw, pitch) is seen, a rose of yaws, and radii and focal lengths.
+    """A PNG file: histograms of directions (yaw, pitch), of yaw alone, of radii and of focal lengths.
 
     Args:
         labels: (n, 25).
     """
-    from matplotlib.figure import Figure
-
     yaw, pitch, radius = yaw_pitch_radius(labels)
     figure = Figure(figsize=(12, 6.4), layout="constrained")
     figure.suptitle(f"{title}: {len(labels)} cameras")
@@ -33,7 +32,7 @@ def camera_plot(labels: np.ndarray, title: str) -> bytes:
         cmin=1,
     )
     figure.colorbar(spread[3], ax=directions, label="images", orientation="horizontal", shrink=0.6)
-    directions.set(xlabel="yaw, °  (0 is +z, 90 is +x)", ylabel="pitch, °", title="directions seen")
+    directions.set(xlabel="yaw, °  (0 is +z, 90 is +x)", ylabel="pitch, °", title="directions")
     directions.set_xticks(range(-180, 181, 60))
     directions.set_yticks(range(-90, 91, 30))
     directions.set_facecolor("#f2f2f2")
@@ -42,14 +41,14 @@ def camera_plot(labels: np.ndarray, title: str) -> bytes:
     counts, edges = np.histogram(yaw, bins=36, range=(-np.pi, np.pi))
     rose.bar(edges[:-1], counts, width=np.diff(edges), align="edge", color=_INK, edgecolor="white")
     rose.set_theta_zero_location("S")
-    rose.set_title("yaw from above, the front below")
+    rose.set_title("yaw, seen from above, front below")
 
     for row, (values, name) in enumerate(
         ((radius, "radius, world units"), (labels[:, 16], "focal length, image widths"))
     ):
         axes = figure.add_subplot(grid[row, 2])
         middle = float(np.median(values))
-        # One value for all is a bar, not a histogram of rounding errors.
+        # Equal values are drawn as one bar, not as a histogram of their rounding errors.
         reach = max(float(np.abs(values - middle).max()), 0.05 * abs(middle), 1e-6)
         axes.hist(values, bins=41, range=(middle - reach, middle + reach), color=_INK)
         axes.set(xlabel=name, ylabel="images")

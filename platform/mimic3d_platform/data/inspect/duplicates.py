@@ -1,8 +1,9 @@
-"""Images that a data set holds more than once: the same file, or nearly the same picture.
+"""Duplicates in a data set: exact ones are the same file, near ones look the same.
 
-Nearly the same are pictures whose brightness rises at the same places of an 8×8 grid, along rows and columns
-(a difference hash of 128 bits), but for three bits, whose mean colours differ by 4 of 255 at most, and whose
-thumbnails of 16×16 differ by 2 on average: another encoding, another size, a slight change of brightness.
+Two images are near duplicates if their difference hashes (whether brightness rises between the neighbouring
+cells of an 8×8 grid, along rows and along columns: 128 bits) differ in at most 3 bits, their mean colours by
+at most 4 of 255, and their 16×16 thumbnails by at most 2 of 255 on average, apart from brightness. That finds
+other encodings, other sizes and slight changes of brightness.
 """
 
 from __future__ import annotations
@@ -10,39 +11,61 @@ from __future__ import annotations
 import hashlib
 import io
 from collections.abc import Iterator
-from typing import Any
+from dataclasses import dataclass
 
 import numpy as np
+from PIL import Image
 
 from mimic3d_platform import storage
 from mimic3d_platform.cluster.tasks import run_pieces
-from mimic3d_platform.data.format.manifest import AGAIN, Manifest
-from mimic3d_platform.data.format.read_shards import row_batches
+from mimic3d_platform.data.format.manifest import REWRITE, Manifest
+from mimic3d_platform.data.format.read_shards import row_groups
 from mimic3d_platform.errors import UserError
 
 _GRID = 8
-_RISE = 4
-_BITS = 3
-_COLOUR = 4
+_RISE = 4  # of 255: the least difference in brightness that sets a bit
+_MOST_BITS = 3
+_MOST_COLOUR = 4
 _THUMBNAIL = 16
-_APART = 2.0
-# A band of the hash that more images than this share tells nothing: only neighbours in order are compared.
-_CROWD = 500
-_TOLD = 10
+_MOST_THUMBNAIL = 2.0
+# Where more images than this share a word of the hash, only neighbours in sorted order are compared:
+# comparing all pairs would take quadratic time.
+_MOST_PAIRED = 500
+_MOST_LISTED = 10
 
 SIGNATURE = np.dtype(
     [("file", "V32"), ("hash", "<u4", 4), ("colour", "u1", 3), ("thumbnail", "u1", _THUMBNAIL**2)]
 )
 
 
-def find_duplicates(uri: str, manifest: Manifest, *, here: bool = False) -> dict[str, Any]:
-    """Reads every image, as Ray tasks or in this process, and groups those that are alike.
+@dataclass(frozen=True)
+class DuplicateGroups:
+    """Groups of images that are duplicates of one another.
 
-    Returns:
-        `exact` and `near`, each with the number of `groups`, of `images` beyond the first of each group, and
-        the places of the `first` groups' images. An exact duplicate is not counted as a near one.
+    Attributes:
+        groups: number of groups.
+        images: number of images beyond the first of each group.
+        first: the places (shard and row) of the images of the first groups.
+    """
+
+    groups: int
+    images: int
+    first: list[list[str]]
+
+
+@dataclass(frozen=True)
+class Duplicates:
+    """The duplicates of a data set; an exact duplicate is not counted as a near one."""
+
+    exact: DuplicateGroups
+    near: DuplicateGroups
+
+
+def find_duplicates(uri: str, manifest: Manifest, *, here: bool = False) -> Duplicates:
+    """Reads every image, as Ray tasks or in this process, and groups duplicates.
+
     Raises:
-        UserError: a shard is damaged, an image cannot be read, storage or Ray are out of reach.
+        UserError: a shard is damaged, an image cannot be read, or storage or Ray cannot be reached.
     """
     uri = uri if storage.is_s3(uri) else str(storage.local_path(uri))
     parts = run_pieces(sign_shard, len(manifest.shards), uri, manifest, here=here)
@@ -50,17 +73,14 @@ def find_duplicates(uri: str, manifest: Manifest, *, here: bool = False) -> dict
     _, first, group = np.unique(signatures["file"], return_index=True, return_inverse=True)
     exact = _members(first[group])
     near = near_groups(signatures, np.sort(first))
-    return {
-        "exact": _told(exact, manifest),
-        "near": _told(near, manifest),
-    }
+    return Duplicates(_summary(exact, manifest), _summary(near, manifest))
 
 
 def sign_shard(index: int, uri: str, manifest: Manifest) -> np.ndarray:
-    """(rows,) of `SIGNATURE` for the images of one shard."""
+    """(rows,) of dtype `SIGNATURE`: the signatures of one shard's images."""
     signatures = []
     shard = manifest.shards[index]
-    for first, table in row_batches(uri, shard, ["image"]):
+    for first, table in row_groups(uri, shard, ["image"]):
         for row, data in enumerate(table["image"]):
             signatures.append(sign(data.as_py(), f"row {first + row} of {storage.join(uri, shard.path)}"))
     return np.array(signatures, dtype=SIGNATURE)
@@ -68,8 +88,6 @@ def sign_shard(index: int, uri: str, manifest: Manifest) -> np.ndarray:
 
 def sign(data: bytes, where: str) -> tuple[bytes, np.ndarray, np.ndarray, np.ndarray]:
     """An image file's SHA-256, difference hash, mean colour and thumbnail."""
-    from PIL import Image
-
     try:
         with Image.open(io.BytesIO(data)) as image:
             pixels = image.convert("RGB")
@@ -80,13 +98,13 @@ def sign(data: bytes, where: str) -> tuple[bytes, np.ndarray, np.ndarray, np.nda
             small = np.asarray(grey.resize((_THUMBNAIL, _THUMBNAIL), box), dtype=np.uint8).ravel()
             colour = np.asarray(pixels.resize((1, 1), box), dtype=np.uint8).reshape(3)
     except (OSError, SyntaxError, ValueError) as error:
-        raise UserError(f"{where} holds no readable image: {AGAIN}") from error
+        raise UserError(f"{where} holds no readable image: {REWRITE}") from error
     bits = np.concatenate([np.diff(across, axis=1).ravel() >= _RISE, np.diff(down, axis=0).ravel() >= _RISE])
     return hashlib.sha256(data).digest(), np.packbits(bits).view("<u4"), colour, small
 
 
 def near_groups(signatures: np.ndarray, rows: np.ndarray) -> list[list[int]]:
-    """Groups of nearly equal images among `rows`, each a list of row numbers in order."""
+    """Groups of near duplicates among `rows`, each a sorted list of row numbers."""
     hashes, colours = signatures["hash"], signatures["colour"].astype(np.int16)
     parent = np.arange(len(signatures))
 
@@ -96,14 +114,14 @@ def near_groups(signatures: np.ndarray, rows: np.ndarray) -> list[list[int]]:
             row = int(parent[row])
         return row
 
-    # Two hashes that differ in 3 bits at most agree in one of their 4 words at least.
+    # Two hashes that differ in at most 3 bits have at least one of their 4 words in common.
     for word in range(4):
         order = rows[np.lexsort([*hashes[rows].T, hashes[rows, word]])]
         for left, right in _candidates(hashes[order, word]):
             these, those = order[left], order[right]
             apart = np.bitwise_count(hashes[these] ^ hashes[those]).sum(axis=1)
             tint = np.abs(colours[these] - colours[those]).max(axis=1)
-            alike = (apart <= _BITS) & (tint <= _COLOUR)
+            alike = (apart <= _MOST_BITS) & (tint <= _MOST_COLOUR)
             alike[alike] = _look_alike(signatures, these[alike], those[alike])
             for one, other in zip(these[alike], those[alike], strict=True):
                 first, second = sorted((root(int(one)), root(int(other))))
@@ -112,16 +130,16 @@ def near_groups(signatures: np.ndarray, rows: np.ndarray) -> list[list[int]]:
 
 
 def _look_alike(signatures: np.ndarray, these: np.ndarray, those: np.ndarray) -> np.ndarray:
-    """Whether pairs of images have the same thumbnail but for its brightness and a little noise."""
+    """(pairs,) bool: whether the thumbnails are the same apart from brightness and a little noise."""
     change = signatures["thumbnail"][these].astype(np.int16) - signatures["thumbnail"][those]
-    return np.abs(change - change.mean(axis=1, keepdims=True)).mean(axis=1) <= _APART
+    return np.abs(change - change.mean(axis=1, keepdims=True)).mean(axis=1) <= _MOST_THUMBNAIL
 
 
 def _candidates(words: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Pairs of positions in sorted `words` that hold the same word; in a crowd, neighbours only."""
+    """Pairs of positions in sorted `words` with equal words; only neighbours where many words are equal."""
     starts = np.flatnonzero(np.r_[True, words[1:] != words[:-1]])
     for start, stop in zip(starts, np.r_[starts[1:], len(words)], strict=True):
-        if stop - start > _CROWD:
+        if stop - start > _MOST_PAIRED:
             yield np.arange(start, stop - 1), np.arange(start + 1, stop)
         elif stop - start > 1:
             left, right = np.triu_indices(stop - start, 1)
@@ -129,22 +147,22 @@ def _candidates(words: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
 
 
 def _members(labels: np.ndarray, rows: np.ndarray | None = None) -> list[list[int]]:
-    """The groups of two or more equal `labels`, by the numbers of their rows."""
+    """The groups of two or more equal `labels`, each a list of row numbers."""
     rows = np.arange(len(labels)) if rows is None else rows
     order = np.argsort(labels, kind="stable")
     cuts = np.flatnonzero(np.diff(labels[order])) + 1
     return [group.tolist() for group in np.split(rows[order], cuts) if len(group) > 1]
 
 
-def _told(groups: list[list[int]], manifest: Manifest) -> dict[str, Any]:
+def _summary(groups: list[list[int]], manifest: Manifest) -> DuplicateGroups:
     starts = np.cumsum([0, *(shard.rows for shard in manifest.shards)])
 
     def place(row: int) -> str:
         shard = int(np.searchsorted(starts, row, side="right")) - 1
         return f"{manifest.shards[shard].path} row {row - starts[shard]}"
 
-    return {
-        "groups": len(groups),
-        "images": sum(len(group) - 1 for group in groups),
-        "first": [[place(row) for row in group[:_TOLD]] for group in groups[:_TOLD]],
-    }
+    return DuplicateGroups(
+        groups=len(groups),
+        images=sum(len(group) - 1 for group in groups),
+        first=[[place(row) for row in group[:_MOST_LISTED]] for group in groups[:_MOST_LISTED]],
+    )

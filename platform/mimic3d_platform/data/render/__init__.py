@@ -1,1 +1,1 @@
-"""Meshes to data sets, by ray casting."""
+"""Data sets rendered from meshes by ray casting."""

@@ -1,4 +1,4 @@
-"""Cars made by people: models of Debian's package sweethome3d-furniture, with their authors and licences."""
+"""Car models of Debian's package sweethome3d-furniture, with their authors and licences."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ log = logging.getLogger(__name__)
 
 PACKAGE = "sweethome3d-furniture"
 _LISTING = "PluginFurnitureCatalog.properties"
-_ELSEWHERE = "give a folder of your own models with --meshes FOLDER"
+_OWN_MODELS = "give a folder of your own models with --meshes FOLDER"
 
 
 @dataclass(frozen=True)
 class Library:
-    """One catalogue file of the package and the terms of its models (the package's copyright file)."""
+    """One catalogue file of the package, and its models' licence (from the package's copyright file)."""
 
     file: str
     licence: str
@@ -34,7 +34,7 @@ class Library:
 
 @dataclass(frozen=True)
 class Car:
-    """A car's entry: its id in the catalogue, and the materials of its first and second paint."""
+    """A car: its id in the catalogue, and the materials of its first and second paint."""
 
     identifier: str
     paints: tuple[str, ...]
@@ -44,9 +44,9 @@ KATOR_LEGAZ = Library("KatorLegaz.sh3f", "CC-BY-3.0-US", "https://creativecommon
 SCOPIA = Library("Scopia.sh3f", "CC-BY-3.0", "https://creativecommons.org/licenses/by/3.0/")
 BLEND_SWAP = Library("BlendSwap-CC-BY.sh3f", "CC-BY-3.0", "https://creativecommons.org/licenses/by/3.0/")
 
-# The cars among the 28 entries of category "Vehicles", picked by eye; each stands upright with its front
-# toward +z. Left out: bicycles, scooters, a motorbike, a tricycle, a pram, a skateboard, lorries, buses and a
-# fork lift.
+# The cars among the 28 entries of the category "Vehicles", chosen by eye; each is upright, its front toward
+# +z. Left out: bicycles, scooters, a motorbike, a tricycle, a pram, a skateboard, lorries, buses and a fork
+# lift.
 CARS: dict[Library, tuple[Car, ...]] = {
     BLEND_SWAP: (Car("Blend Swap CC-BY#fordFocus", ("carPaint",)),),
     KATOR_LEGAZ: (
@@ -69,10 +69,10 @@ CARS: dict[Library, tuple[Car, ...]] = {
 
 
 def load_cars(cache: Path) -> list[Mesh]:
-    """The package's cars, fetched into the folder `cache` where they are not there yet.
+    """The package's cars; the package is downloaded into the folder `cache` unless it is there.
 
     Raises:
-        UserError: apt cannot fetch the package here, or the package is not what it should be.
+        UserError: apt cannot download the package, or the package is broken or has no known car.
     """
     package = fetch_package(cache)
     folder = unpack_cars(package)
@@ -82,7 +82,7 @@ def load_cars(cache: Path) -> list[Mesh]:
         for car in cars:
             entry = catalogue.get(car.identifier)
             if entry is None:
-                log.warning("%s has no model %s: left out", package.name, car.identifier)
+                log.warning("%s has no model %s: skipped", package.name, car.identifier)
                 continue
             try:
                 mesh = load_mesh(
@@ -99,58 +99,64 @@ def load_cars(cache: Path) -> list[Mesh]:
                 continue
             meshes.append(mesh)
     if not meshes:
-        raise UserError(f"no car in {package}: delete it to fetch it again, or {_ELSEWHERE}")
+        raise UserError(f"{package} has no known car: delete it to fetch it again, or {_OWN_MODELS}")
     return meshes
 
 
 def fetch_package(cache: Path) -> Path:
-    """The package's .deb file in `cache`, downloaded by apt, which needs no root, unless one is there."""
+    """The package's .deb file in `cache`; downloaded by apt, which needs no root, unless it is there.
+
+    Raises:
+        UserError: apt is missing, or cannot download the package within 10 minutes.
+    """
     cache.mkdir(parents=True, exist_ok=True)
     found = sorted(cache.glob(f"{PACKAGE}_*.deb"))
     if found:
         return found[-1]
     if shutil.which("apt-get") is None:
-        raise UserError(f"the car models come from Debian's {PACKAGE} and apt-get is missing: {_ELSEWHERE}")
-    # Apart from the cache, so that a download cut short is never taken for the package.
+        raise UserError(f"the car models come from Debian's {PACKAGE} and apt-get is missing: {_OWN_MODELS}")
+    # In a folder of its own, so that an incomplete download is never taken for the package.
     partial = cache / f"{PACKAGE}.partial"
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir()
     try:
         problem = _apt_get(partial, "download", PACKAGE)
         if problem is not None:
-            # A fresh machine knows no packages yet: with lists of our own, to learn of them takes no root.
-            own = _own_apt_state(partial / "apt")
-            problem = _apt_get(partial, *own, "update") or _apt_get(partial, *own, "download", PACKAGE)
+            # A new machine has no package lists, and updating the system's needs root: use lists of our own.
+            own_lists = _own_apt_state(partial / "apt")
+            problem = _apt_get(partial, *own_lists, "update") or _apt_get(
+                partial, *own_lists, "download", PACKAGE
+            )
         files = list(partial.glob("*.deb"))
         if problem is not None or not files:
-            raise UserError(f"apt-get could not download {PACKAGE} ({problem}): {_ELSEWHERE}")
+            raise UserError(f"apt-get could not download {PACKAGE} ({problem}): {_OWN_MODELS}")
         return files[0].replace(cache / files[0].name)
     except subprocess.TimeoutExpired as error:
         raise UserError(
-            f"apt-get did not download {PACKAGE} in 10 minutes: try later, or {_ELSEWHERE}"
+            f"apt-get did not download {PACKAGE} in 10 minutes: try later, or {_OWN_MODELS}"
         ) from error
     finally:
         shutil.rmtree(partial, ignore_errors=True)
 
 
-def _apt_get(folder: Path, *words: str) -> str | None:
+def _apt_get(folder: Path, *arguments: str) -> str | None:
     """Runs apt-get in `folder`; None if it succeeds, else its first error."""
-    done = subprocess.run(["apt-get", *words], cwd=folder, capture_output=True, text=True, timeout=600)
-    errors = [line for line in done.stderr.splitlines() if line.startswith("E:")]
-    if done.returncode == 0:
+    run = subprocess.run(["apt-get", *arguments], cwd=folder, capture_output=True, text=True, timeout=600)
+    errors = [line for line in run.stderr.splitlines() if line.startswith("E:")]
+    if run.returncode == 0:
         return None
-    return errors[0] if errors else f"exit status {done.returncode}"
+    return errors[0] if errors else f"exit status {run.returncode}"
 
 
 def _own_apt_state(folder: Path) -> list[str]:
-    """Options by which apt keeps its lists and cache below `folder`."""
+    """Options that make apt keep its lists and cache below `folder`."""
     (folder / "lists" / "partial").mkdir(parents=True)
     (folder / "cache" / "archives" / "partial").mkdir(parents=True)
     return ["-o", f"Dir::State::lists={folder / 'lists'}", "-o", f"Dir::Cache={folder / 'cache'}"]
 
 
 def unpack_cars(package: Path) -> Path:
-    """Unpacks the cars' folders of all libraries into a folder beside the package, once; returns the folder.
+    """Unpacks the cars' files into a folder beside the package, unless it is there; returns the folder.
 
     Raises:
         UserError: the package is broken, or the disk is full.
@@ -180,8 +186,10 @@ def unpack_cars(package: Path) -> Path:
         zipfile.BadZipFile,
     ) as error:
         if isinstance(error, OSError) and error.errno:
-            raise UserError(f"cannot unpack {package}: {error.strerror}; mend that and run again") from error
-        raise UserError(f"{package} is broken: delete it and run again, or {_ELSEWHERE}") from error
+            raise UserError(
+                f"cannot unpack {package}: {error.strerror}; correct that and run again"
+            ) from error
+        raise UserError(f"{package} is broken: delete it and run again, or {_OWN_MODELS}") from error
     finally:
         shutil.rmtree(partial, ignore_errors=True)
 

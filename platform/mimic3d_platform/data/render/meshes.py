@@ -1,4 +1,4 @@
-"""Coloured triangle meshes, ready to render: loaded, merged, centred, scaled, with their body paint found."""
+"""Loading meshes for rendering: parts merged, centred and scaled, faces coloured, body paint identified."""
 
 from __future__ import annotations
 
@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import trimesh
+from trimesh.visual.color import ColorVisuals
 
 from mimic3d_platform.errors import UserError
 
@@ -16,26 +18,26 @@ log = logging.getLogger(__name__)
 
 SUFFIXES = (".obj", ".glb", ".ply")
 
-# A face smaller than this, in units of the longest side squared, has no normal to speak of.
+# A face smaller than this, in units of the longest side squared, has no reliable normal.
 _MIN_AREA = 1e-12
 _DARK = 0.12
 _OPAQUE = 0.9
 _LAMP = re.compile(r"light|lamp|lens|faro|signal|focus", re.IGNORECASE)
 _GLASS = re.compile(r"glass|window|crystal|cristal", re.IGNORECASE)
-# What shows through a window: the shade of a car's inside.
+# The colour behind a window: the inside of a car.
 _BEHIND_GLASS = np.array([0.13, 0.15, 0.19])
 
 
 @dataclass(frozen=True)
 class Mesh:
-    """A mesh with one colour a face, its bounding box centred at the origin, the longest side 1, +y up.
+    """A mesh with one colour per face, its bounding box centred at the origin, the longest side 1, +y up.
 
     Attributes:
         vertices: (V, 3) float64, world units.
         faces: (F, 3) int32, no face degenerate.
         colours: (F, 3) float64, sRGB in [0, 1].
-        paint: (F,) int8, 0 where a colouring leaves the colour, 1 on the body's first paint, 2 on its second.
-        material: (F,) int32, which material a face has, for jitter by material.
+        paint: (F,) int8, 1 on the body's first paint, 2 on its second, 0 elsewhere.
+        material: (F,) int32, index of a face's material.
     """
 
     identifier: str
@@ -50,7 +52,7 @@ class Mesh:
     material: np.ndarray
 
     def digest(self) -> str:
-        """SHA-256 of everything that an image of the mesh depends on."""
+        """SHA-256 of all that images of the mesh depend on."""
         digest = hashlib.sha256(self.identifier.encode())
         for array in (self.vertices, self.faces, self.colours, self.paint, self.material):
             digest.update(np.ascontiguousarray(array).tobytes())
@@ -67,16 +69,13 @@ def load_mesh(
     source: str = "",
     paints: tuple[str, ...] = (),
 ) -> Mesh:
-    """Reads an OBJ (with its MTL), GLB or PLY file.
+    """Reads an OBJ (with its MTL), GLB or PLY file, in which +y is up.
 
     Args:
-        path: the file; +y is taken to be up.
-        paints: names of the materials of the body's paint, first and second; found by area when empty.
+        paints: names of the materials of the body's first and second paint; identified by area when empty.
     Raises:
-        ValueError: what makes the file unusable, in one line.
+        ValueError: the file cannot be used; one line that says why.
     """
-    import trimesh
-
     try:
         scene = trimesh.load_scene(str(path))
         parts = [part for part in scene.dump() if isinstance(part, trimesh.Trimesh) and len(part.faces)]
@@ -86,7 +85,7 @@ def load_mesh(
     if not parts:
         raise ValueError("it has no faces")
 
-    # A scene's parts come in no fixed order: sort them, so that a rerun renders the same bytes.
+    # The order of a scene's parts varies: sort them, so that another run renders the same bytes.
     parts.sort(key=lambda part: (_material_name(part), len(part.faces), part.bounds.tolist()))
     names = sorted({_material_name(part) for part in parts})
     vertices, faces, colours, material, opacity = [], [], [], [], {}
@@ -133,7 +132,7 @@ def load_mesh(
 def load_folder(folder: Path) -> list[Mesh]:
     """Every usable OBJ, GLB and PLY below `folder`, in the order of their paths.
 
-    A file that cannot be used is skipped, with a warning that names it and says why.
+    A file that cannot be used is skipped with a warning that says why.
 
     Raises:
         UserError: the folder is missing, or nothing in it can be used.
@@ -155,9 +154,9 @@ def load_folder(folder: Path) -> list[Mesh]:
 
 
 def _normalise(points: np.ndarray, faces: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The vertices in use, centred and scaled to a longest side of 1, and the faces' indices of them."""
+    """The vertices in use, centred and scaled to a longest side of 1, and the faces that index them."""
     if faces.min() < 0 or faces.max() >= len(points):
-        raise ValueError("it has faces of vertices that do not exist")
+        raise ValueError("its faces refer to vertices that do not exist")
     used, faces = np.unique(faces, return_inverse=True)
     points, faces = points[used], faces.reshape(-1, 3)
     if not np.isfinite(points).all():
@@ -168,14 +167,12 @@ def _normalise(points: np.ndarray, faces: np.ndarray) -> tuple[np.ndarray, np.nd
     return (points - (low + high) / 2) / (high - low).max(), faces
 
 
-def _material_name(part) -> str:
+def _material_name(part: trimesh.Trimesh) -> str:
     return str(getattr(getattr(part.visual, "material", None), "name", None) or "")
 
 
-def _face_colours(part) -> tuple[np.ndarray, float]:
-    """(F, 3) sRGB in [0, 1] and the material's opacity."""
-    from trimesh.visual.color import ColorVisuals
-
+def _face_colours(part: trimesh.Trimesh) -> tuple[np.ndarray, float]:
+    """(F, 3) sRGB in [0, 1], and the material's opacity."""
     if isinstance(part.visual, ColorVisuals):
         return np.asarray(part.visual.face_colors, dtype=np.float64)[:, :3] / 255, 1.0
     material = part.visual.material
@@ -197,7 +194,7 @@ def _face_colours(part) -> tuple[np.ndarray, float]:
 
 
 def _texture_means(image: np.ndarray, uv: np.ndarray) -> np.ndarray:
-    """The mean of a texture (H, W, 3) at seven points of each face's triangle (F, 3, 2) of coordinates."""
+    """(F, 3): the mean of a texture (H, W, 3) at seven points of each face; `uv` is (F, 3, 2)."""
     weights = np.array(
         [[1, 1, 1], [4, 1, 1], [1, 4, 1], [1, 1, 4], [2, 2, 0.1], [2, 0.1, 2], [0.1, 2, 2]], dtype=np.float64
     )
@@ -211,7 +208,7 @@ def _texture_means(image: np.ndarray, uv: np.ndarray) -> np.ndarray:
 def _largest_bright(
     colours: np.ndarray, kind: np.ndarray, area: np.ndarray, names: list[str], opacity: dict[int, float]
 ) -> list[int]:
-    """The materials that are the body's paint: opaque, not dark, not glass, and of the largest area."""
+    """The materials of the body's paint: opaque, not dark, not glass, and with the largest area."""
     total = np.bincount(kind, weights=area, minlength=len(names))
     mean = np.stack(
         [np.bincount(kind, weights=area * channel, minlength=len(names)) for channel in colours.T]

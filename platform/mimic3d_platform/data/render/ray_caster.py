@@ -1,4 +1,4 @@
-"""Images of a mesh by ray casting: anti-aliased colour on white, exact depth, coverage."""
+"""Rendering a mesh by ray casting: anti-aliased colour on white, exact depth, coverage."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from trimesh.ray.ray_pyembree import RayMeshIntersector
 from mimic3d import cameras as geometry
 from mimic3d_platform.data.render.meshes import Mesh
 
-# Light as a function of a face's normal alone, so that a point has one colour from wherever it is seen.
+# Lighting depends on a face's normal alone, so that a point has the same colour in all views.
 _AMBIENT = 0.48
 _KEY = (0.62, np.array([0.35, 0.85, 0.40]))
 _FILL = (0.16, np.array([-0.60, 0.25, -0.75]))
-# The pixel's filter, a Gaussian as film renderers use, in pixels. A box over the pixel lets twice as much
-# through at the highest frequency an image can hold, where it is mostly aliasing.
+# The pixel filter: a Gaussian, as film renderers use, of this standard deviation in pixels. A box filter
+# passes twice as much of the highest frequency of an image, which is mostly aliasing there.
 _SIGMA = 0.5
-_REACH = 1  # whole pixels beyond the pixel's own, on either side: the Gaussian is cut at three sigma
+_REACH = 1  # The Gaussian is cut off at three sigma: this many pixels beyond the pixel's own on each side.
 
 
 @dataclass(frozen=True)
@@ -29,8 +29,8 @@ class Views:
 
     Attributes:
         images: (V, R, R, 3) uint8, on white.
-        depth: (V, R, R) float32, world units along the pixel centre's ray; +inf where it hits nothing.
-        mask: (V, R, R) uint8, how much of the pixel the mesh covers, under the same filter; 255 for all.
+        depth: (V, R, R) float32, world units along the ray of the pixel's centre; +inf where it hits nothing.
+        mask: (V, R, R) uint8, the share of the pixel that the mesh covers, under the same filter; 255 is all.
     """
 
     images: np.ndarray
@@ -39,35 +39,34 @@ class Views:
 
 
 class RayCaster:
-    """A mesh in a ray-tracing scene, kept for any number of colourings and cameras."""
+    """Renders a mesh, in any colouring and from any cameras."""
 
     def __init__(self, mesh: Mesh) -> None:
         self.mesh = mesh
-        # process=False keeps the faces in order: a hit is an index into the mesh's own faces.
+        # process=False keeps the order of the faces: hits are indices of the mesh's own faces.
         self._scene = RayMeshIntersector(trimesh.Trimesh(mesh.vertices, mesh.faces, process=False))
         corners = mesh.vertices[mesh.faces]
         normals = np.cross(corners[:, 1] - corners[:, 0], corners[:, 2] - corners[:, 0])
         self._normals = normals / np.linalg.norm(normals, axis=1, keepdims=True)
         self._anchors = corners[:, 0]
-        self._outline = _outline(mesh.vertices)
+        self._hull = _convex_hull(mesh.vertices)
 
     def render(self, colours: np.ndarray, cameras: torch.Tensor, resolution: int, supersample: int) -> Views:
-        """Renders every camera, all their rays in one query.
+        """Renders all cameras, with all their rays in one query.
 
         Args:
             colours: (F, 3) sRGB in [0, 1], of the mesh's faces.
             cameras: (V, 25) labels.
             resolution: R, pixels.
-            supersample: S; S×S rays a pixel make colour and coverage, one more finds the depth.
+            supersample: S: S×S rays per pixel give colour and coverage, one more gives the depth.
         """
         labels = cameras.to(torch.float64)
-        windows = [_window(label, self._outline, resolution) for label in labels]
-        shading = [(view, window.scaled(supersample), True) for view, window in enumerate(windows)]
-        sounding = [(view, window.within(resolution), False) for view, window in enumerate(windows)]
-        jobs = shading + sounding
+        areas = [_visible_area(label, self._hull, resolution) for label in labels]
+        bundles = [_Bundle(view, area.scaled(supersample), True) for view, area in enumerate(areas)]
+        bundles += [_Bundle(view, area.within(resolution), False) for view, area in enumerate(areas)]
         rays = [
-            _rays(labels[view], window, resolution * (supersample if shaded else 1))
-            for view, window, shaded in jobs
+            _rays(labels[bundle.view], bundle.area, resolution * (supersample if bundle.shaded else 1))
+            for bundle in bundles
         ]
         origins = np.concatenate([origin for origin, _ in rays])
         directions = np.concatenate([direction for _, direction in rays])
@@ -80,25 +79,26 @@ class RayCaster:
             np.zeros((len(labels), resolution, resolution), dtype=np.uint8),
         )
         start = 0
-        for view, window, shaded in jobs:
-            part = slice(start, start + window.size)
-            start += window.size
-            if not shaded:
+        for bundle in bundles:
+            view, area = bundle.view, bundle.area
+            part = slice(start, start + area.size)
+            start += area.size
+            if not bundle.shaded:
                 depth = self._depth(hits[part], origins[part], directions[part])
-                views.depth[view][window.slices] = depth.reshape(window.shape)
+                views.depth[view][area.slices] = depth.reshape(area.shape)
                 continue
-            pixels = windows[view].grown(_REACH).within(resolution)
-            rows = _filter(pixels.top, pixels.height, window.top, window.height, supersample)
-            columns = _filter(pixels.left, pixels.width, window.left, window.width, supersample)
-            covered = (hits[part] >= 0).reshape(window.shape)
-            dark = 1 - colour[part].reshape(*window.shape, 3)  # 0 is white, which is all around the window
+            pixels = areas[view].grown(_REACH).within(resolution)
+            rows = _filter(pixels.top, pixels.height, area.top, area.height, supersample)
+            columns = _filter(pixels.left, pixels.width, area.left, area.width, supersample)
+            covered = (hits[part] >= 0).reshape(area.shape)
+            dark = 1 - colour[part].reshape(*area.shape, 3)  # 0 is white, the colour outside the area
             image = 1 - np.einsum("ps,stc,qt->pqc", rows, dark, columns, optimize=True)
             views.images[view][pixels.slices] = np.rint(image.clip(0, 1) * 255)
             views.mask[view][pixels.slices] = np.rint((rows @ covered @ columns.T).clip(0, 1) * 255)
         return views
 
     def _shade(self, colours: np.ndarray, hits: np.ndarray, directions: np.ndarray) -> np.ndarray:
-        """(n, 3) float32 in [0, 1]: a face's colour under the lights, seen from its lit or its other side."""
+        """(n, 3) float32 in [0, 1]: the lit colours of the faces hit, on the side that the ray hits."""
         sides = []
         for normals in (self._normals, -self._normals):
             light = np.full(len(normals), _AMBIENT)
@@ -113,7 +113,7 @@ class RayCaster:
         return palette[index]
 
     def _depth(self, hits: np.ndarray, origins: np.ndarray, directions: np.ndarray) -> np.ndarray:
-        """Distances to the planes of the faces hit, in float64: the ray tracer's own are coarse."""
+        """(n,) float32: distances to the planes of the faces hit; the ray tracer's own are less exact."""
         with np.errstate(divide="ignore", invalid="ignore"):
             normals = self._normals[hits]
             ahead = np.einsum("...k,...k->...", self._anchors[hits] - origins, normals)
@@ -122,7 +122,7 @@ class RayCaster:
 
 
 @dataclass(frozen=True)
-class _Window:
+class _Area:
     """A rectangle of pixels: rows from `top`, columns from `left`."""
 
     top: int
@@ -142,42 +142,49 @@ class _Window:
     def slices(self) -> tuple[slice, slice]:
         return slice(self.top, self.top + self.height), slice(self.left, self.left + self.width)
 
-    def grown(self, margin: int) -> _Window:
-        return _Window(
-            self.top - margin, self.left - margin, self.height + 2 * margin, self.width + 2 * margin
-        )
+    def grown(self, margin: int) -> _Area:
+        return _Area(self.top - margin, self.left - margin, self.height + 2 * margin, self.width + 2 * margin)
 
-    def within(self, resolution: int) -> _Window:
-        """What of it lies in an image."""
+    def within(self, resolution: int) -> _Area:
+        """The part that lies in an image."""
         top, left = max(self.top, 0), max(self.left, 0)
         bottom, right = min(self.top + self.height, resolution), min(self.left + self.width, resolution)
-        return _Window(top, left, max(bottom - top, 0), max(right - left, 0))
+        return _Area(top, left, max(bottom - top, 0), max(right - left, 0))
 
-    def scaled(self, factor: int) -> _Window:
-        return _Window(self.top * factor, self.left * factor, self.height * factor, self.width * factor)
+    def scaled(self, factor: int) -> _Area:
+        return _Area(self.top * factor, self.left * factor, self.height * factor, self.width * factor)
 
 
-def _outline(vertices: np.ndarray) -> np.ndarray:
-    """The corners of the convex hull: of all vertices, these reach furthest in any view."""
+@dataclass(frozen=True)
+class _Bundle:
+    """The rays of one view: through the samples of its visible area (`shaded`) or its pixels' centres."""
+
+    view: int
+    area: _Area
+    shaded: bool
+
+
+def _convex_hull(vertices: np.ndarray) -> np.ndarray:
+    """The corners of the convex hull, which bound the mesh in any view."""
     try:
         return vertices[ConvexHull(vertices).vertices]
-    except QhullError:  # It is flat.
+    except QhullError:  # a flat mesh
         return vertices
 
 
-def _window(label: torch.Tensor, vertices: np.ndarray, resolution: int) -> _Window:
-    """The pixels that a mesh with these vertices can touch, in the image or within the filter's reach."""
+def _visible_area(label: torch.Tensor, vertices: np.ndarray, resolution: int) -> _Area:
+    """The pixels that a mesh with these vertices can cover, in the image or within the filter's reach."""
     low, high = -_REACH, resolution + _REACH
     uv, distance = geometry.project(label[None], torch.from_numpy(vertices)[None])
-    if (distance <= 0).any():  # some of it is behind the camera
-        return _Window(low, low, high - low, high - low)
+    if (distance <= 0).any():  # a part is behind the camera
+        return _Area(low, low, high - low, high - low)
     first = (uv[0].amin(dim=0) * resolution).floor().int().clamp(low, high).tolist()
     last = (uv[0].amax(dim=0) * resolution).ceil().int().clamp(low, high).tolist()
-    return _Window(first[1], first[0], max(last[1] - first[1], 0), max(last[0] - first[0], 0))
+    return _Area(first[1], first[0], max(last[1] - first[1], 0), max(last[0] - first[0], 0))
 
 
 def _filter(first: int, pixels: int, first_sample: int, samples: int, supersample: int) -> np.ndarray:
-    """(pixels, samples): what each sample along one axis adds to each pixel."""
+    """(pixels, samples): the filter's weight of each sample for each pixel, along one axis."""
     centres = np.arange(first, first + pixels) + 0.5
     positions = (np.arange(first_sample, first_sample + samples) + 0.5) / supersample
     away = positions - centres[:, None]
@@ -186,10 +193,10 @@ def _filter(first: int, pixels: int, first_sample: int, samples: int, supersampl
     return weights / np.exp(-0.5 * (taps / _SIGMA) ** 2).sum()
 
 
-def _rays(label: torch.Tensor, window: _Window, side: int) -> tuple[np.ndarray, np.ndarray]:
-    """Origins and unit directions (n, 3), float64, through the window's pixels of an image of side×side."""
-    u = (torch.arange(window.left, window.left + window.width, dtype=torch.float64) + 0.5) / side
-    v = (torch.arange(window.top, window.top + window.height, dtype=torch.float64) + 0.5) / side
+def _rays(label: torch.Tensor, area: _Area, side: int) -> tuple[np.ndarray, np.ndarray]:
+    """Origins and unit directions (n, 3), float64, through an area's pixels of an image of side×side."""
+    u = (torch.arange(area.left, area.left + area.width, dtype=torch.float64) + 0.5) / side
+    v = (torch.arange(area.top, area.top + area.height, dtype=torch.float64) + 0.5) / side
     rows, columns = torch.meshgrid(v, u, indexing="ij")
     uv = torch.stack([columns, rows], dim=-1).reshape(-1, 2)
     origins, directions = geometry.rays(label[None], uv)

@@ -1,37 +1,37 @@
-"""Meshes to a data set: every (model, colouring) is an identity, each seen by its own cameras.
+"""Rendering a data set from meshes: every (model, colouring) is an identity with cameras of its own.
 
-What a row holds is a function of (seed, model, colouring, view) and what a shard holds of the plan alone, so
-a run that was killed goes on with the shards it lacks, and the same call on a finished set does nothing.
+A row is a function of (seed, model, colouring, view), and a shard of the plan alone: an interrupted run
+resumes with the shards that are missing, and the same call on a complete data set does nothing.
 """
 
 from __future__ import annotations
 
 import contextlib
 import hashlib
-import io
 import json
 import math
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
+from PIL import Image
 
 from mimic3d import cameras as geometry
 from mimic3d import randomness
 from mimic3d_platform import storage
 from mimic3d_platform.cluster.tasks import run_pieces, start_workers
-from mimic3d_platform.data.format.dataset_card import model_records
+from mimic3d_platform.data.format.image_files import encode_png
 from mimic3d_platform.data.format.manifest import MANIFEST, Manifest
 from mimic3d_platform.data.format.write_shards import (
     SHARD_BYTES,
     Layout,
+    Row,
     ShardRecord,
+    delete_stray_shards,
     open_layout,
     read_record,
-    sweep,
     write_manifest,
     write_record,
     write_shard,
@@ -43,8 +43,8 @@ from mimic3d_platform.data.render.recolour import recolour
 from mimic3d_platform.errors import UserError
 from mimic3d_platform.settings import get_settings
 
-# Numbers beyond these are slips of the keyboard, or would need more memory than a worker has.
-_MOST = {
+# Larger numbers are typing errors, or need more memory than a worker has.
+_LIMITS = {
     "resolution": 2048,
     "models": 1_000_000,
     "colourings": 1_000_000,
@@ -56,26 +56,45 @@ _MOST_IMAGES = 100_000_000
 _FOCALS = (0.1, 50.0)
 _RAYS_AT_ONCE = 4_000_000
 
-# Raise it when the renderer draws other pixels: shards of an older renderer are then not taken for ours.
-RENDERER = 2
+# To be raised when the renderer gives other pixels, so that shards of an older version are not taken for
+# shards of the same plan.
+RENDERER_VERSION = 2
 
 RADIUS = 1.7
-# EG3D's for ShapeNet-Cars, in image widths.
+# The focal length of EG3D's ShapeNet-Cars, in image widths.
 FOCAL = 1.0254
 LOWEST, HIGHEST = math.radians(5), math.radians(60)
 
+_COMPRESSION = 1  # of PNG files: rendering should not wait for it
 _MIN_SHARD_ROWS = 256
 _MANY_SHARDS = 64
 
+# Ray casters of the models that this process rendered last: the identities of a model are in many shards.
 _MOST_CASTERS = 16
 _casters: dict[str, RayCaster] = {}
 
-Progress = Callable[[int, int], None]
+
+@dataclass(frozen=True)
+class RenderedViews:
+    """A part of a shard: some views of one identity."""
+
+    model: int
+    colouring: int
+    views: range
 
 
 @dataclass(frozen=True)
-class Plan:
-    """All that the images depend on, but the meshes' content, which `meshes` digests."""
+class RenderPlan:
+    """All that the images depend on.
+
+    Attributes:
+        models: number of meshes.
+        colourings: identities made of each mesh.
+        views: images of each identity.
+        supersample: S, for S×S rays per pixel.
+        focal: focal length in image widths.
+        meshes: digest of the meshes.
+    """
 
     resolution: int
     models: int
@@ -85,7 +104,7 @@ class Plan:
     supersample: int
     focal: float
     meshes: str
-    renderer: int = RENDERER
+    renderer: int = RENDERER_VERSION
 
     @property
     def digest(self) -> str:
@@ -96,38 +115,38 @@ class Plan:
     def images(self) -> int:
         return self.models * self.colourings * self.views
 
-    def shards(self) -> list[list[tuple[int, int, range]]]:
-        """The model, colouring and views of each shard, dealt at random; many views are cut into several."""
+    def shards(self) -> list[list[RenderedViews]]:
+        """The parts of each shard: identities in random order, those with many views divided."""
         order = randomness.permutation(self.seed, "identities", size=self.models * self.colourings)
         pairs = [divmod(int(item), self.colourings) for item in order]
-        # PNG colour and mask are below the raw size, and depth is 4 bytes a pixel.
+        # A row takes at most 8 bytes per pixel: 3 of colour, 1 of mask, 4 of depth.
         most = max(SHARD_BYTES // (8 * self.resolution**2), 1)
         rows = min(max(_MIN_SHARD_ROWS, self.images // _MANY_SHARDS), most)
         step = max(rows // self.views, 1)
         cuts = [range(start, min(start + rows, self.views)) for start in range(0, self.views, rows)]
-        parts = [(model, colouring, views) for model, colouring in pairs for views in cuts]
+        parts = [RenderedViews(model, colouring, views) for model, colouring in pairs for views in cuts]
         return [parts[start : start + step] for start in range(0, len(parts), step)]
 
 
 def sample_cameras(seed: int, identity: str, views: int, focal: float = FOCAL) -> torch.Tensor:
-    """(views, 25) labels, uniform by area over the band of the upper hemisphere between 5° and 60°.
+    """(views, 25) labels, uniform by area on the upper hemisphere between pitch 5° and 60°.
 
-    View v of an identity is the same however many views are asked for.
+    View v of an identity does not depend on the number of views.
     """
-    draw = np.stack([randomness.uniform(seed, f"camera {identity}", view, size=2) for view in range(views)])
-    yaw = torch.from_numpy(draw[:, 0] * 2 * math.pi - math.pi)
+    random = np.stack([randomness.uniform(seed, f"camera {identity}", view, size=2) for view in range(views)])
+    yaw = torch.from_numpy(random[:, 0] * 2 * math.pi - math.pi)
     low, high = math.sin(LOWEST), math.sin(HIGHEST)
-    pitch = torch.from_numpy(np.arcsin(low + draw[:, 1] * (high - low)))
+    pitch = torch.from_numpy(np.arcsin(low + random[:, 1] * (high - low)))
     return geometry.look_at(geometry.on_sphere(yaw, pitch, RADIUS), focal=focal)
 
 
-def render_shard(index: int, layout: Layout, plan: Plan, meshes: list[Mesh]) -> ShardRecord:
-    """Renders and writes one shard, or takes the one that an earlier run of the plan left."""
+def render_shard(index: int, layout: Layout, plan: RenderPlan, meshes: list[Mesh]) -> ShardRecord:
+    """Renders and writes shard `index`, unless an interrupted run of the same plan has completed it."""
     if (record := read_record(layout, index, plan.digest)) is not None:
         return record
     rows = []
-    for model, colouring, views in plan.shards()[index]:
-        rows += _render_identity(_caster(meshes[model]), colouring, views, plan)
+    for part in plan.shards()[index]:
+        rows += _render_identity(_caster(meshes[part.model]), part.colouring, part.views, plan)
     order = randomness.permutation(plan.seed, "rows", index, size=len(rows))
     record = write_shard(layout, index, [rows[position] for position in order])
     write_record(layout, record, plan.digest)
@@ -135,7 +154,7 @@ def render_shard(index: int, layout: Layout, plan: Plan, meshes: list[Mesh]) -> 
 
 
 def _caster(mesh: Mesh) -> RayCaster:
-    """The mesh's, from this process's last few: shards deal the identities of a model at random."""
+    """The ray caster of a mesh, from those of this process's last models if it is there."""
     key = mesh.digest()
     caster = _casters.pop(key, None) or RayCaster(mesh)
     _casters[key] = caster
@@ -144,7 +163,8 @@ def _caster(mesh: Mesh) -> RayCaster:
     return caster
 
 
-def _render_identity(caster: RayCaster, colouring: int, chosen: range, plan: Plan) -> list[dict[str, Any]]:
+def _render_identity(caster: RayCaster, colouring: int, chosen: range, plan: RenderPlan) -> list[Row]:
+    """The rows of the views `chosen` of one identity."""
     identity = f"{caster.mesh.identifier}/{colouring}"
     cameras = sample_cameras(plan.seed, identity, chosen.stop, plan.focal)[chosen.start :]
     colours = recolour(caster.mesh, plan.seed, colouring)
@@ -153,23 +173,15 @@ def _render_identity(caster: RayCaster, colouring: int, chosen: range, plan: Pla
         views = caster.render(colours, part, plan.resolution, plan.supersample)
         rows += [
             {
-                "image": _png(views.images[view]),
+                "image": encode_png(Image.fromarray(views.images[view]), _COMPRESSION),
                 "camera": part[view].numpy(),
                 "identity": identity,
                 "depth": views.depth[view].astype("<f4").tobytes(),
-                "mask": _png(views.mask[view]),
+                "mask": encode_png(Image.fromarray(views.mask[view]), _COMPRESSION),
             }
             for view in range(len(part))
         ]
     return rows
-
-
-def _png(pixels: np.ndarray) -> bytes:
-    from PIL import Image
-
-    sink = io.BytesIO()
-    Image.fromarray(pixels).save(sink, format="PNG", compress_level=1)
-    return sink.getvalue()
 
 
 def render_dataset(
@@ -184,22 +196,25 @@ def render_dataset(
     supersample: int = 3,
     focal: float = FOCAL,
     overwrite: bool = False,
-    on_progress: Progress | None = None,
+    on_progress: Callable[[int, int], None] | None = None,
 ) -> Manifest:
     """Renders a data set into the folder `dest_uri`, shard by shard, as Ray tasks.
 
     Args:
-        models: how many of the models, all when None.
+        resolution: R, pixels; images are R×R.
+        models: number of models to use; all when None.
         colourings: identities made of each model.
         views: images of each identity.
         meshes: a folder of OBJ, GLB or PLY files; Debian's cars when None.
-        supersample: S, for S×S rays a pixel.
+        supersample: S, for S×S rays per pixel.
         focal: focal length in image widths.
-        overwrite: replace another set at `dest_uri`.
-        on_progress: called with the images done and all images, first with what was there.
+        overwrite: replace another data set at `dest_uri`.
+        on_progress: called with the images done and all images.
+    Returns:
+        the manifest of the new data set, or of a complete one that the same arguments made before.
     Raises:
-        UserError: numbers out of range, no usable mesh, another set at `dest_uri`, storage or Ray out of
-            reach.
+        UserError: a number is out of range, no mesh can be used, another data set is at `dest_uri`, or
+            storage or Ray cannot be reached.
     """
     numbers = {
         "resolution": resolution,
@@ -209,22 +224,22 @@ def render_dataset(
         "supersample": supersample,
     }
     for name, value in numbers.items():
-        if value is not None and not 1 <= value <= _MOST[name]:
-            raise UserError(f"{name} is {value}: give 1 to {_MOST[name]}")
+        if value is not None and not 1 <= value <= _LIMITS[name]:
+            raise UserError(f"{name} is {value}: give 1 to {_LIMITS[name]}")
     if resolution * supersample > _MOST_SIDE:
         raise UserError(
             f"resolution {resolution} times supersample {supersample} is more than {_MOST_SIDE}: lower either"
         )
     if not _FOCALS[0] <= focal <= _FOCALS[1]:
         raise UserError(f"focal is {focal}: give {_FOCALS[0]:g} to {_FOCALS[1]:g}, in image widths")
-    seal = storage.join(dest_uri, MANIFEST)
-    there = not overwrite and storage.exists(seal)
-    if not there:
-        # While meshes are read here. Whatever is wrong with Ray is told where it is needed.
+    manifest_uri = storage.join(dest_uri, MANIFEST)
+    complete = not overwrite and storage.exists(manifest_uri)
+    if not complete:
+        # Workers start while this process reads the meshes. Errors of Ray are raised below, by `run_pieces`.
         with contextlib.suppress(UserError):
             start_workers(render_shard)
     loaded = (load_folder(meshes) if meshes else load_cars(get_settings().home / "cache"))[:models]
-    plan = Plan(
+    plan = RenderPlan(
         resolution=resolution,
         models=len(loaded),
         colourings=colourings,
@@ -237,13 +252,13 @@ def render_dataset(
     if plan.images > _MOST_IMAGES:
         raise UserError(
             f"{plan.models} models × {colourings} colourings × {views} views are {plan.images} images: "
-            f"ask for {_MOST_IMAGES} at most"
+            f"render {_MOST_IMAGES} at most"
         )
     progress = on_progress or (lambda done, total: None)
-    if there:
-        manifest = Manifest.from_json(storage.read_bytes(seal), dest_uri)
+    if complete:
+        manifest = Manifest.from_json(storage.read_bytes(manifest_uri), dest_uri)
         if manifest.provenance.get("plan") == plan.digest:
-            sweep(dest_uri, manifest)
+            delete_stray_shards(dest_uri, manifest)
             progress(manifest.count, manifest.count)
             return manifest
     layout = open_layout(dest_uri, resolution, overwrite=overwrite, plan=plan.digest)
@@ -257,5 +272,16 @@ def render_dataset(
     progress(0, plan.images)
     records = run_pieces(render_shard, len(plan.shards()), layout, plan, loaded, on_result=count)
     provenance = {"tool": "mimic3d data render", "plan": plan.digest, **asdict(plan)}
-    provenance |= {"radius": RADIUS, "models": model_records(loaded)}
+    provenance |= {"radius": RADIUS, "models": [_attribution(mesh) for mesh in loaded]}
     return write_manifest(layout, records, provenance, [mesh.licence for mesh in loaded])
+
+
+def _attribution(mesh: Mesh) -> dict[str, str]:
+    """The author and licence of a model, for the manifest's provenance."""
+    return {
+        "identifier": mesh.identifier,
+        "name": mesh.name,
+        "author": mesh.author,
+        "licence": mesh.licence,
+        "source": mesh.source,
+    }

@@ -1,1 +1,1 @@
-"""The training stream: shards to batches."""
+"""The training stream: shards in storage, to files in the local cache, to batches in shared memory."""

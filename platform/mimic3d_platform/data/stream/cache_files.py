@@ -1,9 +1,9 @@
-"""A shard as the local cache keeps it: any row is found by one read, and nothing else is in memory.
+"""The files of the local cache, two for each shard; a row is read from disk by itself.
 
-    RowFile     the images' bytes one after the other, as stored in the shard; then cameras, offsets, a foot
-    PixelFile   the decoded images, each behind a checksum of its pixels; filled as they are decoded
+    RowFile     the image files one after the other; then cameras, offsets and a footer
+    PixelFile   the decoded images, each after a checksum of its pixels; written as images are decoded
 
-Files are read by `pread`, not mapped: a file that another program cuts short is an error, not a SIGBUS.
+Files are read by `pread` and not mapped: a file that another program truncates is an error, not a SIGBUS.
 """
 
 from __future__ import annotations
@@ -22,18 +22,18 @@ import numpy as np
 from mimic3d_platform.data.format.manifest import CAMERA_SIZE, Shard
 
 _MAGIC = b"m3d-rows"
-_FOOT = struct.Struct("<QQI8s")  # rows, bytes of images, CRC-32 of cameras and offsets, magic
+_FOOTER = struct.Struct("<QQI8s")  # rows, bytes of images, CRC-32 of cameras and offsets, magic
 
 
-class Damaged(Exception):
-    """A file of the cache is not what was written."""
+class DamagedFileError(Exception):
+    """A file of the cache is damaged or truncated."""
 
 
 def write_rows(file: BinaryIO, images: Sequence[memoryview], cameras: np.ndarray) -> None:
     """Writes a `RowFile`.
 
     Args:
-        images: each row's image file.
+        images: each row's image file, encoded.
         cameras: (rows, 25) float32.
     """
     offsets = np.concatenate([[0], np.cumsum([len(image) for image in images])]).astype("<i8")
@@ -41,15 +41,18 @@ def write_rows(file: BinaryIO, images: Sequence[memoryview], cameras: np.ndarray
         file.write(image)
     index = cameras.astype("<f4").tobytes() + offsets.tobytes()
     file.write(index)
-    file.write(_FOOT.pack(len(images), offsets[-1], zlib.crc32(index), _MAGIC))
+    file.write(_FOOTER.pack(len(images), offsets[-1], zlib.crc32(index), _MAGIC))
 
 
 class RowFile:
-    """An open file of encoded images; while it is open, the cache does not evict it.
+    """An open file of encoded images and cameras; the cache does not evict it while it is open.
 
+    Attributes:
+        size: bytes of the file.
+        cameras: (rows, 25) float32.
     Raises:
-        FileNotFoundError: it is not there.
-        Damaged: it is not whole.
+        FileNotFoundError: it does not exist.
+        DamagedFileError: it is damaged or truncated.
     """
 
     def __init__(self, path: Path) -> None:
@@ -57,16 +60,16 @@ class RowFile:
         try:
             fcntl.flock(self._descriptor, fcntl.LOCK_SH)
             self.size = os.fstat(self._descriptor).st_size
-            os.utime(path)  # Used now: the least recently used goes first.
-            foot = self._read(_FOOT.size, self.size - _FOOT.size)
-            self.rows, length, checksum, magic = _FOOT.unpack(foot)
+            os.utime(path)  # the time of the last use: the least recently used files are evicted first
+            footer = self._read(_FOOTER.size, self.size - _FOOTER.size)
+            self.rows, length, checksum, magic = _FOOTER.unpack(footer)
             cameras = self.rows * CAMERA_SIZE * 4
             index = cameras + 8 * (self.rows + 1)
-            if magic != _MAGIC or self.size != length + index + _FOOT.size:
-                raise Damaged(str(path))
+            if magic != _MAGIC or self.size != length + index + _FOOTER.size:
+                raise DamagedFileError(str(path))
             data = self._read(index, length)
             if zlib.crc32(data) != checksum:
-                raise Damaged(str(path))
+                raise DamagedFileError(str(path))
             self.cameras = np.frombuffer(data[:cameras], dtype="<f4").reshape(-1, CAMERA_SIZE)
             self._offsets = np.frombuffer(data[cameras:], dtype="<i8").tolist()
         except BaseException:
@@ -75,11 +78,11 @@ class RowFile:
 
     @staticmethod
     def most_bytes(shard: Shard) -> int:
-        """What the file of a shard takes at most: stored images are not compressed again."""
+        """An upper bound of the file's size for a shard, whose images are compressed already."""
         return shard.bytes + shard.rows * (4 * CAMERA_SIZE + 8) + 4096
 
     def image(self, row: int) -> bytes:
-        """The image file of a row."""
+        """The encoded image file of a row."""
         start, stop = self._offsets[row], self._offsets[row + 1]
         return self._read(stop - start, start)
 
@@ -89,14 +92,14 @@ class RowFile:
     def _read(self, length: int, offset: int) -> bytes:
         data = os.pread(self._descriptor, length, offset) if offset >= 0 else b""
         if len(data) != length:
-            raise Damaged(str(self.path))
+            raise DamagedFileError(str(self.path))
         return data
 
 
 class PixelFile:
-    """An open file of decoded images, made if it is not there; many processes may fill it at once.
+    """An open file of decoded images, created if needed; several processes may write to it at once.
 
-    Each image lies behind a checksum of its pixels: one that is not there yet, or not whole, is none.
+    Each image follows a checksum of its pixels, so that one that is missing or incomplete is recognised.
     """
 
     def __init__(self, path: Path, rows: int, side: int) -> None:
@@ -110,17 +113,18 @@ class PixelFile:
 
     @staticmethod
     def bytes_of(rows: int, side: int) -> int:
+        """The size of the file for a number of images of side×side."""
         return rows * (4 + 3 * side * side)
 
     def read_into(self, row: int, out: np.ndarray) -> bool:
-        """Reads a row's image into `out`, (3, R, R) uint8, contiguous; whether it is there."""
+        """Reads a row's image into `out`, (3, R, R) uint8, contiguous; False if the file lacks it."""
         checksum = bytearray(4)
         read = os.preadv(self._descriptor, [checksum, out], row * (4 + self._image))
         expected = int.from_bytes(checksum, "little")
         return read == 4 + self._image and expected != 0 and expected == _checksum(out)
 
     def write(self, row: int, pixels: np.ndarray) -> None:
-        """Keeps a row's image, (3, R, R) uint8, contiguous; a disk without room ends the keeping, no more."""
+        """Writes a row's image, (3, R, R) uint8, contiguous; if the disk is full, nothing is written."""
         if self._full:
             return
         checksum = _checksum(pixels).to_bytes(4, "little")
@@ -136,5 +140,5 @@ class PixelFile:
 
 
 def _checksum(pixels: np.ndarray) -> int:
-    """A CRC-32 that is never 0, which stands for no image."""
+    """A CRC-32, but never 0, which means that there is no image."""
     return zlib.crc32(pixels) or 1

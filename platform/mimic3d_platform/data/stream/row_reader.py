@@ -1,4 +1,4 @@
-"""Rows of a data set by number, from the machine's cache of verified shards."""
+"""Reading rows of a data set by number, from the cache of shards."""
 
 from __future__ import annotations
 
@@ -9,31 +9,33 @@ from pathlib import Path
 import numpy as np
 
 from mimic3d.training.order import WINDOW_BYTES
-from mimic3d_platform.data.format.manifest import AGAIN, CAMERA_SIZE, Manifest
-from mimic3d_platform.data.stream.cache_files import Damaged, PixelFile, RowFile
-from mimic3d_platform.data.stream.decode_images import BadImage, decode_into
+from mimic3d_platform.data.format.manifest import CAMERA_SIZE, REWRITE, Manifest
+from mimic3d_platform.data.stream.cache_files import DamagedFileError, PixelFile, RowFile
+from mimic3d_platform.data.stream.decode_images import BadImageError, decode_into
 from mimic3d_platform.data.stream.shard_cache import CACHE_BYTES, ShardCache, cache_folder
 from mimic3d_platform.errors import UserError
 
 log = logging.getLogger(__name__)
 
-# What a reader holds open, and thereby in the cache: a window of the training's order.
+# Files that a reader keeps open, and thereby in the cache: those of a shuffle window.
 _OPEN_BYTES, _OPEN_FILES = WINDOW_BYTES, 200
 
 
 class RowReader:
-    """Images and cameras of a set by row number. Only the shards that are asked for are fetched.
+    """Reads images and cameras of a data set by row number; fetches only the shards of those rows.
 
-    Decoded images are kept too where the whole set, decoded, fits the cache's bound: each is then decoded
-    once on a machine, and read after that.
+    Where the whole decoded set fits in the cache, decoded images are cached too, and each image is decoded
+    once on a machine.
 
     Args:
-        cache_bytes: the bound of the machine's cache (`data.cache`).
-        folder: where it lies; by the settings if not given.
-        leave_s: for so long the fetching of a shard is left to others (`ShardCache.open`).
+        cache_bytes: limit of the cache (`data.cache_bytes`).
+        folder: of the cache; the settings' when None.
+        skip_bad: replace an image that cannot be decoded by the next good one of its shard, and add its row
+            to `bad_rows`; if False, it is an error.
+        fetch_delay_s: as `ShardCache.open`.
         patience_s: as `ShardCache`.
-        skip_bad: whether an image that cannot be decoded is replaced by the next good one of its shard, and
-            noted in `bad_rows`; if not, it is an error.
+    Attributes:
+        bad_rows: the rows that were replaced so far.
     """
 
     def __init__(
@@ -44,74 +46,80 @@ class RowReader:
         *,
         folder: Path | None = None,
         skip_bad: bool = False,
-        leave_s: float = 0.0,
+        fetch_delay_s: float = 0.0,
         patience_s: float | None = None,
     ) -> None:
-        self.uri, self.manifest, self._skip_bad, self._leave_s = uri, manifest, skip_bad, leave_s
+        self.uri, self.manifest = uri, manifest
+        self._skip_bad, self._fetch_delay_s = skip_bad, fetch_delay_s
         self.cache = ShardCache(folder or cache_folder(), cache_bytes, patience_s)
         self.bad_rows: set[int] = set()
         self._starts = np.concatenate([[0], np.cumsum([shard.rows for shard in manifest.shards])])
         stored = sum(RowFile.most_bytes(shard) for shard in manifest.shards)
         pixels = PixelFile.bytes_of(manifest.count, manifest.resolution)
-        self._keeps_pixels = stored + pixels <= cache_bytes
+        self._caches_pixels = stored + pixels <= cache_bytes
         self._open: OrderedDict[int, tuple[RowFile, PixelFile | None]] = OrderedDict()
         self._open_bytes = 0
-        self._fetched_again: set[int] = set()
+        self._refetched: set[int] = set()
 
-    def fetch(
+    def read(
         self, rows: np.ndarray, images: np.ndarray | None = None, cameras: np.ndarray | None = None
     ) -> tuple[np.ndarray, np.ndarray]:
-        """The rows' images (n, 3, R, R) uint8 and cameras (n, 25) float32, in the given arrays or new ones.
+        """Images (n, 3, R, R) uint8 and cameras (n, 25) float32 of rows, in the given arrays or new ones.
 
+        Args:
+            rows: (n,) row numbers in the data set.
         Raises:
-            UserError: as `ShardCache`; or an image is broken.
+            UserError: as `ShardCache`; or an image cannot be decoded and `skip_bad` is False.
         """
         side = self.manifest.resolution
         if images is None or cameras is None:
             images = np.empty((len(rows), 3, side, side), dtype=np.uint8)
             cameras = np.empty((len(rows), CAMERA_SIZE), dtype=np.float32)
         shards = np.searchsorted(self._starts, rows, side="right") - 1
-        wanted = zip(shards.tolist(), (rows - self._starts[shards]).tolist(), images, cameras, strict=True)
-        for shard, offset, image, camera in wanted:
+        places = zip(shards.tolist(), (rows - self._starts[shards]).tolist(), images, cameras, strict=True)
+        for shard, offset, image, camera in places:
             self._read_good(shard, offset, image, camera)
         return images, cameras
 
     def close(self) -> None:
-        """Lets go of all files."""
+        """Closes all files."""
         while self._open:
             self._close_oldest()
 
     def _read_good(self, shard: int, offset: int, image: np.ndarray, camera: np.ndarray) -> None:
-        """Reads a row of a shard, or the next of it that is good if bad ones may be skipped."""
+        """Reads a row of a shard, or if bad images are skipped, the next good one of the shard."""
         first, rows = int(self._starts[shard]), self.manifest.shards[shard].rows
         for candidate in (first + (offset + step) % rows for step in range(rows)):
             if candidate in self.bad_rows:
                 continue
             try:
-                return self._read(shard, candidate - first, image, camera)
-            except BadImage as error:
+                self._read_row(shard, candidate - first, image, camera)
+                return
+            except BadImageError as error:
                 where = f"row {candidate - first} of {self._place(shard)}"
                 if not self._skip_bad:
                     raise UserError(
-                        f"{where} {error}: {AGAIN}, or let some be skipped with data.max_bad_images"
+                        f"{where} {error}: {REWRITE}, or skip some bad images with data.max_bad_images"
                     ) from error
-                log.warning("%s %s; the next good one of its shard takes its place", where, error)
+                log.warning("%s %s; the next good image of its shard replaces it", where, error)
                 self.bad_rows.add(candidate)
-        raise UserError(f"{self._place(shard)} has no readable image: {AGAIN}")
+        raise UserError(f"{self._place(shard)} has no readable image: {REWRITE}")
 
-    def _read(self, shard: int, offset: int, image: np.ndarray, camera: np.ndarray) -> None:
-        """Reads one row; what seems damaged is fetched once more, for the disk may be to blame."""
+    def _read_row(self, shard: int, offset: int, image: np.ndarray, camera: np.ndarray) -> None:
+        """Reads one row; if it seems damaged, its shard is fetched once more: the disk may be faulty."""
         try:
             self._read_cached(shard, offset, image, camera)
         except UserError as error:
             raise type(error)(f"{error} (wanted for its row {offset})") from error
-        except (BadImage, Damaged) as error:
-            if shard in self._fetched_again:
-                raise error if isinstance(error, BadImage) else BadImage("cannot be read back") from error
-            self._fetched_again.add(shard)
+        except (BadImageError, DamagedFileError) as error:
+            if shard in self._refetched:
+                if isinstance(error, BadImageError):
+                    raise
+                raise BadImageError("cannot be read back from the cache") from error
+            self._refetched.add(shard)
             self._close(shard)
             self.cache.discard(self.manifest.shards[shard])
-            self._read(shard, offset, image, camera)
+            self._read_row(shard, offset, image, camera)
 
     def _read_cached(self, shard: int, offset: int, image: np.ndarray, camera: np.ndarray) -> None:
         rows, pixels = self._opened(shard)
@@ -124,14 +132,14 @@ class RowReader:
     def _opened(self, shard: int) -> tuple[RowFile, PixelFile | None]:
         if shard not in self._open:
             described = self.manifest.shards[shard]
-            # First the old ones: their room in the cache may be what the new one needs.
+            # Before the new file is opened: it may need the room that the oldest ones take in the cache.
             while self._open and (
                 self._open_bytes + described.bytes > _OPEN_BYTES or len(self._open) >= _OPEN_FILES
             ):
                 self._close_oldest()
-            file = self.cache.open(self.uri, described, leave_s=self._leave_s)
+            file = self.cache.open(self.uri, described, fetch_delay_s=self._fetch_delay_s)
             side = self.manifest.resolution
-            pixels = self.cache.pixels(described, side) if self._keeps_pixels else None
+            pixels = self.cache.pixels(described, side) if self._caches_pixels else None
             self._open[shard] = file, pixels
             self._open_bytes += described.bytes
         self._open.move_to_end(shard)

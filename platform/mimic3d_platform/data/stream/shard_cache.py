@@ -1,12 +1,12 @@
-"""Shards on local disk: each fetched once for all processes of a machine, verified, within a bound of bytes.
+"""The cache of shards on local disk, shared by all processes of a machine and bounded in size.
 
-Files bear the SHA-256 of the shard they were made from, so that sets and jobs share what they have in common
-and a replaced shard is another file. Locks (`flock`) end with the process that held them: whoever is killed
-leaves nothing to clear up. A file that someone has open is not evicted; of the others, the least recently
-used go first.
+Each shard is fetched once, verified, and kept under its SHA-256: data sets and runs share the shards that
+they have in common, and a replaced shard is another file. Locks (`flock`) end with the process that holds
+them, so that a killed process leaves nothing to clean up. A file that a process has open is not evicted; of
+the others, the least recently used are evicted first.
 
-What is here is found without PyArrow, storage and settings: a loader process that need not fetch starts in a
-third of the time.
+A cached shard is found without PyArrow, storage and settings, which are imported only to fetch one: a loader
+process that has nothing to fetch starts in a third of the time.
 """
 
 from __future__ import annotations
@@ -21,18 +21,18 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from mimic3d_platform.data.format.manifest import Shard
-from mimic3d_platform.data.stream.cache_files import Damaged, PixelFile, RowFile
+from mimic3d_platform.data.stream.cache_files import DamagedFileError, PixelFile, RowFile
 
 log = logging.getLogger(__name__)
 
 CACHE_BYTES = 16 * 2**30
 
 _ROWS, _PIXELS, _PARTIAL = ".rows", ".pixels", ".partial"
-_LOOK_AGAIN_S = 0.01
+_POLL_S = 0.01
 
 
 def cache_folder() -> Path:
-    """`$MIMIC3D_CACHE`, else a folder of the state folder."""
+    """The default folder: `$MIMIC3D_CACHE`, else `shards/` of the state folder."""
     from mimic3d_platform.settings import get_settings
 
     settings = get_settings()
@@ -40,57 +40,62 @@ def cache_folder() -> Path:
 
 
 class ShardCache:
-    """The shards of data sets under `folder`, `limit` bytes at most.
+    """The cached shards under `folder`.
 
     Args:
-        patience_s: how long transient errors of storage, and a disk without room, are retried; the settings'
-            if not given.
-    Raises, from all that fetches:
-        UserError: a shard is missing, out of reach for longer than the patience, or not the one of the
-            manifest; the disk is full, or the bound too small for what is in use at once.
+        limit: bytes of all files together.
+        patience_s: how long transient errors of storage, and a lack of room, are retried; the settings'
+            patience when None.
+    Raises (also by the methods that fetch):
+        UserError: a shard is missing or does not match the manifest; for longer than the patience, storage
+            cannot be reached, the disk is full, or files in use leave no room within the limit.
     """
 
     def __init__(self, folder: Path, limit: int, patience_s: float | None = None) -> None:
         self.folder, self.limit, self._patience_s = folder, limit, patience_s
-        with _explained(folder):
+        with _translated(folder):
             (folder / "locks").mkdir(parents=True, exist_ok=True)
 
-    def open(self, uri: str, shard: Shard, *, leave_s: float = 0.0) -> RowFile:
-        """The rows of a shard of the set at `uri`; fetched, if no process has yet.
+    def open(self, uri: str, shard: Shard, *, fetch_delay_s: float = 0.0) -> RowFile:
+        """The rows of a shard of the data set at `uri`; the shard is fetched unless it is cached.
 
         Args:
-            leave_s: for so long the fetching is left to others, who are expected to be at it.
+            fetch_delay_s: how long to wait for another process to fetch it before it is fetched here.
         """
         path = self.folder / (shard.sha256 + _ROWS)
-        until = time.monotonic() + leave_s
+        until = time.monotonic() + fetch_delay_s
         while True:
             try:
                 return RowFile(path)
             except FileNotFoundError:
                 if time.monotonic() < until:
-                    time.sleep(_LOOK_AGAIN_S)
+                    time.sleep(_POLL_S)
                 else:
                     self.ensure(uri, shard)
-            except Damaged:
+            except DamagedFileError:
                 log.warning("%s is damaged; the shard is fetched again", path)
                 path.unlink(missing_ok=True)
 
     def ensure(self, uri: str, shard: Shard, *, wait: bool = True) -> None:
-        """Fetches a shard unless it is here; if another process is at it, waits for that, or leaves it."""
+        """Fetches a shard unless it is cached.
+
+        Args:
+            wait: if another process is fetching it, wait for that; if False, return at once.
+        """
         path = self.folder / (shard.sha256 + _ROWS)
         if path.exists():
             return
-        with self._lock(shard.sha256[:2], wait) as mine:
-            if mine and not path.exists():
+        with self._lock(shard.sha256[:2], wait) as acquired:
+            if acquired and not path.exists():
                 self._fetch(path, uri, shard)
 
     def discard(self, shard: Shard) -> None:
-        """Deletes what is kept of a shard."""
+        """Deletes the files of a shard."""
         for suffix in (_ROWS, _PIXELS):
             (self.folder / (shard.sha256 + suffix)).unlink(missing_ok=True)
 
     def pixels(self, shard: Shard, side: int) -> PixelFile | None:
-        """Where a shard's decoded images are kept; None if there is no room."""
+        """The file of a shard's decoded images; None if there is no room for it."""
         path = self.folder / (shard.sha256 + _PIXELS)
         with self._lock("room"):
             if not path.exists() and not self._make_room(PixelFile.bytes_of(shard.rows, side), self.limit):
@@ -103,13 +108,13 @@ class ShardCache:
                 return None
 
     def used(self) -> int:
-        """Bytes of all files, counting room that is set aside."""
+        """Bytes of all files, including those being written."""
         return sum(size for _, size, _ in self._files())
 
     def _fetch(self, path: Path, uri: str, shard: Shard) -> None:
-        """Reads a shard and keeps its images and cameras; waits, within the patience, for room."""
+        """Reads a shard from storage and writes its file; waits, within the patience, for room."""
         from mimic3d_platform import storage
-        from mimic3d_platform.data.format.fetching import verified_bytes
+        from mimic3d_platform.data.format.read_shards import verified_bytes
 
         place = storage.join(uri, shard.path)
         data = verified_bytes(place, shard, patience_s=self._patience_s)
@@ -119,9 +124,9 @@ class ShardCache:
         """Writes the file of a shard.
 
         Raises:
-            StorageError: there is no room; transient, since others may free some.
+            StorageError: there is no room; transient, since other processes may free some.
         """
-        from mimic3d_platform.data.format.fetching import unpack
+        from mimic3d_platform.data.stream.unpack_shard import unpack_shard
         from mimic3d_platform.storage import StorageError
 
         needed = RowFile.most_bytes(shard)
@@ -135,11 +140,11 @@ class ShardCache:
                     transient=True,
                 )
             file = partial.open("wb")
-            fcntl.flock(file, fcntl.LOCK_EX)  # Shows those who look for room that it is being written.
+            fcntl.flock(file, fcntl.LOCK_EX)  # Other processes must not evict it.
             file.truncate(needed)
         try:
             with file:
-                unpack(file, place, shard, data)
+                unpack_shard(file, place, shard, data)
                 file.truncate()
                 file.flush()
                 os.replace(partial, path)
@@ -147,7 +152,7 @@ class ShardCache:
         except OSError as error:
             partial.unlink(missing_ok=True)
             if error.errno not in (errno.ENOSPC, errno.EDQUOT):
-                with _explained(self.folder):
+                with _translated(self.folder):
                     raise
             with self._lock("room"):
                 self._make_room(needed, max(self.used() - 1, 0))
@@ -161,7 +166,7 @@ class ShardCache:
             raise
 
     def _make_room(self, needed: int, limit: int) -> bool:
-        """Evicts what nobody uses until `needed` bytes more are within `limit`; whether that was enough."""
+        """Evicts unused files until `needed` more bytes are within `limit`; False if that is impossible."""
         files = sorted(self._files())
         over = sum(size for _, size, _ in files) + needed - limit
         for _, size, path in files:
@@ -172,7 +177,7 @@ class ShardCache:
         return over <= 0
 
     def _files(self) -> Iterator[tuple[float, int, Path]]:
-        """(when last used, bytes, path) of each."""
+        """(time of last use, bytes, path) of each file."""
         for entry in os.scandir(self.folder):
             if entry.name.endswith((_ROWS, _PIXELS, _PARTIAL)):
                 with contextlib.suppress(FileNotFoundError):
@@ -181,7 +186,7 @@ class ShardCache:
 
     @contextlib.contextmanager
     def _lock(self, name: str, wait: bool = True) -> Iterator[bool]:
-        """For one process and thread at a time on this machine; gives whether it is for this one."""
+        """A lock for one thread of one process of this machine at a time; yields whether it was acquired."""
         with (self.folder / "locks" / name).open("a") as file:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -192,7 +197,7 @@ class ShardCache:
 
 
 def _unlink_unused(path: Path) -> bool:
-    """Deletes a file unless a process has it open under a lock."""
+    """Deletes a file unless a process has it open under a lock; False if one has."""
     try:
         with path.open("rb") as file:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -205,8 +210,8 @@ def _unlink_unused(path: Path) -> bool:
 
 
 @contextlib.contextmanager
-def _explained(folder: Path) -> Iterator[None]:
-    """Turns the system's errors into one line."""
+def _translated(folder: Path) -> Iterator[None]:
+    """Translates the system's errors into a `StorageError`."""
     try:
         yield
     except OSError:

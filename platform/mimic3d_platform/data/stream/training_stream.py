@@ -1,18 +1,21 @@
-"""The training stream: batches of a data set, for any rank of any world, from any image on, for ever."""
+"""The training stream: an endless iterator of a rank's batches, which can start at any number of images."""
 
 from __future__ import annotations
 
 import time
+from types import TracebackType
 from typing import NamedTuple
 
 import torch
 
 from mimic3d.training.order import WINDOW_BYTES
-from mimic3d_platform.data.format.dataset import open_dataset, require
-from mimic3d_platform.data.stream.batches import Course, ShardsAhead
+from mimic3d_platform.data.format.dataset import check_trainable, open_dataset
+from mimic3d_platform.data.stream.batches import BatchPlan
 from mimic3d_platform.data.stream.cache_files import RowFile
-from mimic3d_platform.data.stream.process_loader import ProcessLoader, ThreadLoader
+from mimic3d_platform.data.stream.prefetcher import ShardPrefetcher
+from mimic3d_platform.data.stream.process_loader import ProcessLoader
 from mimic3d_platform.data.stream.shard_cache import CACHE_BYTES, cache_folder
+from mimic3d_platform.data.stream.thread_loader import ThreadLoader
 from mimic3d_platform.errors import UserError
 
 
@@ -30,24 +33,27 @@ class TrainingStream:
             …
 
     Global batch k holds the positions [nimg + k·B, nimg + (k+1)·B) of an endless order in which every image
-    comes once an epoch; rank r takes the r-th of `world_size` equal slices. So a stream started at any `nimg`
-    goes on with exactly what would have come, and the world's size changes nothing but who gets what. Its
-    state is `nimg` and the set's fingerprint.
+    occurs once per epoch; rank r gets the r-th of `world_size` equal slices. A stream that starts at any
+    `nimg` therefore continues an earlier one exactly, and the world size only decides which rank gets which
+    images. The state of a stream is `nimg` and the data set's fingerprint.
 
     Args:
-        cache_bytes: the bound of this machine's cache, which all its processes share (`data.cache`).
-        loaders: processes that fetch, verify and decode; 0 leaves that to a thread.
-        max_bad_images: so many of this rank's images may be undecodable; the next good one of the same shard
-            takes the place of each.
-        patience_s: how long transient errors of storage are retried (`data.patience_s`); the settings' if not
-            given.
+        global_batch: B, images of all ranks' batches together.
+        nimg: number of images that earlier streams gave to all ranks together.
+        cache_bytes: limit of this machine's cache, which its processes share (`data.cache_bytes`).
+        loaders: number of processes that read and decode; with 0 a thread does.
+        max_bad_images: number of this rank's images that may be undecodable; the next good image of the same
+            shard replaces each of them.
+        patience_s: how long transient errors of storage are retried (`data.patience_s`); the settings'
+            patience when None.
     Attributes:
-        nimg: images that all ranks have consumed, counting those before the start.
-        wait_seconds: how long `next` has waited for data in all.
-        bad_images: how many different images were replaced.
+        manifest: of the data set.
+        nimg: number of images that all ranks have got, including those before the start.
+        wait_seconds: time that `next` has waited for data so far.
+        bad_images: number of different images that were replaced.
     Raises:
-        UserError: as `open_dataset`; the arguments do not fit one another or the set. Iterating raises it for
-            what is wrong with a shard or an image, and for storage that is out of reach for too long.
+        UserError: as `open_dataset`; the arguments do not match one another or the data set. `next` raises it
+            for a shard or image that cannot be used, and for storage that cannot be reached.
     """
 
     def __init__(
@@ -71,13 +77,13 @@ class TrainingStream:
         if not 0 <= rank < world_size or nimg < 0:
             raise ValueError(f"rank {rank} of {world_size} at nimg {nimg} does not exist")
         self.manifest = open_dataset(uri)
-        require(self.manifest, where=uri)
+        check_trainable(self.manifest, where=uri)
         self.nimg, self.wait_seconds, self.bad_images = nimg, 0.0, 0
         self._bad_rows: frozenset[int] = frozenset()
         self._uri, self._global_batch, self._max_bad = uri, global_batch, max_bad_images
         self._check_cache(cache_bytes)
         share = global_batch // world_size
-        course = Course(
+        plan = BatchPlan(
             uri=uri,
             manifest=self.manifest,
             seed=seed,
@@ -85,24 +91,24 @@ class TrainingStream:
             cache_bytes=cache_bytes,
             skip_bad=max_bad_images > 0,
             patience_s=patience_s,
-            start=nimg + rank * share,
-            share=share,
-            step=global_batch,
+            first_position=nimg + rank * share,
+            batch_size=share,
+            stride=global_batch,
         )
         self._loader: ThreadLoader | ProcessLoader | None
-        ahead = ShardsAhead(course)
-        ahead.reach(0, 0)
-        self._loader = ProcessLoader(course, ahead, loaders) if loaders else ThreadLoader(course, ahead)
+        prefetcher = ShardPrefetcher(plan)
+        prefetcher.prefetch(0, 0)
+        self._loader = ProcessLoader(plan, prefetcher, loaders) if loaders else ThreadLoader(plan, prefetcher)
 
     @property
     def loader_restarts(self) -> int:
-        """How many loader processes ended before their time and were replaced."""
+        """Number of loader processes that ended unexpectedly and were replaced."""
         return self._loader.restarts if self._loader else 0
 
     @property
     def loader_pids(self) -> list[int]:
-        """The process ids of the loaders."""
-        return self._loader.pids() if isinstance(self._loader, ProcessLoader) else []
+        """The ids of the loader processes."""
+        return self._loader.pids() if self._loader else []
 
     def __iter__(self) -> TrainingStream:
         return self
@@ -112,17 +118,17 @@ class TrainingStream:
             raise StopIteration
         started = time.perf_counter()
         try:
-            made = self._loader.take()
+            batch = self._loader.next_batch()
         except BaseException:
             self.close()
             raise
         self.wait_seconds += time.perf_counter() - started
-        self._count_bad(made.bad_rows)
+        self._count_bad(batch.bad_rows)
         self.nimg += self._global_batch
-        return Batch(torch.from_numpy(made.images), torch.from_numpy(made.cameras))
+        return Batch(torch.from_numpy(batch.images), torch.from_numpy(batch.cameras))
 
     def close(self) -> None:
-        """Ends the loaders. The stream then has no more batches."""
+        """Ends the loader; iteration then stops."""
         if self._loader is not None:
             self._loader.close()
             self._loader = None
@@ -130,7 +136,9 @@ class TrainingStream:
     def __enter__(self) -> TrainingStream:
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         self.close()
 
     def _count_bad(self, rows: frozenset[int]) -> None:
@@ -140,12 +148,12 @@ class TrainingStream:
             self.close()
             raise UserError(
                 f"{self._uri} has more than {self._max_bad} images that cannot be decoded (rows "
-                f"{', '.join(map(str, sorted(self._bad_rows)[:5]))} …): mend the set or raise "
+                f"{', '.join(map(str, sorted(self._bad_rows)[:5]))} …): correct the set or raise "
                 "data.max_bad_images"
             )
 
     def _check_cache(self, cache_bytes: int) -> None:
-        """Two windows must fit: ranks and loaders pass from one to the next at moments of their own."""
+        """Checks that two shuffle windows fit: ranks and loaders do not pass to the next one all at once."""
         sizes = [RowFile.most_bytes(shard) for shard in self.manifest.shards]
         needed = min(sum(sizes), 2 * max(WINDOW_BYTES, max(sizes)))
         if cache_bytes < needed:

@@ -9,8 +9,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from mimic3d_platform.data.format.dataset import open_dataset
-from mimic3d_platform.data.format.manifest import Manifest, row_group_rows
-from mimic3d_platform.data.format.write_shards import DatasetWriter
+from mimic3d_platform.data.format.dataset_writer import DatasetWriter
+from mimic3d_platform.data.format.manifest import Manifest
+from mimic3d_platform.data.format.parquet_schema import row_group_rows
 from mimic3d_platform.errors import UserError
 
 
@@ -57,7 +58,7 @@ def test_the_fingerprint_is_of_the_rows(tmp_path: Path, write_set) -> None:
         ({"format": "other"}, "not of the format"),
         ({"extra": 1}, "unknown fields extra"),
         ({"count": 11}, "counts 11"),
-        ({"count": "10"}, "a count that is no int"),
+        ({"count": "10"}, "a count that is not of type int"),
         ({"fingerprint": "0" * 64}, "fingerprint"),
         ({"cameras": {"roll": [0, 1]}}, "camera range 'roll'"),
         ({"shards": [{"path": "x"}]}, "shard 0"),

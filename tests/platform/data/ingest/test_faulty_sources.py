@@ -1,4 +1,4 @@
-"""Sources that people get wrong: each is one line that says which file, what, and the way out."""
+"""Faulty sources: each gives one line that says which file, what is wrong, and what to do."""
 
 import json
 import struct
@@ -90,7 +90,7 @@ EG3D = {
     "scaled pose": (
         lambda files: relabelled(files, lambda labels: set_number(labels, 0, 2.0)),
         f"the camera of {NAME}",
-        "no rotation",
+        "not a rotation",
     ),
     "focal in pixels": (
         lambda files: relabelled(files, lambda labels: set_number(labels, 16, 525.0)),
@@ -105,7 +105,7 @@ EG3D = {
     "label twice": (
         lambda files: relabelled(files, lambda labels: labels + labels[1:2]),
         f"lists {NAME} twice",
-        "take one out",
+        "remove one",
     ),
     "label without image": (
         lambda files: {name: data for name, data in files.items() if name != NAME},
@@ -125,22 +125,22 @@ EG3D = {
     "truncated image": (
         lambda files: files | {NAME: files[NAME][: len(files[NAME]) // 2 + 15]},
         f"{NAME} of",
-        "no readable image (it is cut short)",
+        "not a readable image (it is truncated)",
     ),
     "image of noise": (
         lambda files: files | {NAME: b"noise"},
         f"{NAME} of",
-        "no readable image (it is broken",
+        "not a readable image (it is broken",
     ),
     "another size": (
         lambda files: files | {NAME: encoded(np.zeros((8, 8, 3), np.uint8))},
         f"{NAME} of",
-        f"is 8×8 and the first image makes a set of {SIDE}×{SIDE}: say --resize",
+        f"is 8×8 and the first image makes a set of {SIDE}×{SIDE}: use --resize",
     ),
     "not square": (
         lambda files: files | {NAME: encoded(np.zeros((8, 9, 3), np.uint8))},
         f"{NAME} of",
-        "is 9×8 and not square: say --crop square",
+        "is 9×8 and not square: use --crop square",
     ),
     "16 bits": (
         lambda files: files | {NAME: encoded(Image.fromarray(np.zeros((SIDE, SIDE), np.uint16)))},
@@ -170,7 +170,7 @@ def test_zips_with_a_fault(scene: Scene, tmp_path: Path) -> None:
     whole = write_zip(path, files).read_bytes()
     for size in (0, 10, len(whole) // 2, len(whole) - 30):
         path.write_bytes(whole[:size])
-        assert "is no zip, or one that was cut short" in refused(path, tmp_path / "out")
+        assert "is not a zip, or is truncated" in refused(path, tmp_path / "out")
     path.write_bytes(whole.replace(b"IHDR", b"IHDX", 2))
     assert f"holds {scene.names[0]} damaged (its checksum differs)" in refused(path, tmp_path / "out")
     for name in ("../../evil.png", "/etc/evil.png", "C:\\evil.png", "a\\..\\..\\evil.png", "a/\nb.png"):
@@ -182,12 +182,12 @@ def test_zips_with_a_fault(scene: Scene, tmp_path: Path) -> None:
     assert f"holds the file {scene.names[1]} twice" in refused(path, tmp_path / "out")
     with zipfile.ZipFile(path, "w", zipfile.ZIP_BZIP2) as archive:
         archive.writestr("a.png", b"x")
-    assert "packed in a way unknown here: zip it again" in refused(path, tmp_path / "out")
+    assert "an unknown compression: zip it again" in refused(path, tmp_path / "out")
     (tmp_path / "set.tar").write_bytes(b"tar")
-    assert "is no zip" in refused(tmp_path / "set.tar", tmp_path / "out")
+    assert "is not a zip" in refused(tmp_path / "set.tar", tmp_path / "out")
 
 
-def test_places_that_cannot_be(scene: Scene, tmp_path: Path) -> None:
+def test_places_and_options_that_cannot_be_used(scene: Scene, tmp_path: Path) -> None:
     assert "there is nothing at" in refused(tmp_path / "none", tmp_path / "out")
     (tmp_path / "empty").mkdir()
     assert "holds no file: give a folder or a zip" in refused(tmp_path / "empty", tmp_path / "out")
@@ -230,7 +230,7 @@ def changed_json(files: Files, **changes: object) -> Files:
 NERF = {
     "no frames": (lambda files: changed_json(files, frames=[]), "transforms.json", "has no frames"),
     "distorted": (lambda files: changed_json(files, k1=0.02), "frame 0", "a distorted lens (k1): undistort"),
-    "lens of words": (lambda files: changed_json(files, cx="middle"), "frame 0", "a cx that is no number"),
+    "lens of words": (lambda files: changed_json(files, cx="middle"), "frame 0", "a cx that is not a number"),
     "no lens": (lambda files: changed_json(files, fl_x=None), "frame 0", "neither fl_x nor camera_angle_x"),
     "no matrix": (
         lambda files: changed_json(files, frames=[{"file_path": "00000/img00000000.png"}]),
@@ -246,7 +246,7 @@ NERF = {
         "cameras for none",
         "--partial",
     ),
-    "another shape": (lambda files: changed_json(files, h=8), "is of 16×8", "that the cameras are of"),
+    "another shape": (lambda files: changed_json(files, h=8), "is of 16×8", "that the cameras describe"),
 }  # fmt: skip
 
 
@@ -280,7 +280,7 @@ COLMAP = {
     "unknown model": (
         lambda files: {**files, "sparse/0/cameras.txt": b"7 MAGIC 16 16 20\n"},
         "sparse/0/cameras.txt",
-        "is damaged or no file of COLMAP's",
+        "is damaged or not a COLMAP file",
     ),
     "camera missing": (
         lambda files: {**files, "sparse/0/cameras.txt": b"6 PINHOLE 16 16 20 20 8 8\n"},
@@ -327,9 +327,9 @@ TABLE = {
     "no image column": (lambda text: text.replace("file,", "picture,", 1), "has no column 'image'"),
     "too few fields": (lambda text: text + "a.png,thing\n", "row 4 of cameras.csv", "fewer fields"),
     "camera of words": (lambda text: text.replace('red,1960,', 'red,1960,x', 1), "not 25 numbers"),
-    "weight": (lambda text: text.replace(",0.5,", ",-0.5,"), "a weight that is no number of 0 or more"),
+    "weight": (lambda text: text.replace(",0.5,", ",-0.5,"), "row 1 of cameras.csv", "the weight '-0.5'"),
     "a column of ours": (lambda text: text.replace(",paint,", ",mask,"), "a column 'mask'"),
-    "not text": (lambda text: "\udcff", "no CSV in UTF-8"),
+    "not text": (lambda text: "\udcff", "not CSV in UTF-8"),
 }  # fmt: skip
 
 

@@ -152,7 +152,7 @@ def test_crop_and_resize_change_the_camera_with_the_image(scene: Scene, tmp_path
     oblong = np.concatenate([scene.images, scene.images[:, :, :8]], axis=2)  # 24 wide, 16 high
     files |= {name: encoded(oblong[index]) for index, name in enumerate(scene.names)}
     source = write_zip(tmp_path / "set.zip", files)
-    with pytest.raises(UserError, match=r"img00000000.png of .* is 24×16 and not square: say --crop square"):
+    with pytest.raises(UserError, match=r"img00000000.png of .* is 24×16 and not square: use --crop square"):
         ingest(source, tmp_path / "out")
     manifest, rows = ingest(source, tmp_path / "out", crop=parse_crop("square"), resize=8)
     assert manifest.resolution == 8 and manifest.row_group_rows == 256
@@ -173,7 +173,7 @@ def test_transparent_pixels_want_a_background(scene: Scene, tmp_path: Path) -> N
     clear[4:8] = [200, 100, 0, 255]
     clear[8:] = [10, 10, 10, 128]
     source = write_zip(tmp_path / "set.zip", files | {scene.names[2]: encoded(clear)})
-    with pytest.raises(UserError, match=r"img00000002.png of .* has transparent pixels: say --background"):
+    with pytest.raises(UserError, match=r"img00000002.png of .* has transparent pixels: use --background"):
         ingest(source, tmp_path / "out")
     for background, empty, half in (("white", 255, 132), ("black", 0, 5)):
         _, rows = ingest(source, tmp_path / background, background=background)

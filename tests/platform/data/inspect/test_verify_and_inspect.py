@@ -1,4 +1,4 @@
-"""Whatever is wrong with a set is found and placed: shard and row; what is held twice is told."""
+"""Every fault of a data set is found, with its shard and row; duplicates are reported."""
 
 import io
 import shutil
@@ -10,8 +10,8 @@ from data_samples import camera_of, picture, png
 from PIL import Image, ImageEnhance
 
 from mimic3d_platform.data.format.dataset import open_dataset
-from mimic3d_platform.data.format.write_shards import DatasetWriter
-from mimic3d_platform.data.inspect.duplicates import find_duplicates
+from mimic3d_platform.data.format.dataset_writer import DatasetWriter
+from mimic3d_platform.data.inspect.duplicates import DuplicateGroups, find_duplicates
 from mimic3d_platform.data.inspect.inspect_dataset import inspect_dataset
 from mimic3d_platform.data.inspect.verify_dataset import verify_dataset
 from mimic3d_platform.data.render.render_dataset import sample_cameras
@@ -43,10 +43,10 @@ def problems(uri: str) -> list[str]:
 
 def test_a_sound_set_has_no_problem(tmp_path: Path) -> None:
     uri = write(tmp_path / "set", [row(number) for number in range(300)], shard_bytes=30_000)
-    told: list[int] = []
-    report = verify_dataset(uri, here=True, on_progress=lambda done, total: told.append(done))
+    progress: list[int] = []
+    report = verify_dataset(uri, here=True, on_progress=lambda done, total: progress.append(done))
     assert (report.rows, report.problems, report.more) == (300, [], 0)
-    assert told[-1] == 300 and len(told) == len(open_dataset(uri).shards) > 1
+    assert progress[-1] == 300 and len(progress) == len(open_dataset(uri).shards) > 1
 
 
 def changed_camera(place: int, value: float) -> np.ndarray:
@@ -56,16 +56,16 @@ def changed_camera(place: int, value: float) -> np.ndarray:
 
 
 FAULTS = {
-    "cut image": ({"image": png(picture(3, 64))[:90]}, "its image is no readable image (it is cut short)"),
-    "image of noise": ({"image": b"noise"}, "its image is no readable image (it is broken"),
+    "cut image": ({"image": png(picture(3, 64))[:90]}, "its image is not a readable image (it is truncated)"),
+    "image of noise": ({"image": b"noise"}, "its image is not a readable image (it is broken"),
     "large image": ({"image": png(picture(3, 8))}, "its image is 8×8 and not 4×4"),
-    "mask": ({"mask": b""}, "its mask is no readable image"),
+    "mask": ({"mask": b""}, "its mask is not a readable image"),
     "nan": ({"camera": changed_camera(3, np.nan)}, "its camera has a number that is not finite"),
-    "scaled": ({"camera": changed_camera(0, 2.0)}, "its camera has a pose that is no rotation"),
+    "scaled": ({"camera": changed_camera(0, 2.0)}, "its camera has a pose that is not a rotation"),
     "pixels": ({"camera": changed_camera(16, 525.0)}, "its camera has a focal length that is not between"),
     "weight": ({"weight": -1.0}, "its weight is -1"),
     "depth": ({"depth": b"1234"}, "its depth has 4 bytes and not 64"),
-    "depth nan": ({"depth": np.full(16, np.nan, "<f4").tobytes()}, "its depth has a number that is not one"),
+    "depth nan": ({"depth": np.full(16, np.nan, "<f4").tobytes()}, "its depth holds NaN"),
 }
 
 
@@ -78,13 +78,13 @@ def test_a_bad_row_is_named(tmp_path: Path, fault: str) -> None:
     assert found.startswith("row 270 of part-00000.parquet: ") and words in found
 
 
-def test_a_shard_of_noise_is_counted_and_not_told_row_by_row(tmp_path: Path) -> None:
+def test_the_problems_of_a_shard_of_noise_are_counted_and_only_some_listed(tmp_path: Path) -> None:
     uri = write(tmp_path / "set", [row(number, image=b"noise") for number in range(50)])
     report = verify_dataset(uri, here=True)
     assert len(report.problems) == 20 and report.more == 30
 
 
-def test_files_that_are_not_those_of_the_manifest(tmp_path: Path) -> None:
+def test_files_that_do_not_match_the_manifest(tmp_path: Path) -> None:
     uri = write(tmp_path / "set", [row(number) for number in range(90)], shard_bytes=6000)
     names = [shard.path for shard in open_dataset(uri).shards]
     assert len(names) > 3
@@ -99,7 +99,7 @@ def test_files_that_are_not_those_of_the_manifest(tmp_path: Path) -> None:
     assert found[0] == f"{names[0]}: the file is missing"
     assert found[1].startswith(f"{names[1]}: has ") and "bytes and the manifest says" in found[1]
     assert found[2].startswith(f"{names[2]}: is not the file") and "SHA-256 differs" in found[2]
-    assert found[3] == "part-00099.parquet: this file is not of the set; delete it"
+    assert found[3] == "part-00099.parquet: the manifest does not list this file; delete it"
     assert len(found) == 4
 
 
@@ -115,7 +115,7 @@ def encoded(image: Image.Image, form: str, **options) -> bytes:
     return sink.getvalue()
 
 
-def test_duplicates_are_told_exact_and_near(tmp_path: Path) -> None:
+def test_exact_and_near_duplicates_are_reported(tmp_path: Path) -> None:
     pictures = [encoded(noise(seed), "PNG") for seed in range(60)]
     pictures[20] = pictures[41] = pictures[7]
     pictures[50] = encoded(noise(3), "JPEG", quality=92)
@@ -129,9 +129,9 @@ def test_duplicates_are_told_exact_and_near(tmp_path: Path) -> None:
     assert len(manifest.shards) > 1
     found = find_duplicates(uri, manifest, here=True)
     rows = [f"{shard.path} row {number}" for shard in manifest.shards for number in range(shard.rows)]
-    assert found["exact"] == {"groups": 1, "images": 2, "first": [[rows[7], rows[20], rows[41]]]}
-    assert found["near"]["groups"] == 3
-    assert found["near"]["first"] == [[rows[3], rows[50]], [rows[4], rows[51]], [rows[5], rows[52]]]
+    assert found.exact == DuplicateGroups(1, 2, [[rows[7], rows[20], rows[41]]])
+    assert found.near.groups == 3
+    assert found.near.first == [[rows[3], rows[50]], [rows[4], rows[51]], [rows[5], rows[52]]]
 
 
 def test_the_pictures_of_an_inspection(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Renders agree with geometry: depth lies on the mesh, views agree in colour, cameras are the project's."""
+"""Renders agree with geometry: depth lies on the mesh, views agree in colour and with the camera labels."""
 
 from pathlib import Path
 
@@ -118,17 +118,17 @@ def test_cameras_cover_the_band_of_the_hemisphere() -> None:
     assert torch.equal(sample_cameras(0, "d", 7), cameras[:7]), "a view does not depend on how many there are"
 
 
-def test_the_outline_is_seen_as_far_as_the_mesh_reaches(mesh: Mesh) -> None:
+def test_the_convex_hull_bounds_what_is_rendered(mesh: Mesh) -> None:
     caster, cameras = RayCaster(mesh), sample_cameras(0, "e", 6)
     found = caster.render(mesh.colours, cameras, SIDE, 2)
-    assert len(caster._outline) <= len(mesh.vertices)
-    caster._outline = mesh.vertices
+    assert len(caster._hull) <= len(mesh.vertices)
+    caster._hull = mesh.vertices
     every = caster.render(mesh.colours, cameras, SIDE, 2)
     for name in ("images", "depth", "mask"):
         assert (getattr(found, name) == getattr(every, name)).all()
 
 
-def test_a_flat_mesh_has_an_outline_too() -> None:
+def test_a_flat_mesh_is_rendered_too() -> None:
     corners = np.array([[-0.5, -0.5, 0], [0.5, -0.5, 0], [0.5, 0.5, 0], [-0.5, 0.5, 0]])
     plain = np.zeros(2, np.int32)
     faces = np.array([[0, 1, 2], [0, 2, 3]], dtype=np.int32)

@@ -18,7 +18,7 @@ from mimic3d_platform.data.inspect.inspect_dataset import inspect_dataset
 from mimic3d_platform.data.render import render_dataset as rendering
 from mimic3d_platform.data.render.meshes import load_folder
 from mimic3d_platform.data.render.ray_caster import RayCaster
-from mimic3d_platform.data.render.render_dataset import Plan, render_dataset
+from mimic3d_platform.data.render.render_dataset import RenderPlan, render_dataset
 from mimic3d_platform.data.stream.training_stream import TrainingStream
 from mimic3d_platform.errors import UserError
 
@@ -30,35 +30,35 @@ import sys
 from pathlib import Path
 from mimic3d_platform.data.render.meshes import load_folder
 from mimic3d_platform.data.render.ray_caster import RayCaster
-from mimic3d_platform.data.render.render_dataset import Plan, render_dataset
+from mimic3d_platform.data.render.render_dataset import RenderPlan, render_dataset
 render_dataset(sys.argv[1], 16, meshes=Path(sys.argv[2]), colourings=24, views=12, seed=5, supersample=2,
                on_progress=lambda done, total: print(done, flush=True))
 """
 
 
 def render_set(uri: str, folder: Path, **changes) -> tuple[Manifest, list[int]]:
-    """The manifest, and the counts of images done that progress told."""
-    told: list[int] = []
+    """The manifest, and the counts of images done that were reported."""
+    progress: list[int] = []
     options = SMALL | changes
     manifest = render_dataset(
-        uri, 16, meshes=folder, on_progress=lambda done, _: told.append(done), **options
+        uri, 16, meshes=folder, on_progress=lambda done, _: progress.append(done), **options
     )
-    return manifest, told
+    return manifest, progress
 
 
 def test_a_set_is_rendered_reused_and_guarded(
     stack, s3_folder: str, mesh_folder: Path, tmp_path: Path
 ) -> None:
     (mesh_folder / "broken.obj").write_text("f 1 2 3")
-    manifest, told = render_set(s3_folder, mesh_folder)
+    manifest, progress = render_set(s3_folder, mesh_folder)
     assert manifest == open_dataset(s3_folder)
     assert (manifest.count, manifest.identities, manifest.resolution) == (IMAGES, 72, 16)
-    assert told == sorted(told) and told[0] == 0 and told[-1] == IMAGES and len(told) > 3
+    assert progress == sorted(progress) and progress[0] == 0 and progress[-1] == IMAGES and len(progress) > 3
     names = {Path(file).name for file in storage.list_files(s3_folder)}
     assert names == {shard.path for shard in manifest.shards} | {"manifest.json", "README.md"}
 
-    again, told = render_set(s3_folder, mesh_folder)
-    assert again == manifest and told == [IMAGES]
+    again, progress = render_set(s3_folder, mesh_folder)
+    assert again == manifest and progress == [IMAGES]
     with pytest.raises(UserError, match="already holds a data set"):
         render_set(s3_folder, mesh_folder, seed=6)
 
@@ -119,10 +119,10 @@ def test_a_run_that_was_stopped_is_taken_up(
 def test_many_views_are_cut_into_shards_and_many_rays_into_pieces(
     mesh_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    plan = Plan(16, 1, 2, 700, 5, 1, 1.0, "")
+    plan = RenderPlan(16, 1, 2, 700, 5, 1, 1.0, "")
     shards = plan.shards()
-    assert max(sum(len(views) for *_, views in shard) for shard in shards) <= 256
-    seen = sorted((colouring, view) for shard in shards for _, colouring, views in shard for view in views)
+    assert max(sum(len(part.views) for part in shard) for shard in shards) <= 256
+    seen = sorted((part.colouring, view) for shard in shards for part in shard for view in part.views)
     assert seen == [(colouring, view) for colouring in range(2) for view in range(700)]
 
     caster = RayCaster(load_folder(mesh_folder)[0])

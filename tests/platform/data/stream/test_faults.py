@@ -21,7 +21,7 @@ from fault_proxy import FaultProxy
 from mimic3d.training.order import EpochOrder
 from mimic3d_platform import storage
 from mimic3d_platform.data.format.dataset import open_dataset
-from mimic3d_platform.data.format.write_shards import DatasetWriter
+from mimic3d_platform.data.format.dataset_writer import DatasetWriter
 from mimic3d_platform.data.stream.cache_files import RowFile
 from mimic3d_platform.data.stream.shard_cache import ShardCache
 from mimic3d_platform.data.stream.training_stream import TrainingStream

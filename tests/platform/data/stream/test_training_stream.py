@@ -18,10 +18,11 @@ from PIL import Image
 
 from mimic3d.training import order
 from mimic3d.training.order import EpochOrder
-from mimic3d_platform.data.format.dataset import cameras_of, label_pool, open_dataset, require
-from mimic3d_platform.data.format.write_shards import DatasetWriter
-from mimic3d_platform.data.stream.batches import Course, ShardsAhead
+from mimic3d_platform.data.format.dataset import check_trainable, open_dataset, read_cameras, read_row_weights
+from mimic3d_platform.data.format.dataset_writer import DatasetWriter
+from mimic3d_platform.data.stream.batches import BatchPlan
 from mimic3d_platform.data.stream.cache_files import RowFile
+from mimic3d_platform.data.stream.prefetcher import ShardPrefetcher
 from mimic3d_platform.data.stream.training_stream import Batch, TrainingStream
 from mimic3d_platform.errors import UserError
 
@@ -35,8 +36,8 @@ def global_rows(uri: str, batches: int, *, world_size: int = 1, nimg: int = 0, *
     for rank in range(world_size):
         options = {"seed": 3, "global_batch": BATCH, "loaders": 0} | options
         with TrainingStream(uri, rank=rank, world_size=world_size, nimg=nimg, **options) as stream:
-            # Until they have started, batches are made in this process: here, theirs are what is wanted.
-            while not all(worker.is_ready() for worker in getattr(stream._loader, "_workers", ())):
+            # Until the loader processes have started, this process reads the batches; theirs are tested here.
+            while not all(process.has_output() for process in getattr(stream._loader, "_processes", ())):
                 time.sleep(0.01)
             for index in range(batches):
                 images, cameras = next(stream)
@@ -97,7 +98,7 @@ def test_any_number_of_loader_processes_gives_the_same(
 
 
 def test_a_loader_starts_without_what_only_a_fetch_needs() -> None:
-    code = "import sys, mimic3d_platform.data.stream.process_loader; print(*sys.modules)"
+    code = "import sys, mimic3d_platform.data.stream.loader_process; print(*sys.modules)"
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment)
     loaded = set(done.stdout.split())
@@ -152,13 +153,24 @@ def test_a_set_larger_than_a_window_is_shuffled_by_windows(
 
 def test_no_shard_of_the_batches_ahead_is_left_to_the_loaders(tmp_path: Path, write_set) -> None:
     manifest = write_set(tmp_path / "set", 600, columns=("image", "camera"), shard_bytes=1000)
-    course = Course(str(tmp_path / "set"), manifest, 0, tmp_path / "cache", 2**30, False, 0, BATCH, BATCH)
+    plan = BatchPlan(
+        uri=str(tmp_path / "set"),
+        manifest=manifest,
+        seed=0,
+        cache_folder=tmp_path / "cache",
+        cache_bytes=2**30,
+        skip_bad=False,
+        patience_s=None,
+        first_position=0,
+        batch_size=BATCH,
+        stride=BATCH,
+    )
     # The last of them is in another of the small windows that the epoch begins with than the first.
     last = 6
     windows = EpochOrder(manifest, 0).windows(0)
     assert windows[1].stop <= last * BATCH
-    ahead = ShardsAhead(course)
-    ahead.reach(0, last)
+    prefetcher = ShardPrefetcher(plan)
+    prefetcher.prefetch(0, last)
     needed = EpochOrder(manifest, 0).rows(0, (last + 1) * BATCH)
     bounds = np.cumsum([shard.rows for shard in manifest.shards])
     shards = {manifest.shards[index] for index in np.searchsorted(bounds, needed, side="right")}
@@ -166,22 +178,22 @@ def test_no_shard_of_the_batches_ahead_is_left_to_the_loaders(tmp_path: Path, wr
     while not all((tmp_path / "cache" / f"{shard.sha256}.rows").exists() for shard in shards):
         assert time.monotonic() < until
         time.sleep(0.05)
-    ahead.close()
+    prefetcher.close()
 
 
 def test_a_set_may_have_weights(tmp_path: Path, write_set) -> None:
     write_set(tmp_path / "plain", 12, columns=("image", "camera"))
-    assert label_pool(str(tmp_path / "plain"))[1] is None
+    assert read_row_weights(str(tmp_path / "plain")) is None
     columns = ("image", "camera", "weight")
     for name, least in (("set", 0.0), ("wrong", -1.0)):
         with DatasetWriter(str(tmp_path / name), 2, {}, columns=columns) as writer:
             for row in range(12):
                 values = (png(picture(row, 2)), camera_of(row).numpy(), float(row % 3) + least)
                 writer.write(dict(zip(columns, values, strict=True)))
-    cameras, weights = label_pool(str(tmp_path / "set"))
-    assert weights.tolist() == [0.0, 1.0, 2.0] * 4 and torch.equal(cameras, cameras_of(str(tmp_path / "set")))
-    with pytest.raises(UserError, match="weights that are no weights"):
-        label_pool(str(tmp_path / "wrong"))
+    weights = read_row_weights(str(tmp_path / "set"))
+    assert weights is not None and weights.tolist() == [0.0, 1.0, 2.0] * 4
+    with pytest.raises(UserError, match=r"weights of .* must be numbers of 0 or more; row 0 has -1"):
+        read_row_weights(str(tmp_path / "wrong"))
 
 
 def test_a_stream_counts_images_and_waiting(uri: str) -> None:
@@ -204,8 +216,8 @@ def test_the_example_in_the_docs_runs(tmp_path: Path, write_set, capsys) -> None
     assert seen == [(32, 3, 2, 2)]
 
 
-def test_cameras_of_all_rows(uri: str) -> None:
-    assert torch.equal(cameras_of(uri), torch.stack([camera_of(row) for row in range(COUNT)]))
+def test_the_cameras_of_all_rows(uri: str) -> None:
+    assert np.array_equal(read_cameras(uri), torch.stack([camera_of(row) for row in range(COUNT)]))
 
 
 def test_the_same_from_object_storage(uri: str, s3_folder: str, write_set) -> None:
@@ -213,14 +225,14 @@ def test_the_same_from_object_storage(uri: str, s3_folder: str, write_set) -> No
     assert manifest.fingerprint == open_dataset(uri).fingerprint
     assert global_rows(s3_folder, 12, world_size=2) == global_rows(uri, 12)
     assert global_rows(s3_folder, 3, loaders=1) == global_rows(uri, 3)
-    assert torch.equal(cameras_of(s3_folder), cameras_of(uri))
+    assert np.array_equal(read_cameras(s3_folder), read_cameras(uri))
 
 
 def test_nothing_there(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="there is no data set at"):
         open_dataset(str(tmp_path / "none"))
     (tmp_path / "bare").mkdir()
-    with pytest.raises(UserError, match="is empty or no data set"):
+    with pytest.raises(UserError, match="is empty or not a data set"):
         open_dataset(str(tmp_path / "bare"))
 
 
@@ -233,15 +245,15 @@ def test_nothing_there_in_object_storage(s3_folder: str) -> None:
 
 def test_no_cameras(tmp_path: Path, write_set) -> None:
     write_set(tmp_path / "set", 5, columns=("image", "identity"))
-    for use in (cameras_of, lambda uri: TrainingStream(uri, global_batch=2, seed=0, loaders=0)):
+    for use in (read_cameras, lambda uri: TrainingStream(uri, global_batch=2, seed=0, loaders=0)):
         with pytest.raises(UserError, match="has no cameras"):
             use(str(tmp_path / "set"))
 
 
 def test_another_resolution(uri: str) -> None:
-    require(open_dataset(uri), resolution=2)
+    check_trainable(open_dataset(uri), resolution=2)
     with pytest.raises(UserError, match=r"s3://b/x has images of 2×2 and the recipe wants 64×64"):
-        require(open_dataset(uri), resolution=64, where="s3://b/x")
+        check_trainable(open_dataset(uri), resolution=64, where="s3://b/x")
 
 
 def test_a_batch_that_the_ranks_cannot_share(uri: str) -> None:

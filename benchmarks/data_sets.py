@@ -1,4 +1,4 @@
-"""The images of the data benchmark, and the same images in every contestant's format, in object storage."""
+"""The images of `make bench-data`, and the data sets of them in every loader's format, in object storage."""
 
 from __future__ import annotations
 
@@ -13,29 +13,29 @@ import numpy as np
 from PIL import Image
 
 from mimic3d_platform import storage
-from mimic3d_platform.data.format.write_shards import DatasetWriter
+from mimic3d_platform.data.format.dataset_writer import DatasetWriter
 
-# By side: an epoch of any takes seconds, so that the start of processes does not decide it.
+# Number of images by side: an epoch takes seconds, so that the start of processes does not decide the result.
 COUNTS = {64: 8192, 256: 768, 512: 384}
-SHARD_BYTES = 8 * 2**20  # Of every format that has shards.
+SHARD_BYTES = 8 * 2**20  # in every format that has shards
 
 
 def photograph(side: int, seed: int) -> np.ndarray:
-    """(side, side, 3) uint8: smooth shapes of all sizes and a sensor's noise; its PNG is half as large."""
-    draw = np.random.default_rng(seed)
+    """(side, side, 3) uint8: smooth shapes of all sizes, sensor noise; its PNG file is half as large."""
+    random = np.random.default_rng(seed)
     total = np.zeros((side, side, 3))
     cells = 4
     while cells <= side // 4:
-        coarse = draw.uniform(-1, 1, (cells, cells, 3)) / np.sqrt(cells)
+        coarse = random.uniform(-1, 1, (cells, cells, 3)) / np.sqrt(cells)
         layers = [Image.fromarray(coarse[..., i].astype(np.float32)) for i in range(3)]
         smooth = [np.asarray(layer.resize((side, side), Image.Resampling.BICUBIC)) for layer in layers]
         total += np.stack(smooth, axis=-1)
         cells *= 4
-    return (128 + 110 * total + draw.normal(0, 2, total.shape)).clip(0, 255).astype(np.uint8)
+    return (128 + 110 * total + random.normal(0, 2, total.shape)).clip(0, 255).astype(np.uint8)
 
 
-def make_pictures(side: int, count: int) -> list[bytes]:
-    """The benchmark's first PNG files of a size."""
+def make_images(side: int, count: int) -> list[bytes]:
+    """The PNG files of `count` images."""
     files = []
     for seed in range(count):
         sink = io.BytesIO()
@@ -45,32 +45,27 @@ def make_pictures(side: int, count: int) -> list[bytes]:
 
 
 def label(index: int) -> list[float]:
-    """A camera for an image; any will do."""
-    return [float(value) for value in np.eye(4).ravel()] + [
-        1.0,
-        0.0,
-        0.5,
-        0.0,
-        1.0,
-        0.5,
-        0.0,
-        0.0,
-        1.0 + index,
-    ]
+    """A camera label that differs between images; what it describes is of no importance."""
+    return [*np.eye(4).ravel().tolist(), 1.0, 0.0, 0.5, 0.0, 1.0, 0.5, 0.0, 0.0, 1.0 + index]
 
 
-def write_all(files: list[bytes], side: int, uri: str) -> None:
-    """Below `uri`: `parquet/`, `mds/`, `tar/` and `zip/dataset.zip`, of the same images."""
-    columns = ("image", "camera")
-    with DatasetWriter(f"{uri}/parquet", side, {}, columns=columns, shard_bytes=SHARD_BYTES) as writer:
-        for index, data in enumerate(files):
-            writer.write({"image": data, "camera": label(index)})
-    with tempfile.TemporaryDirectory() as folder:
-        root = Path(folder)
-        _write_mds(files, root / "mds")
-        _write_tars(files, root / "tar")
-        _write_zip(files, root / "zip")
-        storage.copy_tree(root, uri)
+def write_formats(files: list[bytes], side: int, uri: str, formats: set[str]) -> None:
+    """Writes the same images below `uri` in several formats, each in the folder of its name.
+
+    Args:
+        files: PNG files.
+        formats: of `parquet`, `mds`, `tar` and `zip`.
+    """
+    if "parquet" in formats:
+        columns = ("image", "camera")
+        with DatasetWriter(f"{uri}/parquet", side, {}, columns=columns, shard_bytes=SHARD_BYTES) as writer:
+            for index, data in enumerate(files):
+                writer.write({"image": data, "camera": label(index)})
+    for name, write in (("mds", _write_mds), ("tar", _write_tars), ("zip", _write_zip)):
+        if name in formats:
+            with tempfile.TemporaryDirectory() as folder:
+                write(files, Path(folder) / name)
+                storage.copy_tree(folder, uri)
 
 
 def _write_mds(files: list[bytes], folder: Path) -> None:
