@@ -7,6 +7,7 @@ from torch import Tensor
 
 from mimic3d.networks.backbone import TriPlanes
 from mimic3d.networks.generator import Generator
+from mimic3d.sample_noise import normal_rows, uniform_rows
 
 
 def density_smoothness(generator: Generator, planes: TriPlanes, count: int, distance: float) -> Tensor:
@@ -16,8 +17,9 @@ def density_smoothness(generator: Generator, planes: TriPlanes, count: int, dist
         planes: with detail, the 3D branch's field is smoothed; without, the 2D branch's.
         count: points per sample.
     """
-    points = torch.rand(planes.coarse.shape[0], count, 3, device=planes.coarse.device) * 2 - 1
-    moved = points + torch.randn_like(points) * distance
+    shape, device = (planes.coarse.shape[0], count, 3), planes.coarse.device
+    points = uniform_rows(shape, device) * 2 - 1
+    moved = points + normal_rows(shape, device) * distance
     density, _ = generator.field(planes, torch.cat([points, moved], dim=1), outputs=0)
     here, there = density.split(count, dim=1)
     return (here - there).abs().mean()

@@ -17,6 +17,7 @@ from mimic3d.networks.superres import Superresolution
 from mimic3d.rendering.guided import light_window, window_at, window_depths
 from mimic3d.rendering.triplane import sample_triplane
 from mimic3d.rendering.volume import Composite, composite, importance_depths, stratified_depths
+from mimic3d.sample_noise import uniform_rows
 
 BRANCHES = ("2d", "3d")
 DEFAULT_MAX_POINTS = 2**20
@@ -127,7 +128,7 @@ class Generator(nn.Module):
         settings = self.rendering
         batch, count = origins.shape[:2]
         shape = (batch, count, settings.coarse_samples, 1)
-        jitter = torch.rand(shape, device=origins.device) if stochastic else origins.new_full(shape, 0.5)
+        jitter = uniform_rows(shape, origins.device) if stochastic else origins.new_full(shape, 0.5)
         depths = stratified_depths(settings.near, settings.far, settings.coarse_samples, jitter)
         densities, features = self._sample(planes, origins, directions, depths, outputs)
 
@@ -136,7 +137,7 @@ class Generator(nn.Module):
             weights = composite(densities.detach(), features.detach(), depths, white).weights
         shape = (batch, count, settings.importance_samples)
         if stochastic:
-            u = torch.rand(shape, device=origins.device)
+            u = uniform_rows(shape, origins.device)
         else:
             u = torch.linspace(0, 1, settings.importance_samples, device=origins.device).expand(shape)
         fine_depths = importance_depths(depths, weights, u)
@@ -198,7 +199,7 @@ class Generator(nn.Module):
             return self.render_rays(planes, origins, directions, outputs=3, stochastic=stochastic)
         windows = self.light_windows(planes, camera) if windows is None else windows
         shape = (*origins.shape[:2], count, 1)
-        jitter = torch.rand(shape, device=origins.device) if stochastic else origins.new_full(shape, 0.5)
+        jitter = uniform_rows(shape, origins.device) if stochastic else origins.new_full(shape, 0.5)
         depths = window_depths(window_at(windows, uv, self.rendering.far), jitter)
         densities, features = self._sample(planes, origins, directions, depths, outputs=3)
         return composite(densities, features, depths, self.rendering.white_background)

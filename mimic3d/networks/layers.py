@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from mimic3d.networks.precision import scaled_for_half
+from mimic3d.sample_noise import normal_rows
 
 NOISE_MODES = ("random", "const", "none")
 FIR = (1 / 8, 3 / 8, 3 / 8, 1 / 8)
@@ -189,7 +190,7 @@ class NoiseBiasActivation(nn.Module):
         if mode == "const":
             return self.noise_const.to(x.dtype)
         groups = x.shape[1] // len(self.bias)
-        return torch.randn(x.shape[0], groups, *x.shape[2:], device=x.device).to(x.dtype)
+        return normal_rows((x.shape[0], groups, *x.shape[2:]), x.device).to(x.dtype)
 
 
 class _ScaleNoiseBiasLeaky(torch.autograd.Function):
@@ -207,14 +208,12 @@ class _ScaleNoiseBiasLeaky(torch.autograd.Function):
         offset = (bias * LEAKY_GAIN).to(x.dtype)
         offset = (offset if groups == 1 else offset.repeat(groups)).view(-1, 1, 1)
         factor = (scale * LEAKY_GAIN).to(x.dtype)[:, :, None, None]
-        if noise is None:
-            y = torch.addcmul(offset, x, factor)
-        elif noise.dim() == 4 and noise.shape[1] > 1:
-            added = (noise * (strength * LEAKY_GAIN).to(x.dtype))[:, :, None]
-            by_group = x.unflatten(1, (groups, -1)), factor.unflatten(1, (groups, -1))
-            y = torch.addcmul(added, *by_group).flatten(1, 2).add_(offset)
-        else:
-            y = torch.addcmul(noise * (strength * LEAKY_GAIN).to(x.dtype), x, factor).add_(offset)
+        y = torch.addcmul(offset, x, factor)
+        if noise is not None:
+            # In place on a view: adding five dimensions out of place would lose x's memory format.
+            maps = noise.shape[1] if noise.dim() == 4 else 1
+            added = (noise * (strength * LEAKY_GAIN).to(x.dtype)).unsqueeze(-3)
+            y.unflatten(1, (maps, -1)).add_(added)
         y = F.leaky_relu_(y, LEAKY_SLOPE)
         ctx.save_for_backward(x, factor, noise, y)
         ctx.groups, ctx.kinds = groups, (scale.dtype, bias.dtype)

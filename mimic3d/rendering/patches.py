@@ -28,7 +28,7 @@ class PatchWindows(NamedTuple):
         centres = self.corners + self.sides[:, None] / 2
         return torch.cat([self.sides[:, None], centres], dim=1) / resolution * 2 - 1
 
-    def part(self, rows: slice) -> PatchWindows:
+    def part(self, rows: slice | Tensor) -> PatchWindows:
         """Those of some samples."""
         return PatchWindows(self.corners[rows], self.sides[rows])
 

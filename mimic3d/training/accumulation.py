@@ -1,72 +1,77 @@
-"""A batch in several parts whose gradients add up to those of the whole."""
+"""A rank's share of a batch, in parts whose gradients add up to those of the whole batch on one rank."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from typing import Any
+from collections.abc import Iterator
 
 import torch
-from torch.overrides import TorchFunctionMode
 
 from mimic3d.config import ConfigError
 from mimic3d.networks.discriminators import STD_GROUP
-
-_LIKE = {torch.rand_like: torch.rand, torch.randn_like: torch.randn}
-_DRAWS = {torch.rand, torch.randn}
+from mimic3d.sample_noise import rows_of_batch
 
 
-def parts_of(local_batch: int, count: int) -> list[slice]:
-    """The rows of each of `count` parts of a rank's batch: every `count`-th, from the part's own number on.
+class BatchParts:
+    """The order in which a rank processes its samples of a batch, and the parts that it splits them into.
 
-    Minibatch standard deviation is taken over samples that stand local_batch / group apart, so these parts
-    hold its groups whole.
+    Minibatch standard deviation compares samples that stand `samples / STD_GROUP` apart. The order puts
+    consecutive samples of the batch there, so that its groups, like the random numbers of each sample, depend
+    neither on the number of ranks nor on that of parts.
 
-    Raises:
-        ConfigError: a part would hold a piece of a group.
+    Attributes:
+        order: (L,) int64 on `device`, this rank's samples 0 … L-1 in the order in which they are processed.
     """
-    group = min(STD_GROUP, local_batch)
-    if local_batch % (count * group):
-        raise ConfigError(
-            f"schedule.accumulate is {count}, but must divide each worker's {local_batch} images into parts "
-            f"of a multiple of {group}, the group of the discriminators' minibatch statistics"
-        )
-    return [slice(first, None, count) for first in range(count)]
+
+    def __init__(self, batch: int, rank: int, world_size: int, count: int, device: torch.device) -> None:
+        """
+        Args:
+            batch: samples of all ranks together.
+            count: parts of each rank's share.
+        Raises:
+            ConfigError: a part would hold a piece of a group.
+        """
+        local = batch // world_size
+        group = min(STD_GROUP, local)
+        if local % (count * group):
+            raise ConfigError(
+                f"schedule.accumulate is {count}, but must divide each worker's {local} images into parts "
+                f"of a multiple of {group}, the group of the discriminators' minibatch statistics"
+            )
+        self.count, self._batch, self._device = count, batch, device
+        order = _grouped(local, group)
+        self.order = order.to(device)
+        self._parts = [slice(first, None, count) for first in range(count)]
+        # Where one rank would process each sample of the batch.
+        places = torch.empty(batch, dtype=torch.int64)
+        places[_grouped(batch, group)] = torch.arange(batch)
+        mine = places[rank * local : (rank + 1) * local][order]
+        self._rows = [mine[part].to(device) for part in self._parts]
+
+    def __iter__(self) -> Iterator[slice]:
+        """Each part's rows of what is in `order`; the loop's body gets these samples' random numbers."""
+        if len(self.order) == self._batch and self.count == 1:
+            yield self._parts[0]
+            return
+        state = _rng_state(self._device) if self.count > 1 else None
+        for part, rows in zip(self._parts, self._rows, strict=True):
+            if state is not None:
+                _set_rng_state(self._device, state)
+            with rows_of_batch(rows, self._batch):
+                yield part
 
 
-class _RowsOfTheWhole(TorchFunctionMode):
-    """Random numbers for some rows of a batch are those that the whole batch would have drawn for them."""
-
-    def __init__(self, rows: slice, local_batch: int) -> None:
-        super().__init__()
-        self.rows, self.local_batch = rows, local_batch
-
-    def __torch_function__(
-        self, function: Callable[..., Any], types: Any, args: tuple = (), kwargs: dict[str, Any] | None = None
-    ) -> Any:
-        kwargs = kwargs or {}
-        if function in _LIKE:
-            kwargs = {"device": args[0].device, "dtype": args[0].dtype} | kwargs
-            return self._draw(_LIKE[function], tuple(args[0].shape), kwargs)
-        if function in _DRAWS:
-            shape = args[0] if len(args) == 1 and not isinstance(args[0], int) else args
-            return self._draw(function, tuple(shape), kwargs)
-        return function(*args, **kwargs)
-
-    def _draw(self, function: Callable[..., Any], shape: tuple[int, ...], kwargs: dict[str, Any]) -> Any:
-        assert len(range(*self.rows.indices(self.local_batch))) == shape[0], "what is drawn is by sample"
-        return function((self.local_batch, *shape[1:]), **kwargs)[self.rows]
+def _rng_state(device: torch.device) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """The states of PyTorch's generators, that of the CPU and that of a GPU."""
+    return torch.get_rng_state(), torch.cuda.get_rng_state(device) if device.type == "cuda" else None
 
 
-def in_parts(parts: list[slice], local_batch: int, device: torch.device) -> Iterator[slice]:
-    """Yields each part's rows; the loop's body then draws what the whole batch would draw for them."""
-    if len(parts) == 1:
-        yield from parts
-        return
-    state = torch.get_rng_state()
-    device_state = torch.cuda.get_rng_state(device) if device.type == "cuda" else None
-    for rows in parts:
-        torch.set_rng_state(state)
-        if device_state is not None:
-            torch.cuda.set_rng_state(device_state, device)
-        with _RowsOfTheWhole(rows, local_batch):
-            yield rows
+def _set_rng_state(device: torch.device, state: tuple[torch.Tensor, torch.Tensor | None]) -> None:
+    on_cpu, on_gpu = state
+    torch.set_rng_state(on_cpu)
+    if on_gpu is not None:
+        torch.cuda.set_rng_state(on_gpu, device)
+
+
+def _grouped(samples: int, group: int) -> torch.Tensor:
+    """(samples,) numbers 0, 1, …, ordered so that `group` consecutive ones stand samples / group apart."""
+    return torch.arange(samples).view(-1, group).t().flatten()

@@ -39,7 +39,7 @@ class Augmentation(NamedTuple):
     colour: Tensor | None
     """(N, 3, 4), an affine map of RGB in [-1, 1]."""
 
-    def part(self, rows: slice) -> Augmentation:
+    def part(self, rows: slice | Tensor) -> Augmentation:
         """Those of some samples."""
         return self if self.warp is None else Augmentation(self.warp[rows], self.colour[rows])
 

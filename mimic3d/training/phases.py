@@ -45,7 +45,7 @@ class Reals(NamedTuple):
     weight: Tensor | None
     """(N,), the weight of each in the losses, 1 on average; equal when None."""
 
-    def part(self, rows: slice) -> Reals:
+    def part(self, rows: slice | Tensor) -> Reals:
         """The reals of some samples."""
         weight = None if self.weight is None else self.weight[rows]
         return Reals(self.image[rows], self.camera[rows], weight)

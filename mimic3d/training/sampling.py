@@ -27,7 +27,7 @@ class GeneratorInputs(NamedTuple):
     conditioning: Tensor
     """(N, 25), the labels that the mapping network is given: `camera`, or a neighbour's in the batch."""
 
-    def part(self, rows: slice) -> GeneratorInputs:
+    def part(self, rows: slice | Tensor) -> GeneratorInputs:
         """The inputs of some samples."""
         return GeneratorInputs(self.z[rows], self.camera[rows], self.conditioning[rows])
 
@@ -38,7 +38,7 @@ class PatchInputs(NamedTuple):
     windows: PatchWindows
     augmentation: Augmentation
 
-    def part(self, rows: slice) -> PatchInputs:
+    def part(self, rows: slice | Tensor) -> PatchInputs:
         """The inputs of some samples."""
         return PatchInputs(self.windows.part(rows), self.augmentation.part(rows))
 

@@ -16,7 +16,7 @@ from mimic3d.networks.discriminators import DualDiscriminator, PatchDiscriminato
 from mimic3d.networks.generator import build_generator
 from mimic3d.networks.precision import allow_tf32
 from mimic3d.randomness import seed_everything
-from mimic3d.training.accumulation import in_parts, parts_of
+from mimic3d.training.accumulation import BatchParts
 from mimic3d.training.augmentation import AdaptiveProbability, Augmentation
 from mimic3d.training.balance import CameraBalance
 from mimic3d.training.graphs import PhaseGraphs
@@ -67,7 +67,9 @@ class Trainer:
         self.device = torch.device(device)
         self.local_batch = config.schedule.batch // world_size
         self.nimg = 0
-        self._parts_of_batch = parts_of(self.local_batch, config.schedule.accumulate)
+        self._batch_parts = BatchParts(
+            config.schedule.batch, rank, world_size, config.schedule.accumulate, self.device
+        )
         model = config.model
         allow_tf32(model.allow_tf32)
         widths = (model.discriminator_channel_base, model.discriminator_channel_max)
@@ -131,22 +133,21 @@ class Trainer:
         regularize_density = index % config.regularization.density_interval == 0
         regularize_r1 = index % config.regularization.r1_interval == 0
 
-        seed_everything(config.seed, f"step/{self.rank}", nimg)
+        seed_everything(config.seed, "step", nimg)
         self._set_optimizers()
         label_weights = self.balance.of_pool(label_pool, label_weights)
         reals = self._reals(images, cameras)
+        sampler, order = self.sampler, self._batch_parts.order
 
         # Each phase samples its own inputs and takes its own optimiser step.
-        def inputs(phase: str, *, swap_together: bool = False) -> GeneratorInputs:
-            return self.sampler.generator_inputs(
-                phase, nimg, label_pool, label_weights, swap_together=swap_together
-            )
+        def inputs(phase: str, **swap: bool) -> GeneratorInputs:
+            return sampler.generator_inputs(phase, nimg, label_pool, label_weights, **swap).part(order)
 
         def augmentation(phase: str) -> Augmentation:
-            return self.sampler.augmentation(phase, nimg, self.augmentation.p)
+            return sampler.augmentation(phase, nimg, self.augmentation.p).part(order)
 
         def patches(phase: str) -> PatchInputs:
-            return self.sampler.patch_inputs(phase, nimg, self.augmentation.p)
+            return sampler.patch_inputs(phase, nimg, self.augmentation.p).part(order)
 
         # G: adversarial losses and imitation; then the smoothness of its density.
         sampled = inputs("generator"), augmentation("generator"), patches("generator")
@@ -200,12 +201,13 @@ class Trainer:
         set_rate(self.discriminator_optimizer, settings.discriminator_lr * factor, regular.r1_interval)
 
     def _reals(self, images: Tensor, cameras: Tensor) -> Reals:
-        image = images.to(self.device, non_blocking=True)
+        """The batch's reals in [-1, 1], in the order in which they are processed."""
+        order, weight = self._batch_parts.order, self.balance.of_reals(cameras)
+        image = images.to(self.device, non_blocking=True)[order]
         image = image.to(torch.get_default_dtype(), memory_format=torch.channels_last) / 127.5 - 1
-        weight = self.balance.of_reals(cameras)
         if weight is not None:
-            weight = weight.to(self.device, non_blocking=True)
-        return Reals(image, cameras.to(self.device, non_blocking=True), weight)
+            weight = weight.to(self.device, non_blocking=True)[order]
+        return Reals(image, cameras.to(self.device, non_blocking=True)[order], weight)
 
     def _descend(
         self, phase: Callable[..., Losses], context: PhaseContext, *inputs: Inputs, norm: str | None = None
@@ -223,13 +225,12 @@ class Trainer:
         self, phase: Callable[..., Losses], context: PhaseContext, *inputs: Inputs
     ) -> dict[str, Tensor]:
         """Adds the gradients of a phase's loss to the parameters' `grad`; returns the phase's log."""
-        count = len(self._parts_of_batch)
         log: dict[str, Tensor] = {}
-        for rows in in_parts(self._parts_of_batch, self.local_batch, self.device):
+        for rows in self._batch_parts:
             loss, scalars = phase(context, *(each.part(rows) for each in inputs))
-            (loss / count).backward()
+            (loss / self._batch_parts.count).backward()
             for name, value in scalars.items():
-                share = value.detach() / count
+                share = value.detach() / self._batch_parts.count
                 log[name] = log[name] + share if name in log else share
         return log
 

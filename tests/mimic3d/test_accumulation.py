@@ -1,12 +1,19 @@
-"""A batch in parts: the gradients, the noise and the statistics of the whole."""
+"""A batch in parts and on several ranks: the gradients, the noise and the statistics of the whole."""
+
+import copy
+from pathlib import Path
 
 import pytest
 import torch
-from test_training import CONFIG, MeanAbsolute, advance, leaves
+import torch.distributed as dist
+import torch.multiprocessing
+from test_training import CONFIG, MeanAbsolute, advance, batch_at, labels, leaves
+from torch import Tensor
 
 from mimic3d.config import ConfigError, override
 from mimic3d.networks.discriminators import minibatch_std
-from mimic3d.training.accumulation import in_parts, parts_of
+from mimic3d.sample_noise import normal_rows, uniform_rows
+from mimic3d.training.accumulation import BatchParts
 from mimic3d.training.trainer import Trainer
 
 torch.set_num_threads(1)
@@ -56,26 +63,47 @@ def test_a_run_in_parts_stays_close_to_the_run_in_one() -> None:
     assert all(torch.allclose(a, b, atol=1e-3) for a, b in zip(one, other, strict=True))
 
 
-def test_parts_hold_groups_of_minibatch_statistics_whole() -> None:
-    x = torch.randn(16, 2, 4, 4)
-    whole = minibatch_std(x)
-    for count in (1, 2, 4):
-        for rows in parts_of(16, count):
-            torch.testing.assert_close(minibatch_std(x[rows]), whole[rows])
+CPU = torch.device("cpu")
 
 
-def test_parts_draw_what_the_whole_would_draw() -> None:
-    def draw(rows: slice) -> torch.Tensor:
-        x = torch.rand(len(range(8)[rows]), 3)
-        return torch.cat([x, torch.randn((len(x), 2)), torch.randn_like(x), torch.rand_like(x)], dim=1)
+@pytest.mark.parametrize("ranks", [1, 2, 4])
+@pytest.mark.parametrize("count", [1, 2, 4])
+def test_ranks_and_parts_hold_groups_of_minibatch_statistics_whole(ranks: int, count: int) -> None:
+    x = torch.randn(64, 2, 4, 4)
+    one = BatchParts(64, 0, 1, 1, CPU)
+    whole = torch.empty(64, 1, 4, 4)
+    whole[one.order] = minibatch_std(x[one.order])
+    for rank in range(ranks):
+        mine, parts = (
+            slice(rank * 64 // ranks, (rank + 1) * 64 // ranks),
+            BatchParts(64, rank, ranks, count, CPU),
+        )
+        for rows in parts:
+            found = minibatch_std(x[mine][parts.order][rows])
+            torch.testing.assert_close(found, whole[mine][parts.order][rows])
 
-    torch.manual_seed(5)
-    whole = draw(slice(None))
+
+@pytest.mark.parametrize("ranks", [1, 2])
+@pytest.mark.parametrize("count", [1, 2])
+def test_a_sample_gets_the_same_random_numbers_on_every_rank_and_in_every_part(
+    ranks: int, count: int
+) -> None:
+    def draw(parts: BatchParts) -> Tensor:
+        """This rank's numbers, in the order of its samples."""
+        torch.manual_seed(5)
+        drawn = torch.empty(16 // ranks if parts is not one else 16, 4)
+        for rows in parts:
+            size = len(parts.order[rows])
+            numbers = torch.cat([uniform_rows((size, 3), CPU), normal_rows((size, 1), CPU)], dim=1)
+            drawn[parts.order[rows]] = numbers
+        return drawn
+
+    one = BatchParts(16, 0, 1, 1, CPU)
+    whole = draw(one)
     after = torch.rand(3)
-    torch.manual_seed(5)
-    for rows in in_parts(parts_of(8, 2), 8, torch.device("cpu")):
-        assert torch.equal(draw(rows), whole[rows])
-    assert torch.equal(torch.rand(3), after), "and what comes afterwards is the same"
+    found = [draw(BatchParts(16, rank, ranks, count, CPU)) for rank in range(ranks)]
+    assert torch.equal(torch.cat(found), whole)
+    assert torch.equal(torch.rand(3), after), "and what is drawn afterwards is the same"
 
 
 def test_a_piece_of_a_group_is_refused_in_one_line() -> None:
@@ -83,4 +111,78 @@ def test_a_piece_of_a_group_is_refused_in_one_line() -> None:
         ConfigError, match=r"schedule.accumulate is 4, but must divide each worker's 8 images"
     ):
         Trainer(override(WHOLE, {"schedule.accumulate": 4}), MeanAbsolute())
-    assert len(parts_of(2, 1)) == 1
+    assert BatchParts(2, 0, 1, 1, CPU).count == 1
+
+
+# Two ranks with two parts each, and one rank with the whole batch.
+
+ADA = override(
+    WHOLE,
+    {
+        "schedule.batch": 16,
+        "schedule.stage1_kimg": 0.048,
+        "schedule.stage2_kimg": 0.048,
+        "schedule.reference_batch": None,
+        "schedule.ema_half_life_kimg": 0.05,
+        "schedule.pose_swap_kimg": 0.06,
+        "output.checkpoint_kimg": 0.048,
+        "output.sample_kimg": 0.048,
+        "augmentation.mode": "ada",
+        "augmentation.interval": 2,
+        "augmentation.target": 0.0,
+        "augmentation.kimg": 0.1,
+        "augmentation.kimg_resumed": 0.05,
+    },
+)
+STEPS = 6
+
+
+def course(rank: int, ranks: int, parts: int) -> list[dict]:
+    """The states after each of six steps, three in each stage, in float64."""
+    torch.set_num_threads(1)
+    torch.set_default_dtype(torch.float64)
+    try:
+        trainer = Trainer(override(ADA, {"schedule.accumulate": parts}), MeanAbsolute(), "cpu", rank, ranks)
+        trainer.augmentation.p = 0.3
+        states = []
+        for _ in range(STEPS):
+            images, cameras = batch_at(trainer)
+            log = trainer.step(images, cameras.double(), labels().double())
+            norms = {name: value for name, value in log.items() if name.startswith("gradient/")}
+            states.append(copy.deepcopy(trainer.state_dict()) | {"norms": norms})
+        return states
+    finally:
+        torch.set_default_dtype(torch.float32)
+
+
+def one_of_two_ranks(rank: int, folder: str) -> None:
+    dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=2)
+    torch.save(course(rank, 2, 2), f"{folder}/{rank}.pt")
+    dist.destroy_process_group()
+
+
+def test_two_ranks_with_two_parts_each_are_one_rank_with_the_whole_batch(tmp_path: Path) -> None:
+    import test_accumulation  # by the name that the new processes find it under
+
+    torch.multiprocessing.spawn(test_accumulation.one_of_two_ranks, (str(tmp_path),), nprocs=2)
+    alone = course(0, 1, 1)
+    probabilities = [state["augmentation"]["p"] for state in alone]
+    assert len(set(probabilities)) > 2, "the control is at work"
+    for rank in (0, 1):
+        found = torch.load(tmp_path / f"{rank}.pt")
+        for step in range(STEPS):
+            assert found[step]["augmentation"]["p"] == probabilities[step]
+            for part in (
+                "norms",
+                "generator_optimizer",
+                "discriminator_optimizer",
+                "ema",
+                "generator",
+                "dual",
+            ):
+                pairs = zip(leaves(found[step][part]), leaves(alone[step][part]), strict=True)
+                for one, other in pairs:
+                    if isinstance(one, Tensor):
+                        torch.testing.assert_close(one, other, rtol=1e-6, atol=1e-9)
+                    else:
+                        assert one == other

@@ -9,7 +9,10 @@ from mimic3d.config import override
 from mimic3d.training.checkpoint import Progress, save_checkpoint
 from mimic3d.training.trainer import Trainer
 
-FORK = override(CONFIG, {"schedule.stage1_kimg": 0, "optimizer.generator_lr": 0.01})
+FORK = override(
+    CONFIG,
+    {"schedule.stage1_kimg": 0, "optimizer.generator_lr": 0.01, "optimizer.keep_moments": True},
+)
 
 
 def trained(folder: Path) -> Trainer:
@@ -35,6 +38,25 @@ def test_a_fork_takes_weights_and_moments_and_keeps_its_own_rates(tmp_path: Path
         assert torch.equal(forks["state"][index]["exp_avg_sq"], state["exp_avg_sq"])
     assert forks["param_groups"][0]["lr"] == 4 * parents["param_groups"][0]["lr"]
     advance(fork, 1)
+
+
+def test_a_fork_begins_with_new_moments_unless_they_are_kept(tmp_path: Path) -> None:
+    trained(tmp_path)
+    fork = Trainer(override(FORK, {"start": str(tmp_path), "optimizer.keep_moments": False}), MeanAbsolute())
+    fork.start_from(tmp_path)
+    assert not fork.generator_optimizer.state and not fork.discriminator_optimizer.state
+
+
+def test_a_fork_continues_with_the_augmentation_of_its_start(tmp_path: Path) -> None:
+    parent = Trainer(override(CONFIG, {"augmentation.mode": "ada"}), MeanAbsolute())
+    advance(parent, 2)
+    parent.augmentation.p = 0.25
+    save_checkpoint(tmp_path, parent, Progress())
+    for mode, p in (("ada", 0.25), ("none", 0.0)):
+        fork = Trainer(override(FORK, {"start": str(tmp_path), "augmentation.mode": mode}), MeanAbsolute())
+        fork.start_from(tmp_path)
+        assert fork.augmentation.p == p
+        advance(fork, 1)
 
 
 def test_a_patch_discriminator_of_another_size_begins_anew(tmp_path: Path) -> None:
