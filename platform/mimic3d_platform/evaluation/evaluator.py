@@ -49,7 +49,9 @@ class Evaluator:
         import torch
 
         from mimic3d.features.pooled import load_extractor
+        from mimic3d.networks.precision import allow_tf32
 
+        allow_tf32(config.model.allow_tf32)
         self._output, self._rank, self._world_size = config.output, rank, world_size
         self._patience_s = patience_s
         self._uri, self._cache_bytes = config.data.uri, config.data.cache_bytes
