@@ -30,7 +30,7 @@ LAYERS: dict[str, tuple[tuple[str, ...], ...]] = {
         ("networks",),
         ("rendering",),
         ("config",),
-        ("cameras", "randomness"),
+        ("cameras", "randomness", "sample_noise"),
     ),
     "mimic3d_platform": (
         ("cli",),
