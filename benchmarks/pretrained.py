@@ -10,6 +10,11 @@ its folder; `--minutes` ends it early, with a checkpoint. In the folder:
     stage1/        the training checkpoint that ended stage 1
     samples/       PNG grids, latents by cameras, both branches
     log.jsonl      a JSON object a line: losses, speed, Fréchet distances
+    export/        a generator's folder with the averaged generator and, in training.safetensors, the networks
+                   that another training starts from (`--set start=…`), all in float16
+
+Stages can be trained by calls of their own: `--set schedule.stage2_kimg=0`, then `--set start=…/export` and
+`--set schedule.stage1_kimg=0`.
 """
 
 from __future__ import annotations
@@ -21,9 +26,11 @@ import time
 from pathlib import Path
 
 import torch
-from safetensors.torch import load_file
-from torch import nn
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
 
+from mimic3d.checkpoints.file_names import TRAINING_NETWORKS
+from mimic3d.checkpoints.generator_folder import save_weights
 from mimic3d.config import Config, override
 from mimic3d.config.recipes import get_recipe
 from mimic3d.evaluation.frechet import FeatureStatistics
@@ -57,6 +64,8 @@ class Run:
         self.progress = Progress()
         if (out / "checkpoint").is_dir():
             self.progress = load_checkpoint(out / "checkpoint", self.trainer)
+        elif config.start:
+            self.trainer.start_from(config.start)
         self.extractor: FeatureExtractor | None = None
         if (weights / f"{EXTRACTOR}.safetensors").is_file():
             found = load_file(weights / f"{EXTRACTOR}.safetensors")
@@ -103,6 +112,7 @@ class Run:
             if steps % config.output.log_steps == 0:
                 since = max(since, written)
         self.save("checkpoint")
+        self.export()
         self.picture()
         self.measure(metric_images)
         self.log({"event": "end", "finished": trainer.finished})
@@ -115,6 +125,14 @@ class Run:
         save_checkpoint(partial, self.trainer, self.progress)
         shutil.rmtree(self.out / name, ignore_errors=True)
         partial.replace(self.out / name)
+
+    def export(self) -> None:
+        """Writes the averaged generator and the networks in training as float16."""
+        folder, trainer = self.out / "export", self.trainer
+        save_weights(folder, half(trainer.ema), self.config)
+        parts = {"generator": trainer.generator, "dual": trainer.dual, "patch": trainer.patch}
+        tensors = {f"{part}.{key}": x for part, network in parts.items() for key, x in half(network).items()}
+        save_file(tensors, folder / TRAINING_NETWORKS)
 
     @torch.no_grad()
     def picture(self) -> None:
@@ -141,6 +159,12 @@ class Run:
         options = {"seed": 0, "branches": branches, "batch": 64, "max_points": 2**24}
         found = frechet_of_generator(ema, self.extractor, self.shards.cameras, self._reals, count, **options)
         self.log({name: round(value, 4) for name, value in found.items()})
+
+
+def half(network: nn.Module) -> dict[str, Tensor]:
+    """The network's state on the CPU, floating-point numbers in float16."""
+    state = {name: tensor.detach().cpu().contiguous() for name, tensor in network.state_dict().items()}
+    return {name: x.half() if x.is_floating_point() else x for name, x in state.items()}
 
 
 def due(nimg: int, kimg: float, batch: int) -> bool:
