@@ -14,15 +14,15 @@ FFHQ_FOCAL = 4.2647
 
 
 def intrinsics(focal: float) -> Tensor:
-    """A (3, 3) pinhole matrix with its principal point in the image's centre; `focal` in image widths."""
+    """The (3, 3) pinhole matrix with its principal point at the image's centre; `focal` in image widths."""
     return torch.tensor([[focal, 0, 0.5], [0, focal, 0.5], [0, 0, 1]], dtype=torch.float64)
 
 
 def look_at(position: Tensor, target: Tensor | None = None, *, focal: float = FFHQ_FOCAL) -> Tensor:
-    """Labels of cameras at `position` that look at `target` with the horizon level.
+    """Labels of cameras at `position` that look at `target`, without roll.
 
     Args:
-        position: (..., 3), world units; not straight above or below the target.
+        position: (..., 3), world units; not vertically above or below the target.
         target: (..., 3) or (3,), the origin when None.
         focal: focal length in image widths.
     Returns:
@@ -61,7 +61,7 @@ def on_sphere(yaw: Tensor, pitch: Tensor, radius: float, pivot: Tensor | None = 
 
 
 def yaw_pitch_radius(camera: Tensor, pivot: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
-    """Where on the sphere around `pivot` each camera stands: yaw and pitch in radians, and the radius."""
+    """The position of cameras (..., 25) on spheres around `pivot`: yaw and pitch in radians, and radius."""
     position = split_label(camera)[0][..., :3, 3].to(torch.float64)
     position = position if pivot is None else position - pivot.to(torch.float64)
     radius = position.norm(dim=-1)
@@ -86,7 +86,7 @@ def rays(camera: Tensor, uv: Tensor) -> tuple[Tensor, Tensor]:
         camera: (N, 25) labels.
         uv: (M, 2) or (N, M, 2), image coordinates in [0, 1], u to the right and v down.
     Returns:
-        origins and unit directions, each (N, M, 3), in the world's frame.
+        origins and unit directions, each (N, M, 3), in world coordinates.
     """
     pose, intrinsic = split_label(camera)
     uv = uv.to(camera).expand(camera.shape[0], -1, 2)
@@ -101,7 +101,7 @@ def rays(camera: Tensor, uv: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def project(camera: Tensor, points: Tensor) -> tuple[Tensor, Tensor]:
-    """Where world points appear: the inverse of `rays`.
+    """Projects world points into the image: the inverse of `rays`.
 
     Args:
         camera: (N, 25) labels.

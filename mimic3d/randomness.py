@@ -1,4 +1,4 @@
-"""Random numbers as functions of a seed, a purpose and indices: any worker, at any time, draws the same.
+"""Random numbers as functions of a seed, a purpose and indices, the same on every worker at any time.
 
 `counter_generator` and `seed_everything` seed PyTorch for one purpose at one number of images consumed.
 `words`, `uniform` and `permutation` are NumPy's Philox, keyed by (seed, purpose), with a counter set from the
@@ -20,10 +20,10 @@ if TYPE_CHECKING:
 
 
 def counter_generator(seed: int, purpose: str, nimg: int = 0) -> torch.Generator:
-    """A CPU generator for one purpose at one moment of a run.
+    """A CPU generator for one purpose at one number of images consumed.
 
-    Draws for the global batch come from here and are sliced by rank, so they do not depend on the number of
-    workers.
+    Random numbers for the global batch are drawn from it and sliced by rank, so that they do not depend on
+    the number of workers.
     """
     import torch
 
@@ -38,7 +38,7 @@ def seed_everything(seed: int, purpose: str, nimg: int = 0) -> None:
 
 
 def words(seed: int, purpose: str, *indices: int, size: int) -> np.ndarray:
-    """(size,) uint64, uniform; `indices` are at most three integers of 0 or more."""
+    """(size,) uniform uint64 numbers; `indices` are at most three non-negative integers."""
     counter = np.zeros(4, dtype=np.uint64)
     counter[1 : 1 + len(indices)] = indices
     key = np.array([seed % 2**64, zlib.crc32(purpose.encode())], dtype=np.uint64)
@@ -46,7 +46,7 @@ def words(seed: int, purpose: str, *indices: int, size: int) -> np.ndarray:
 
 
 def uniform(seed: int, purpose: str, *indices: int, size: int) -> np.ndarray:
-    """(size,) float64 in [0, 1)."""
+    """(size,) uniform float64 numbers in [0, 1)."""
     return (words(seed, purpose, *indices, size=size) >> np.uint64(11)) * 2.0**-53
 
 

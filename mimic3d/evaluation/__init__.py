@@ -1,1 +1,1 @@
-"""How a generator is judged: Fréchet distance and agreement of its views."""
+"""Metrics of a generator: fidelity of its images and multi-view consistency."""

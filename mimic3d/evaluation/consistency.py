@@ -1,21 +1,21 @@
-"""Whether two views of one object agree: one is warped into the other through its depth, and compared.
+"""Multi-view consistency by reprojection: one view is warped into another through its depth, and compared.
 
 This is not the measure of GRAM-HD and Mimic3D (PSNR of a NeuS fitted to 30 views of each identity), which
-takes hours: its numbers cannot be compared with published ones. It asks the same question of neighbouring
-views, and is quick enough to be followed through a training. What it does:
+takes hours: its numbers cannot be compared with published ones. It compares neighbouring views, which is fast
+enough to be measured during a training:
 
-1. Two views of one identity are drawn, their cameras turned about the vertical axis by a given angle.
-2. Every pixel of the one that shows the object is carried into space by its depth along the ray, and into the
-   other view by that camera. The branch's own depth is used; the 2D branch has it at its small render's
-   resolution, and it is resized.
-3. Left out are pixels that land outside the other image or beside the object, and those that are hidden
+1. Two views of one identity are rendered, from cameras that differ by an angle about the vertical axis.
+2. Every pixel of one view that shows the object is unprojected by its depth along the ray, and projected
+   into the other view. The depth is the branch's own; the 2D branch's has the resolution of its small render
+   and is resized.
+3. Pixels are left out whose projection is outside the other image or beside the object, and those occluded
    there: where the other view's depth differs from the point's distance by more than a tolerance.
-4. Over all remaining pixels of all pairs, in both directions, one PSNR is taken (`warp_psnr/3d`), and beside
-   it the share of the object's pixels that could be compared (`warp_share/3d`).
+4. `warp_psnr/3d` is the PSNR over all remaining pixels of all pairs, in both directions; `warp_share/3d` is
+   their share of the object's pixels.
 
-A featureless object agrees with itself whatever its shape, and a blurred one more than a sharp one, because
-the other view is read between its pixels: the figure means something beside a Fréchet distance, not alone.
-A share far below 1 says that the depths contradict each other, and that the PSNR speaks for few pixels.
+A featureless object is consistent whatever its shape, and a blurred one more than a sharp one, since the
+other view is interpolated between pixels: the PSNR is meaningful beside a Fréchet distance, not alone. A
+share far below 1 shows that the depths contradict each other; the PSNR is then of few pixels.
 """
 
 from __future__ import annotations
@@ -30,43 +30,43 @@ from torch.nn.functional import grid_sample, interpolate
 from mimic3d.cameras import make_label, pixel_grid, project, rays, split_label
 from mimic3d.networks.generator import DEFAULT_MAX_POINTS, Generator
 
-# A pixel shows the object if at least this much of its light comes from it; less is a silhouette, which
-# changes with the background behind it.
+# A pixel shows the object if its opacity is at least this; below are silhouettes, which mix with the
+# background.
 OPAQUE = 0.9
-# How far a depth may lie from the other view's, in sides of the generator's box.
+# The largest difference of two views' depths on one surface, in sides of the generator's box.
 DEPTH_TOLERANCE = 0.04
 
 
 class DepthView(NamedTuple):
-    """A view with its geometry, all of one resolution."""
+    """An image with its depth, all of one resolution."""
 
     image: Tensor
     """(N, 3, R, R) in [-1, 1]."""
     depth: Tensor
     """(N, 1, R, R), distance along the ray in world units."""
     opacity: Tensor
-    """(N, 1, R, R) in [0, 1], the share of a pixel's light that comes from the object."""
+    """(N, 1, R, R) in [0, 1], the object's share of a pixel."""
     camera: Tensor
     """(N, 25)."""
 
 
 class Agreement(NamedTuple):
-    """Sums over compared pixels; they add up over batches and workers."""
+    """Sums over compared pixels, which can be added over batches and workers."""
 
     squared_error: float
-    """Of images in [-1, 1], summed over compared pixels and the mean of channels."""
+    """Of images in [-1, 1], averaged over channels and summed over compared pixels."""
     compared: int
-    """Pixels compared."""
+    """Number of compared pixels."""
     visible: int
-    """Pixels that show the object."""
+    """Number of pixels that show the object."""
 
     def plus(self, other: Agreement) -> Agreement:
-        """Both together."""
+        """The sums over the pixels of both."""
         return Agreement(*(a + b for a, b in zip(self, other, strict=True)))
 
     @property
     def psnr(self) -> float:
-        """In dB, peak to peak 2; NaN where nothing could be compared, infinite where all is equal."""
+        """In dB, for a range of 2; NaN if no pixel was compared, infinite if all are equal."""
         if not self.compared:
             return math.nan
         error = self.squared_error / self.compared
@@ -74,17 +74,17 @@ class Agreement(NamedTuple):
 
     @property
     def share(self) -> float:
-        """The share of the object's pixels that could be compared; 0 without an object."""
+        """The share of the object's pixels that were compared; 0 without an object."""
         return self.compared / max(1, self.visible)
 
     def metrics(self, branch: str) -> dict[str, float]:
-        """`warp_psnr/<branch>` (left out where it is not a finite number) and `warp_share/<branch>`."""
+        """`warp_psnr/<branch>`, left out if it is not finite, and `warp_share/<branch>`."""
         found = {f"warp_psnr/{branch}": self.psnr, f"warp_share/{branch}": self.share}
         return {name: value for name, value in found.items() if math.isfinite(value)}
 
 
-def turned(camera: Tensor, yaw: float, pivot: Tensor | None = None) -> Tensor:
-    """Cameras (N, 25) carried round the vertical axis through `pivot` by `yaw` radians."""
+def rotated(camera: Tensor, yaw: float, pivot: Tensor | None = None) -> Tensor:
+    """Cameras (N, 25) rotated by `yaw` radians about the vertical axis through `pivot`."""
     pose, intrinsic = split_label(camera)
     pose = pose.double().clone()
     centre = torch.zeros(3) if pivot is None else pivot
@@ -97,10 +97,10 @@ def turned(camera: Tensor, yaw: float, pivot: Tensor | None = None) -> Tensor:
 
 
 def compare_views(a: DepthView, b: DepthView, tolerance: float) -> Agreement:
-    """How well view `b`, warped into view `a`, agrees with it, and the other way round.
+    """The agreement of view `a` with view `b` warped into it, and of `b` with `a`.
 
     Args:
-        tolerance: the largest difference of depths that is still the same surface, in world units.
+        tolerance: the largest difference of depths on one surface, in world units.
     """
     return _compare(a, b, tolerance).plus(_compare(b, a, tolerance))
 
@@ -111,11 +111,10 @@ def _compare(a: DepthView, b: DepthView, tolerance: float) -> Agreement:
     points = origins + directions * a.depth.flatten(1).unsqueeze(-1)
     uv, distance = project(b.camera, points)
     grid = (uv * 2 - 1).unflatten(1, (resolution, resolution)).to(b.image)
-    # Depth is read between pixels as the mean over what is opaque there, else silhouettes would reach
-    # backwards.
-    read = torch.cat([b.image, b.depth * b.opacity, b.opacity], dim=1)
-    read = grid_sample(read, grid, mode="bilinear", padding_mode="zeros", align_corners=False)
-    image, weighted_depth, opacity = read.split([3, 1, 1], dim=1)
+    # Depth is interpolated with the opacity as its weight, so that silhouettes do not take the background's.
+    source = torch.cat([b.image, b.depth * b.opacity, b.opacity], dim=1)
+    warped = grid_sample(source, grid, mode="bilinear", padding_mode="zeros", align_corners=False)
+    image, weighted_depth, opacity = warped.split([3, 1, 1], dim=1)
     depth = weighted_depth / opacity.clamp(min=1e-6)
     distance = distance.view_as(a.depth)
     visible = a.opacity >= OPAQUE
@@ -129,16 +128,16 @@ def _compare(a: DepthView, b: DepthView, tolerance: float) -> Agreement:
 def depth_view(
     G: Generator, w: Tensor, camera: Tensor, branch: str, max_points: int = DEFAULT_MAX_POINTS
 ) -> DepthView:
-    """Draw a branch with its depth and opacity at the image's resolution; `w` (N, num_ws, w_dim)."""
+    """Renders a branch with depth and opacity at the image's resolution; `w` (N, num_ws, w_dim)."""
     planes = G.planes(w, detail=branch == "3d", noise="const")
-    seen = G.view(planes, w, camera, branch, max_points)
-    depth, opacity = seen.depth, seen.opacity
+    view = G.view(planes, w, camera, branch, max_points)
+    depth, opacity = view.depth, view.opacity
     if branch == "2d":
         size = G.config.image_resolution
         weighted = interpolate(torch.cat([depth * opacity, opacity], 1), size, mode="bilinear")
         opacity = weighted[:, 1:]
         depth = weighted[:, :1] / opacity.clamp(min=1e-6)
-    return DepthView(seen.image.clamp(-1, 1), depth, opacity, camera)
+    return DepthView(view.image.clamp(-1, 1), depth, opacity, camera)
 
 
 def view_agreement(
@@ -151,13 +150,14 @@ def view_agreement(
     pivot: Tensor | None = None,
     max_points: int = DEFAULT_MAX_POINTS,
 ) -> Agreement:
-    """How well two views of each identity agree, `yaw` radians apart, either side of `camera`.
+    """The agreement of two views of each identity, `yaw` / 2 radians to either side of `camera`.
 
     Args:
-        w: (N, num_ws, w_dim), one identity a row.
+        w: (N, num_ws, w_dim), a row for each identity.
         camera: (N, 25).
         branch: "2d" or "3d".
-        pivot: (3,) what the cameras turn about; the origin when None.
+        pivot: (3,), a point of the axis; the origin when None.
+        max_points: sample points in memory at a time; see `Generator.view`.
     """
-    a, b = (depth_view(G, w, turned(camera, side * yaw / 2, pivot), branch, max_points) for side in (-1, 1))
+    a, b = (depth_view(G, w, rotated(camera, side * yaw / 2, pivot), branch, max_points) for side in (-1, 1))
     return compare_views(a, b, DEPTH_TOLERANCE * G.rendering.box_warp)

@@ -1,8 +1,8 @@
 """Fréchet and kernel distances between the features of real and generated images.
 
-FID (Heusel et al., 2017) fits a normal distribution to either set of features and takes the Fréchet distance
-between the two; KID (Binkowski et al., 2018) is a squared maximum mean discrepancy with a cubic kernel. They
-bear these names on the Inception of 2015 only; on other features they are `fd_…` and `kd_…`.
+FID (Heusel et al., 2017) is the Fréchet distance between normal distributions fitted to the two sets of
+features; KID (Binkowski et al., 2018) is a squared maximum mean discrepancy with a cubic kernel. The metrics
+have these names on the Inception of 2015 only; on other features they are `fd_…` and `kd_…`.
 """
 
 from __future__ import annotations
@@ -15,26 +15,26 @@ from torch import Tensor
 
 
 def frechet_name(extractor: str, branch: str, other_camera: bool = False) -> str:
-    """`fid_inception2015/3d` or `fd_mobilenetv2/2d`: the metric's name says extractor and branch.
+    """The metric's name, of extractor and branch: `fid_inception2015/3d` or `fd_mobilenetv2/2d`.
 
-    `other_camera` names CGS-GAN's FID3D, `fid3d_inception2015/3d`: of images whose generator was told another
-    camera than they are seen from.
+    With `other_camera` it is CGS-GAN's FID3D, `fid3d_inception2015/3d`: the generator was conditioned on
+    another camera than the one that the image was rendered from.
     """
     kind = "fid" if extractor == "inception2015" else "fd"
     return f"{kind}{'3d' if other_camera else ''}_{extractor}/{branch}"
 
 
 def kernel_name(extractor: str, branch: str) -> str:
-    """`kid_inception2015/3d` or `kd_mobilenetv2/2d`."""
+    """The metric's name, of extractor and branch: `kid_inception2015/3d` or `kd_mobilenetv2/2d`."""
     return f"{'kid' if extractor == 'inception2015' else 'kd'}_{extractor}/{branch}"
 
 
 @dataclass
 class FeatureStatistics:
-    """Count, mean and scatter of a set of features in float64, gathered in batches, merged across workers.
+    """Count, mean and scatter of a set of features, in float64; adds batches, merges across workers.
 
     Attributes:
-        count: images seen.
+        count: of images.
         mean: (D,).
         scatter: (D, D), the sum of outer products of deviations from the mean.
     """
@@ -57,22 +57,22 @@ class FeatureStatistics:
         return result
 
     def add(self, features: Tensor) -> None:
-        """Take in the rows of (n, D)."""
+        """Adds the features of n images, (n, D)."""
         features = features.detach().to("cpu", torch.float64)
         if len(features):
             mean = features.mean(dim=0)
             deviations = features - mean
             self.scatter.addmm_(deviations.T, deviations)
-            self._move(len(features), mean)
+            self._add_mean(len(features), mean)
 
     def merge(self, other: FeatureStatistics) -> None:
-        """Take in what another worker gathered."""
+        """Adds the images of another worker's statistics."""
         if other.count:
             self.scatter += other.scatter
-            self._move(other.count, other.mean)
+            self._add_mean(other.count, other.mean)
 
-    def _move(self, count: int, mean: Tensor) -> None:
-        """Count `count` more images of this mean, whose own scatter is in (Chan et al.'s pairwise update)."""
+    def _add_mean(self, count: int, mean: Tensor) -> None:
+        """Adds `count` images with this mean, whose scatter is already added (Chan et al.'s update)."""
         total = self.count + count
         difference = mean - self.mean
         self.scatter.addr_(difference, difference, alpha=self.count * count / total)
@@ -90,14 +90,14 @@ class FeatureStatistics:
         return self.scatter / (self.count - 1)
 
     def to_bytes(self) -> bytes:
-        """As a safetensors file; `from_bytes` reads it back exactly."""
+        """The content of a safetensors file, which `from_bytes` reads back exactly."""
         from safetensors.torch import save
 
         return save({"count": torch.tensor(self.count), "mean": self.mean, "scatter": self.scatter})
 
     @classmethod
     def from_bytes(cls, data: bytes) -> FeatureStatistics:
-        """Read what `to_bytes` wrote."""
+        """The statistics that `to_bytes` has written."""
         from safetensors.torch import load
 
         tensors = load(data)
@@ -113,11 +113,11 @@ def covariance_root(a: FeatureStatistics) -> Tensor:
 def frechet_distance(a: FeatureStatistics, b: FeatureStatistics, root: Tensor | None = None) -> float:
     """|μa - μb|² + tr(Σa + Σb - 2 (Σa Σb)^½), the squared Fréchet distance of two normal distributions.
 
-    The trace of the root is taken as that of the symmetric (Σa^½ Σb Σa^½)^½, by eigenvalues, which stays real
-    and exact where covariances are singular: fewer images than features.
+    The trace of the root is that of the symmetric (Σa^½ Σb Σa^½)^½, by eigenvalues, which stays real and
+    exact for singular covariances, of fewer images than features.
 
     Args:
-        root: `covariance_root(a)`, most of the work, from whoever compares `a` with many.
+        root: `covariance_root(a)`, which is most of the work: to compare `a` with several others.
     """
     root = covariance_root(a) if root is None else root
     product = root @ b.covariance() @ root
@@ -127,9 +127,9 @@ def frechet_distance(a: FeatureStatistics, b: FeatureStatistics, root: Tensor | 
 
 
 def kernel_distance(a: Tensor, b: Tensor, block: int = 4096) -> float:
-    """The unbiased squared MMD of features (n, D) and (m, D) under the kernel (x·y / D + 1)³; may be below 0.
+    """The unbiased squared MMD of features (n, D) and (m, D) with the kernel (x·y / D + 1)³; may be negative.
 
-    All pairs are used, in blocks of rows that bound memory, rather than the means of random subsets.
+    It is computed on all pairs, in blocks of rows that bound memory, not as a mean over random subsets.
     """
     a, b = a.double(), b.double()
 

@@ -11,27 +11,32 @@ NEIGHBOURS = 3
 
 
 class PrecisionRecall(NamedTuple):
-    """Shares, 0 to 1."""
+    """Precision and recall, from 0 to 1."""
 
     precision: float
-    """Of generated images that lie within the reals' manifold."""
+    """Share of generated images that lie in the reals' manifold."""
     recall: float
-    """Of real images that lie within the generated ones'."""
+    """Share of real images that lie in the generated images' manifold."""
 
     def metrics(self, extractor: str, branch: str) -> dict[str, float]:
-        """Under names that say extractor and branch: `precision_mobilenetv2/3d`."""
+        """Both by name, of extractor and branch: `precision_mobilenetv2/3d`."""
         return {f"{name}_{extractor}/{branch}": value for name, value in self._asdict().items()}
 
 
 def precision_recall(
     reals: Tensor, generated: Tensor, neighbours: int = NEIGHBOURS, block: int = 4096
 ) -> PrecisionRecall:
-    """Of features (n, D) and (m, D), by manifolds of balls that reach each feature's k-th nearest neighbour.
+    """Precision and recall of generated images, from their features.
+
+    A manifold is the union of balls around the features, each with the k-th nearest neighbour on its surface.
 
     Args:
-        block: rows whose distances are held at once.
+        reals: (n, D).
+        generated: (m, D).
+        neighbours: k.
+        block: rows whose distances are in memory at a time.
     Raises:
-        ValueError: too few features to have that many neighbours.
+        ValueError: at most `neighbours` features of either kind.
     """
     if min(len(reals), len(generated)) <= neighbours:
         raise ValueError(f"precision and recall need more than {neighbours} images of either kind")
@@ -41,7 +46,7 @@ def precision_recall(
 
 
 def _share_within(points: Tensor, manifold: Tensor, neighbours: int, block: int) -> float:
-    # The nearest of all is the feature itself, at distance 0.
+    # The nearest neighbour of a feature is itself, at distance 0.
     radii = torch.cat(
         [_distances(part, manifold).kthvalue(neighbours + 1, dim=1).values for part in manifold.split(block)]
     )

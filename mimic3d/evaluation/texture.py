@@ -1,7 +1,7 @@
 """Spatiotemporal textures: one row of the image, stacked along a smooth orbit (GRAM-HD; Mimic3D, fig. 5).
 
-Where views agree, a point of the object moves evenly across the row, and the stack shows smooth tilted
-strips. Detail that is glued to the screen shows as vertical lines, flicker as noise.
+In consistent views, a point of the object moves evenly along the row, and the stack shows smooth tilted
+strips. Detail that sticks to the screen shows as vertical lines, flicker as noise.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from mimic3d.networks.generator import DEFAULT_MAX_POINTS, Generator
 
 
 def stack_row(frames: Tensor, row: int | None = None) -> Tensor:
-    """(T, 3, H, W) frames of an orbit to the (3, T, W) texture of one row, the middle one when None."""
+    """The texture (3, T, W) of one row, the middle one when None, of an orbit's frames (T, 3, H, W)."""
     return frames[:, :, frames.shape[2] // 2 if row is None else row].transpose(0, 1)
 
 
@@ -27,13 +27,14 @@ def spatiotemporal_texture(
     row: int | None = None,
     max_points: int = DEFAULT_MAX_POINTS,
 ) -> Tensor:
-    """The texture of one identity along `cameras`; of the 3D branch, only that row is rendered.
+    """The texture of one identity along `cameras`; the 3D branch renders that row only.
 
     Args:
         w: (1, num_ws, w_dim).
-        cameras: (T, 25), a smooth path such as `cameras.orbit`.
+        cameras: (T, 25), a smooth path such as `export.orbits.orbit`.
         branch: "2d" or "3d".
         row: of the image, from the top; the middle one when None.
+        max_points: sample points in memory at a time; see `Generator.view`.
     Returns:
         (3, T, R), about [-1, 1].
     """

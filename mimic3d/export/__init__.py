@@ -1,1 +1,1 @@
-"""Pictures, videos and meshes out of a generator."""
+"""Image grids, videos and meshes of a generator, and the latents and cameras that they show."""

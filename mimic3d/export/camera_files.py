@@ -1,4 +1,4 @@
-"""Camera paths in files: labels as data sets have them, or yaw, pitch and radius about the object."""
+"""Camera paths in files: camera labels, or yaw, pitch and radius around the object."""
 
 from __future__ import annotations
 
@@ -24,20 +24,23 @@ _MAX_BYTES = 2**26
 def read_cameras(path: str | Path, settings: CameraConfig) -> Tensor:
     """(T, 25) labels of a camera path.
 
-    A `.json` holds a list of 25-number labels; or `{"labels": …}` with such a list or EG3D's, of names and
-    labels; or an orbit, `{"yaw": [0, 1.5, 3], "pitch": 0.2, "frames": 48}`: of yaw, pitch (radians), radius
-    and focal each a number or a list, what is missing taken from `settings`; with `frames` the lists are
-    key frames, evenly spaced, and the path goes straight from each to the next. A `.csv` holds 25 columns
-    without a heading, or a heading of some of yaw, pitch, radius and focal.
+    A `.json` file holds one of:
+    - a list of 25-number labels, or `{"labels": …}` with such a list or with EG3D's, of names and labels;
+    - an orbit, `{"yaw": [0, 1.5, 3], "pitch": 0.2, "frames": 48}`: yaw and pitch (radians), radius and focal
+      are numbers or lists, and default to `settings`. With `frames`, the lists are evenly spaced key frames,
+      interpolated linearly.
+
+    A `.csv` file holds 25 columns without a heading, or columns under a heading of some of yaw, pitch, radius
+    and focal.
 
     Raises:
         ValueError: one line that says what is wrong, and where.
     """
     path = Path(path)
     if path.suffix not in FORMATS:
-        raise ValueError(f"{path} is no {' or '.join(FORMATS)}: camera paths are read from those")
+        raise ValueError(f"{path}: camera paths are read from {' or '.join(FORMATS)} files")
     if not path.is_file():
-        raise ValueError(f"{path}: there is no such file")
+        raise ValueError(f"{path}: no such file")
     try:
         if path.stat().st_size > _MAX_BYTES:
             raise ValueError(f"it is larger than {_MAX_BYTES // 2**20} MiB")
@@ -65,7 +68,7 @@ def _from_json(text: str, settings: CameraConfig) -> Tensor:
     if isinstance(content, list):
         return _labels(content)
     if not isinstance(content, dict):
-        raise ValueError("it holds neither labels nor an orbit")
+        raise ValueError("it contains neither labels nor an orbit")
     return _orbit(content, settings)
 
 
@@ -93,17 +96,21 @@ def _labels(rows: list[Any]) -> Tensor:
     labels = []
     for number, row in enumerate(rows):
         if not isinstance(row, list) or len(row) != LABEL_SIZE:
-            size = len(row) if isinstance(row, list) else "no list of"
-            raise ValueError(f"camera {number} has {size} numbers, a label has {LABEL_SIZE}")
+            size = f"has {len(row)} numbers" if isinstance(row, list) else "is not a list"
+            raise ValueError(f"camera {number} {size}; a label has {LABEL_SIZE} numbers")
         labels.append([_number(value, f"camera {number}") for value in row])
     cameras = torch.tensor(labels, dtype=torch.float64)
     pose, intrinsic = split_label(cameras)
-    turned = pose[:, :3, :3] @ pose[:, :3, :3].transpose(1, 2)
+    product = pose[:, :3, :3] @ pose[:, :3, :3].transpose(1, 2)
     last = torch.tensor([0.0, 0.0, 0.0, 1.0], dtype=torch.float64)
-    is_pose = (turned - torch.eye(3, dtype=torch.float64)).abs().amax(dim=(1, 2)) < 1e-2
+    is_pose = (product - torch.eye(3, dtype=torch.float64)).abs().amax(dim=(1, 2)) < 1e-2
     is_pose &= (pose[:, 3] - last).abs().amax(dim=1) < 1e-4
-    is_lens = (intrinsic[:, 0, 0] > 0) & (intrinsic[:, 1, 1] > 0)
-    for holds, what in ((is_pose, "pose (a rotation, a place, then 0 0 0 1)"), (is_lens, "focal length")):
+    has_focal = (intrinsic[:, 0, 0] > 0) & (intrinsic[:, 1, 1] > 0)
+    checks = (
+        (is_pose, "valid pose (a rotation, a position, then 0 0 0 1)"),
+        (has_focal, "positive focal length"),
+    )
+    for holds, what in checks:
         if not holds.all():
             raise ValueError(f"camera {int((~holds).nonzero()[0])} has no {what}")
     return cameras.float()
@@ -112,9 +119,9 @@ def _labels(rows: list[Any]) -> Tensor:
 def _orbit(content: Mapping[str, Any], settings: CameraConfig) -> Tensor:
     unknown = [key for key in content if key not in (*ORBIT, "frames")]
     if unknown:
-        raise ValueError(f"{unknown[0][:40]!r} is none of {', '.join((*ORBIT, 'frames', 'labels'))}")
+        raise ValueError(f"unknown key {unknown[0][:40]!r}; known: {', '.join((*ORBIT, 'frames', 'labels'))}")
     if "yaw" not in content:
-        raise ValueError("an orbit needs yaw")
+        raise ValueError("an orbit needs the key yaw")
     columns = {name: content.get(name, getattr(settings, name, None)) for name in ORBIT}
     values = {
         name: [_number(v, name) for v in (column if isinstance(column, list) else [column])]
@@ -122,17 +129,17 @@ def _orbit(content: Mapping[str, Any], settings: CameraConfig) -> Tensor:
     }
     frames = content.get("frames", max(map(len, values.values())))
     if type(frames) is not int:
-        raise ValueError("frames is not a whole number")
+        raise ValueError(f"frames is {str(frames)[:40]!r}, but must be a whole number")
     _require_count(frames)
     path = {}
     for name, column in values.items():
         if not column or ("frames" not in content and len(column) not in (1, frames)):
-            raise ValueError(f"{name} has {len(column)} values, where the path has {frames} cameras")
-        path[name] = _between(torch.tensor(column, dtype=torch.float64), frames)
+            raise ValueError(f"{name} has {len(column)} values, but the path has {frames} cameras")
+        path[name] = _interpolated(torch.tensor(column, dtype=torch.float64), frames)
     if (path["radius"] <= 0).any() or (path["focal"] <= 0).any():
         raise ValueError("radius and focal must be more than 0")
     if (path["pitch"].abs() > math.radians(89.9)).any():
-        raise ValueError("pitch must be less than a right angle, 1.57, either way")
+        raise ValueError("pitch must be between -1.57 and 1.57, a right angle")
     pivot = torch.tensor(settings.pivot, dtype=torch.float64)
     position = torch.stack(
         [
@@ -145,8 +152,8 @@ def _orbit(content: Mapping[str, Any], settings: CameraConfig) -> Tensor:
     return cameras
 
 
-def _between(keys: Tensor, count: int) -> Tensor:
-    """`count` values straight from each key to the next, both ends included."""
+def _interpolated(keys: Tensor, count: int) -> Tensor:
+    """`count` values interpolated linearly between evenly spaced keys, both ends included."""
     if len(keys) == 1 or count == 1:
         return keys[:1].expand(count)
     position = torch.linspace(0, len(keys) - 1, count, dtype=torch.float64)
@@ -166,4 +173,4 @@ def _number(value: Any, where: str) -> float:
 
 def _require_count(count: int) -> None:
     if not 1 <= count <= MAX_CAMERAS:
-        raise ValueError(f"it has {count} cameras; a path has 1 to {MAX_CAMERAS}")
+        raise ValueError(f"it has {count} cameras, but a path has 1 to {MAX_CAMERAS}")

@@ -1,4 +1,4 @@
-"""Which objects are drawn: latents of seeds and of files, and a smooth way from one to the next."""
+"""The latents of seeds and of files, and smooth interpolation between latents."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def parse_seeds(text: str) -> tuple[int, ...]:
     """The numbers of "0-5,9".
 
     Raises:
-        ValueError: it is not such a list, or names more than `MAX_LATENTS`.
+        ValueError: the text is not such a list, or has more than `MAX_LATENTS` numbers.
     """
     seeds: list[int] = []
     for part in text.split(","):
@@ -38,25 +38,25 @@ def parse_seeds(text: str) -> tuple[int, ...]:
 
 
 def latents_of_seeds(model: ModelConfig, seeds: Sequence[int]) -> Tensor:
-    """(N, z_dim), standard normal: a seed has the same latent whatever others are drawn beside it."""
-    draws = [torch.randn(model.z_dim, generator=counter_generator(0, "identity", seed)) for seed in seeds]
-    return torch.stack(draws)
+    """(N, z_dim), standard normal; the latent of a seed does not depend on the other seeds."""
+    latents = [torch.randn(model.z_dim, generator=counter_generator(0, "identity", seed)) for seed in seeds]
+    return torch.stack(latents)
 
 
 def read_latents(path: str | Path, generator: Generator) -> Tensor:
-    """Latents of a file: z (N, z_dim), or w (N, num_ws, w_dim). Nothing in the file is executed.
+    """Reads latents: z (N, z_dim), or w (N, num_ws, w_dim). Nothing in the file is executed.
 
     Args:
-        path: a `.npy` of either shape, or a `.safetensors` with one tensor named `z` or `w`, where a w of
-            (N, w_dim) goes to all layers alike.
+        path: a `.npy` file of either shape, or a `.safetensors` file with one tensor named `z` or `w`; a w of
+            shape (N, w_dim) is repeated for all layers.
     Raises:
-        ValueError: no such file, another format, or numbers that are not this generator's latents.
+        ValueError: no such file, another format, or another shape than this generator's latents.
     """
     path = Path(path)
     if path.suffix not in FORMATS:
-        raise ValueError(f"{path} is no {' or '.join(FORMATS)}: latents are read from those")
+        raise ValueError(f"{path}: latents are read from {' or '.join(FORMATS)} files")
     if not path.is_file():
-        raise ValueError(f"{path}: there is no such file")
+        raise ValueError(f"{path}: no such file")
     values, name = _read_npy(path) if path.suffix == ".npy" else _read_safetensors(path)
     model, num_ws = generator.config, generator.backbone.mapping.num_ws
     if name == "w" and values.ndim == 2:
@@ -69,13 +69,13 @@ def read_latents(path: str | Path, generator: Generator) -> Tensor:
             f"N from 1 to {MAX_LATENTS}"
         )
     if not np.isfinite(values).all():
-        raise ValueError(f"{path} holds numbers that are not finite")
+        raise ValueError(f"{path} contains numbers that are not finite")
     return torch.from_numpy(values.astype(np.float32))
 
 
 def _read_npy(path: Path) -> tuple[np.ndarray, str]:
     try:
-        # Mapped, so that a size that is declared and not there allocates nothing.
+        # Memory-mapped, so that a file that declares more than it contains allocates nothing.
         values = np.load(path, mmap_mode="r", allow_pickle=False)
     except (ValueError, OSError, EOFError, SyntaxError, MemoryError) as error:
         raise ValueError(f"{path} is not an array that can be read ({_line(error)})") from None
@@ -89,13 +89,13 @@ def _read_safetensors(path: Path) -> tuple[np.ndarray, str]:
         with safe_open(path, framework="pt") as file:
             names = list(file.keys())
             if len(names) != 1 or names[0] not in ("z", "w"):
-                raise ValueError(f"{path} must hold one tensor, z or w")
+                raise ValueError(f"{path} must contain one tensor, z or w")
             values = file.get_tensor(names[0])
     except (SafetensorError, OSError) as error:
         raise ValueError(f"{path} is not a safetensors file ({_line(error)})") from None
     if not values.is_floating_point() or values.dim() not in (2, 3):
         raise ValueError(
-            f"{path}: {names[0]} is not made of floating-point numbers in two or three dimensions"
+            f"{path}: {names[0]} is not a tensor of floating-point numbers with two or three dimensions"
         )
     return values.float().numpy(), names[0]
 
@@ -105,7 +105,7 @@ def _line(error: Exception) -> str:
 
 
 def interpolate(w: Tensor, frames: int) -> Tensor:
-    """A smooth closed path through latents, one after another and back to the first (Catmull-Rom).
+    """A smooth closed path through latents in turn, back to the first (Catmull-Rom spline).
 
     Args:
         w: (N, num_ws, w_dim).

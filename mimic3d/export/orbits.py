@@ -1,4 +1,4 @@
-"""The cameras that pictures, videos and turntables are taken from."""
+"""The cameras that pictures and videos are rendered from: the front, turntables and orbits."""
 
 from __future__ import annotations
 
@@ -19,21 +19,21 @@ def at_yaw(settings: CameraConfig, yaw: Tensor) -> Tensor:
 
 
 def front(settings: CameraConfig) -> Tensor:
-    """(1, 25): the camera that a generator is conditioned on when nothing else is asked for."""
+    """(1, 25): the front camera, the default camera that a generator is conditioned on."""
     return at_yaw(settings, torch.zeros(1, dtype=torch.float64))
 
 
 def turntable(settings: CameraConfig, count: int) -> Tensor:
-    """(count, 25): views from one end of the yaw range to the other, or once round if it is a full turn."""
-    reach = settings.yaw_range
+    """(count, 25): cameras evenly spaced over the yaw range, or over the full circle if it covers that."""
+    yaw_range = settings.yaw_range
     steps = torch.arange(count, dtype=torch.float64)
-    if reach >= math.pi:
+    if yaw_range >= math.pi:
         return at_yaw(settings, steps * (2 * math.pi / count) + math.pi / 6)
-    return at_yaw(settings, -reach + steps * (2 * reach / max(count - 1, 1)))
+    return at_yaw(settings, -yaw_range + steps * (2 * yaw_range / max(count - 1, 1)))
 
 
 def orbit(settings: CameraConfig, count: int) -> Tensor:
-    """(count, 25): a closed path for a video: once round, or to and fro within the yaw range."""
+    """(count, 25): a closed path for a video: a full circle, or back and forth within the yaw range."""
     if settings.yaw_range >= math.pi:
         return turntable(settings, count)
     phase = torch.arange(count, dtype=torch.float64) * (2 * math.pi / count)

@@ -16,10 +16,10 @@ from mimic3d.features import imagenet
 
 
 class FeatureExtractor(nn.Module, ABC):
-    """Images to feature vectors, with fixed weights.
+    """A network with fixed weights, from images to feature vectors.
 
     Attributes:
-        name: as it appears in metrics (`fd_<name>/3d`).
+        name: its name in metrics (`fd_<name>/3d`).
         dim: features per image.
     """
 
@@ -32,10 +32,10 @@ class FeatureExtractor(nn.Module, ABC):
 
 
 class MobileNetV2Features(FeatureExtractor):
-    """ImageNet's MobileNetV2 (Sandler et al., 2018), pooled over the image: where Inception cannot be had.
+    """ImageNet's MobileNetV2 (Sandler et al., 2018), pooled over the image: a stand-in for Inception.
 
-    Images are resized to 96 x 96 (bilinear, antialiased) whatever their size, so distances at different
-    resolutions can be compared. They cannot be compared with published FID.
+    Images are resized to 96 x 96 (bilinear, antialiased), so that distances at different resolutions can be
+    compared. They cannot be compared with published FID.
     """
 
     name = "mobilenetv2"
@@ -74,7 +74,7 @@ class MobileNetV2Features(FeatureExtractor):
 
 
 def _fuse(network: nn.Module) -> None:
-    """Draws each normalisation after a convolution into its weights: on CPUs it takes much of the time."""
+    """Fuses each batch normalisation into the convolution before it, which saves much time on CPUs."""
     for parent in [module for module in network.modules() if isinstance(module, nn.Sequential)]:
         for before, after in itertools.pairwise(range(len(parent))):
             if isinstance(parent[before], nn.Conv2d) and isinstance(parent[after], nn.BatchNorm2d):
@@ -98,8 +98,7 @@ class InceptionFeatures(FeatureExtractor):
         super().__init__()
         from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
 
-        # The class reads weights from a pickle only: it is handed one that was written here, of plain
-        # tensors.
+        # The class reads weights from a pickle file only: one is written here, of plain tensors.
         with tempfile.NamedTemporaryFile(suffix=".pth") as file:
             torch.save(weights, file)
             file.flush()
@@ -114,7 +113,7 @@ class InceptionFeatures(FeatureExtractor):
         return self.network(images)[0]
 
 
-# Weight file's name (as in `mimic3d weights`) -> what is built on it.
+# Name of the feature weights (as in `mimic3d weights`) -> the extractor that uses them.
 EXTRACTORS: dict[str, Callable[[dict[str, Tensor]], FeatureExtractor]] = {
     "inception-2015-12-05": InceptionFeatures,
     "mobilenetv2": MobileNetV2Features,
@@ -122,10 +121,10 @@ EXTRACTORS: dict[str, Callable[[dict[str, Tensor]], FeatureExtractor]] = {
 
 
 def load_extractor(path: str | Path, name: str) -> FeatureExtractor:
-    """Build the extractor `name`, a key of `EXTRACTORS`, on weights in a safetensors file.
+    """Builds the extractor `name`, a key of `EXTRACTORS`, on the feature weights of a safetensors file.
 
     Raises:
-        ValueError: unknown name, or weights that are not its own.
+        ValueError: unknown name, or weights of another network.
     """
     from safetensors.torch import load_file
 
@@ -136,9 +135,7 @@ def load_extractor(path: str | Path, name: str) -> FeatureExtractor:
 
 def _check_images(images: Tensor) -> None:
     if images.dtype != torch.uint8 or images.ndim != 4 or images.shape[1] != 3:
-        raise ValueError(
-            f"features are taken of uint8 images (N, 3, H, W); got {images.dtype} {tuple(images.shape)}"
-        )
+        raise ValueError(f"features need uint8 images (N, 3, H, W); got {images.dtype} {tuple(images.shape)}")
 
 
 def _one_line(error: Exception) -> str:

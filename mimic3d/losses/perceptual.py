@@ -1,7 +1,7 @@
 """The perceptual distance by which the 3D branch imitates the 2D branch: LPIPS (Zhang et al., 2018).
 
-LPIPS proper needs torchvision's VGG16. Where that cannot be had, the convolutions of HED (Xie & Tu, ICCV
-2015: VGG16 fine-tuned for edges) stand in, under a name of their own.
+LPIPS needs the weights of torchvision's VGG16. Where these cannot be fetched, HED's (Xie & Tu, ICCV 2015:
+VGG16 fine-tuned for edge detection) stand in, and the distance has another name.
 """
 
 from __future__ import annotations
@@ -12,12 +12,15 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-# Widths of VGG16's convolutions, in five blocks with a 2x max-pool between; each block's end is read.
+# Output channels of VGG16's convolutions, in five blocks with a 2x max-pool between; LPIPS compares the
+# features at the end of each block.
 VGG16_BLOCKS = ((64, 64), (128, 128), (256, 256, 256), (512, 512, 512), (512, 512, 512))
+# Smaller images are enlarged to this, in pixels.
 MIN_SIZE = 16
-FEW_PIXELS = 4
+# Up to this many pixels, a convolution is computed as a matrix product.
+_FEW_PIXELS = 4
 
-# Weight file's name (as in `mimic3d weights`) -> the name that the distance bears in metrics.
+# Name of the feature weights (as in `mimic3d weights`) -> name of the distance in metrics.
 DISTANCE_NAMES = {"lpips-vgg16": "lpips_vgg16", "hed-vgg16": "perceptual_hedvgg16"}
 
 # By which LPIPS normalises RGB in [-1, 1].
@@ -25,10 +28,10 @@ LPIPS_SHIFT, LPIPS_SCALE = (-0.030, -0.088, -0.188), (0.458, 0.448, 0.450)
 
 
 class PerceptualDistance(nn.Module):
-    """LPIPS's distance between two batches of images; its weights are fixed, gradients reach the first batch.
+    """LPIPS's distance between two batches of images; its weights are fixed.
 
-    Build it by `from_file`. Images go through VGG16; at the end of each of its five blocks, features are
-    normalised to unit length over channels, and their squared differences weighted by channel and averaged.
+    At the end of each of VGG16's five blocks, features are normalised to unit length over channels, and their
+    squared differences weighted by channel and averaged over pixels.
 
     Attributes:
         name: `lpips_vgg16` for LPIPS itself, `perceptual_hedvgg16` for the stand-in.
@@ -39,7 +42,7 @@ class PerceptualDistance(nn.Module):
         Args:
             weights: the 13 convolutions under torchvision's names, `features.<index>.{weight,bias}`; they
                 take RGB in [-1, 1] after LPIPS's shift and scale.
-            name: whose weights they are, a key of `DISTANCE_NAMES`.
+            name: of these weights, a key of `DISTANCE_NAMES`.
         Raises:
             ValueError: unknown name; tensors missing or of the wrong shape.
         """
@@ -58,15 +61,16 @@ class PerceptualDistance(nn.Module):
             index += 1  # the pooling layer's place in torchvision's numbering
         for i, channel_weights in enumerate(lpips_channel_weights("vgg", len(VGG16_BLOCKS))):
             if name != "lpips-vgg16":
-                # The published weights belong to the channels of torchvision's VGG16 one by one. Those of
-                # another VGG16 mean other things: only the balance between the blocks carries over.
+                # The published weights belong to single channels of torchvision's VGG16. The channels of
+                # another VGG16 have other meanings: only the balance between the blocks carries over.
                 channel_weights = channel_weights.mean().expand_as(channel_weights)
             self.register_buffer(f"channels{i}", channel_weights.clone(), persistent=False)
         self.register_buffer("shift", torch.tensor(LPIPS_SHIFT).view(1, 3, 1, 1), persistent=False)
         self.register_buffer("scale", torch.tensor(LPIPS_SCALE).view(1, 3, 1, 1), persistent=False)
         self.requires_grad_(False)
         self.eval()
-        # So the taps of a kernel lie apart: the middle one can be read alone, and all as a matrix's rows.
+        # Kernels then have their taps outermost in memory: `_Convolution` reads the middle one alone, or all
+        # as the rows of a matrix.
         self.to(memory_format=torch.channels_last)
 
     @classmethod
@@ -77,7 +81,7 @@ class PerceptualDistance(nn.Module):
         return cls(load_file(path), name)
 
     def forward(self, x: Tensor, y: Tensor) -> Tensor:
-        """Distance of each image in `x` from its counterpart in `y`.
+        """The distance of each image in `x` from its counterpart in `y`.
 
         Args:
             x: (N, 3, h, w) in [-1, 1]; smaller than 16 pixels, it is enlarged. Gradients flow to it.
@@ -112,7 +116,7 @@ class PerceptualDistance(nn.Module):
 
 
 def at_least_pixels(images: Tensor, least: int) -> Tensor:
-    """(N, C, h, w) at `least` pixels a side, enlarged (bilinear) where they are smaller."""
+    """(N, C, h, w), enlarged (bilinear) to `least` pixels a side where they are smaller."""
     smallest = min(images.shape[2:])
     if smallest >= least:
         return images
@@ -122,21 +126,21 @@ def at_least_pixels(images: Tensor, least: int) -> Tensor:
 
 def unit_length(features: Tensor) -> Tensor:
     """(N, C, h, w) divided by its norm over C."""
-    # The epsilon stands inside the root: a pixel without any active feature has no gradient rather than NaN.
+    # The epsilon is inside the root: the gradient of a pixel without active features is 0, not NaN.
     return features * (features.square().sum(dim=1, keepdim=True) + 1e-20).rsqrt()
 
 
 class _Convolution(nn.Conv2d):
-    """A padded 3x3 convolution, by the cheapest way for the image's size.
+    """A padded 3x3 convolution, computed in the fastest way for the image's size.
 
-    Where small patches have shrunk to a few pixels, a convolution's time is the reading of its weights. On a
-    single pixel only the middle ones, a ninth, meet more than zeros; on a few, a product of matrices reads
-    them once, while on CPUs a convolution rearranges them first, each time.
+    On a few pixels, its time is that of reading its weights. On a single pixel, only the middle tap meets
+    more than zeros. On a few, a matrix product reads the weights once, whereas a convolution on a CPU
+    reorders them first.
     """
 
     def forward(self, x: Tensor) -> Tensor:
         height, width = x.shape[2:]
-        if height * width > FEW_PIXELS:
+        if height * width > _FEW_PIXELS:
             return super().forward(x)
         if height * width == 1:
             return nn.functional.linear(x.flatten(1), self.weight[:, :, 1, 1], self.bias)[:, :, None, None]

@@ -1,4 +1,4 @@
-"""The tri-plane generator: a StyleGAN2 synthesis network whose planes pass through 3D-aware blocks."""
+"""The tri-plane backbone: a StyleGAN2 synthesis network whose planes pass through 3D-aware blocks."""
 
 from __future__ import annotations
 
@@ -18,16 +18,20 @@ class TriPlanes(NamedTuple):
     """The features of a scene on three axis-aligned planes."""
 
     coarse: Tensor
-    """(N, 3, C, R, R), what the 2D branch reads."""
+    """(N, 3, C, R, R), sampled by both branches."""
     detail: Tensor | None
-    """(N, 3, C, 2R, 2R), what the 3D branch reads besides, summed per plane."""
+    """(N, 3, C, 2R, 2R), sampled by the 3D branch and added per plane; None without S3D."""
 
 
 class SynthesisBlock(nn.Module):
     """One resolution of the backbone: two modulated convolutions (one at 4x4) and toRGB to the planes."""
 
     def __init__(self, in_channels: int, out_channels: int, w_dim: int, resolution: int, planes: int) -> None:
-        """`planes` is the width of all planes together."""
+        """
+        Args:
+            in_channels: of the block before; 0 for the first block, which begins with a learned constant.
+            planes: channels of the three planes together.
+        """
         super().__init__()
         if in_channels == 0:
             self.const = nn.Parameter(torch.randn(out_channels, resolution, resolution))
@@ -49,7 +53,7 @@ class SynthesisBlock(nn.Module):
 
 
 class Synthesis(nn.Module):
-    """w to tri-planes. Without 3D-aware blocks the accumulated planes are the output: EG3D's generator."""
+    """Synthesises tri-planes from w. Without 3D-aware blocks it is EG3D's: the accumulated planes."""
 
     def __init__(
         self,
@@ -76,7 +80,7 @@ class Synthesis(nn.Module):
         self.num_ws = 2 * len(self.resolutions)
 
     def forward(self, w: Tensor, *, detail: bool, noise: str) -> TriPlanes:
-        """(N, num_ws, w_dim) to tri-planes; without `detail` S3D is left out."""
+        """(N, num_ws, w_dim) to tri-planes; S3D runs only with `detail`."""
         x = accumulated = aware = None
         first = 0
         for r in self.resolutions:
@@ -95,7 +99,7 @@ class Synthesis(nn.Module):
         return TriPlanes(_split(aware), _split(last.super_resolve(aware, w[:, -1], noise)))
 
     def scale_detail(self, factor: float) -> None:
-        """Multiplies the weights that S3D ends in; at 0 the detail planes add nothing at first."""
+        """Multiplies S3D's last weights by `factor`; at 0 the detail planes begin as zeros."""
         if self.aware3d:
             with torch.no_grad():
                 getattr(self, f"b3d{self.resolutions[-1]}").block3.torgb.weight.mul_(factor)
@@ -106,7 +110,7 @@ def _split(planes: Tensor) -> Tensor:
 
 
 class Backbone(nn.Module):
-    """Mapping and synthesis, as one module named as in the released checkpoints."""
+    """Mapping and synthesis, under the names of the released checkpoints."""
 
     def __init__(
         self,

@@ -1,4 +1,4 @@
-"""The small MLP that turns tri-plane features into density and colour features."""
+"""The decoder, a small MLP from tri-plane features to density and colour features."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from mimic3d.networks.layers import FullyConnected
 
 
 class Decoder(nn.Module):
-    """C plane features to 1 raw density and C features in [0, 1], the first three of them RGB."""
+    """Decodes C plane features to 1 raw density and C features in [0, 1], the first three of them RGB."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
         hidden = 2 * channels
-        # Numbered as the released checkpoints number them: 1 is the activation.
+        # Numbered as in the released checkpoints, where 1 is the activation.
         self.net = nn.ModuleDict(
             {"0": FullyConnected(channels, hidden), "2": FullyConnected(hidden, 1 + channels)}
         )
@@ -24,7 +24,7 @@ class Decoder(nn.Module):
         """
         Args:
             features: (..., C).
-            outputs: computes only that many of the features (3 is RGB); all when None.
+            outputs: the number of features that are computed (3 is RGB); all when None.
         Returns:
             raw density (..., 1) and features (..., outputs) in [-0.001, 1.001].
         """
@@ -40,7 +40,7 @@ def _softplus(x: Tensor) -> Tensor:
 
 
 class _CpuSoftplus(torch.autograd.Function):
-    """Softplus through sigmoid and log, which PyTorch vectorises on CPUs as it does not log1p."""
+    """Softplus by sigmoid and log, which PyTorch vectorises on CPUs, unlike log1p."""
 
     @staticmethod
     def forward(ctx, x: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""The generator: one tri-plane, drawn by a 2D branch and by a 3D branch."""
+"""The generator: one tri-plane, rendered by a 2D branch and by a 3D branch."""
 
 from __future__ import annotations
 
@@ -14,36 +14,36 @@ from mimic3d.networks.backbone import Backbone, TriPlanes
 from mimic3d.networks.decoder import Decoder
 from mimic3d.networks.layers import NOISE_MODES
 from mimic3d.networks.superres import Superresolution
-from mimic3d.rendering.guided import light_window, window_at, window_depths
+from mimic3d.rendering.guided import depth_interval, interval_at, interval_depths
 from mimic3d.rendering.triplane import sample_triplane
 from mimic3d.rendering.volume import Composite, composite, importance_depths, stratified_depths
 from mimic3d.sample_noise import uniform_rows
 
 BRANCHES = ("2d", "3d")
 DEFAULT_MAX_POINTS = 2**20
-# What a sample point takes while it is evaluated without gradients, in float32: its features of each plane,
-# the decoder's hidden layer several times over, its place in the planes.
+# Memory of a sample point while it is evaluated without gradients, in float32: its features on each plane,
+# the decoder's hidden layer several times, its positions on the planes.
 POINT_BYTES = 2048
 
 
 def points_within(memory: int) -> int:
-    """How many sample points are evaluated at once in `memory` bytes: a bound for `max_points`."""
+    """The number of sample points that `memory` bytes can evaluate at once: a bound for `max_points`."""
     return max(1, memory // POINT_BYTES)
 
 
 class View(NamedTuple):
-    """What one branch draws for a batch of cameras."""
+    """The result of rendering one branch from a batch of cameras."""
 
     image: Tensor
     """(N, 3, R, R), about [-1, 1]."""
     raw: Tensor
-    """(N, 3, r, r): of the 2D branch the small render, of the 3D branch the image itself."""
+    """(N, 3, r, r): the 2D branch's small render; for the 3D branch, the image itself."""
     depth: Tensor
     """(N, 1, r, r), distance along the ray in world units."""
     opacity: Tensor
-    """(N, 1, r, r), the share of the ray's light that the object takes, from 0 to 1."""
-    windows: Tensor | None = None
-    """(N, 2, r, r) of the 2D branch: where its light comes from, for `branch_3d` with the same camera."""
+    """(N, 1, r, r), the sum of the ray's weights, from 0 to 1."""
+    depth_intervals: Tensor | None = None
+    """(N, 2, r, r), of the 2D branch with guided samples: for `branch_3d` with the same camera."""
 
 
 class Generator(nn.Module):
@@ -76,7 +76,7 @@ class Generator(nn.Module):
 
     @property
     def branches(self) -> tuple[str, ...]:
-        """The branches that it can draw with: EG3D's generator has no 3D branch, a baseline no 2D branch."""
+        """The branches that it renders: EG3D has no 3D branch, the patch-GAN baseline no 2D branch."""
         if self.config.architecture == "eg3d":
             return ("2d",)
         return BRANCHES if self.config.branch_2d else ("3d",)
@@ -84,7 +84,7 @@ class Generator(nn.Module):
     def require_branch(self, branch: str) -> None:
         """Raises ValueError unless `branch` is one of `self.branches`."""
         if branch not in self.branches:
-            known = f"{', '.join(self.branches)} of a generator of {self.config.architecture}"
+            known = f"{', '.join(self.branches)} for a generator of {self.config.architecture}"
             raise ValueError(f"branch is {branch!r}, but must be one of {known}")
 
     def mapping(
@@ -121,9 +121,9 @@ class Generator(nn.Module):
         outputs: int | None = None,
         stochastic: bool = False,
     ) -> Composite:
-        """Two-pass volume rendering along rays (N, M, 3); `planes` decides the branch.
+        """Two-pass volume rendering along rays (N, M, 3); the branch is that of `planes`.
 
-        `stochastic` jitters the samples as in training; otherwise they stand at fixed quantiles.
+        `stochastic` jitters the samples as in training; otherwise they are at fixed quantiles.
         """
         settings = self.rendering
         batch, count = origins.shape[:2]
@@ -165,17 +165,18 @@ class Generator(nn.Module):
         stochastic: bool = False,
         max_points: int | None = None,
     ) -> View:
-        """The 2D branch: a small feature image from the coarse planes, sharpened by S2D."""
+        """The 2D branch: a small feature image rendered from the coarse planes, then S2D."""
         resolution = self.config.neural_rendering_resolution
         coarse = TriPlanes(planes.coarse, None)
 
         def render(uv: Tensor) -> Composite:
             return self.render_rays(coarse, *rays(camera, uv), stochastic=stochastic)
 
-        seen, depth, opacity, *windows = self._render_image(
-            render, resolution, camera, max_points, windows=self.rendering.guided_samples > 0
+        features, depth, opacity, *intervals = self._render_image(
+            render, resolution, camera, max_points, intervals=self.rendering.guided_samples > 0
         )
-        return View(self.superresolution(seen, w[:, -1]), seen[:, :3], depth, opacity, *windows)
+        image = self.superresolution(features, w[:, -1])
+        return View(image, features[:, :3], depth, opacity, *intervals)
 
     def branch_3d(
         self,
@@ -184,12 +185,12 @@ class Generator(nn.Module):
         uv: Tensor,
         *,
         stochastic: bool = False,
-        windows: Tensor | None = None,
+        intervals: Tensor | None = None,
     ) -> Composite:
         """The 3D branch: RGB of coarse + detail at image points (M, 2) or (N, M, 2); features (N, M, 3).
 
-        `windows` are those of the 2D branch's view of the same planes and cameras, or `light_windows`, which
-        are found here when None and `rendering.guided_samples` asks for them.
+        Guided samples need `intervals`, the depth intervals of the 2D branch's view of the same planes and
+        cameras; when None, they are rendered here.
         """
         if planes.detail is None:
             raise ValueError("the 3D branch needs detail planes: call planes(w, detail=True)")
@@ -197,23 +198,23 @@ class Generator(nn.Module):
         count = self.rendering.guided_samples
         if not count:
             return self.render_rays(planes, origins, directions, outputs=3, stochastic=stochastic)
-        windows = self.light_windows(planes, camera) if windows is None else windows
+        intervals = self.depth_intervals(planes, camera) if intervals is None else intervals
         shape = (*origins.shape[:2], count, 1)
         jitter = uniform_rows(shape, origins.device) if stochastic else origins.new_full(shape, 0.5)
-        depths = window_depths(window_at(windows, uv, self.rendering.far), jitter)
+        depths = interval_depths(interval_at(intervals, uv, self.rendering.far), jitter)
         densities, features = self._sample(planes, origins, directions, depths, outputs=3)
         return composite(densities, features, depths, self.rendering.white_background)
 
     @torch.no_grad()
-    def light_windows(self, planes: TriPlanes, camera: Tensor, max_points: int | None = None) -> Tensor:
-        """(N, 2, r, r): the depths between which the coarse planes' light comes from, by small pixel."""
+    def depth_intervals(self, planes: TriPlanes, camera: Tensor, max_points: int | None = None) -> Tensor:
+        """(N, 2, r, r): the depth intervals of the small render's rays through the coarse planes."""
         coarse, resolution = TriPlanes(planes.coarse, None), self.config.neural_rendering_resolution
         uv = pixel_grid(resolution, device=camera.device)
-        found = [
-            light_window(self.render_rays(coarse, *rays(camera, part), outputs=0))
+        intervals = [
+            depth_interval(self.render_rays(coarse, *rays(camera, part), outputs=0))
             for part in self._chunks(uv, len(camera), max_points)
         ]
-        return _as_image(torch.cat(found, dim=1), resolution)
+        return _as_image(torch.cat(intervals, dim=1), resolution)
 
     def view(
         self,
@@ -223,7 +224,7 @@ class Generator(nn.Module):
         branch: str = "3d",
         max_points: int = DEFAULT_MAX_POINTS,
     ) -> View:
-        """Draws whole images deterministically; at most `max_points` sample points are in memory at once.
+        """Renders whole images; at most `max_points` sample points are in memory at once.
 
         Args:
             planes: of `self.planes(w)`, with detail for the 3D branch.
@@ -235,10 +236,11 @@ class Generator(nn.Module):
         self.require_branch(branch)
         if branch == "2d":
             return self.branch_2d(planes, w, camera, max_points=max_points)
-        windows = self.light_windows(planes, camera, max_points) if self.rendering.guided_samples else None
+        guided = self.rendering.guided_samples > 0
+        intervals = self.depth_intervals(planes, camera, max_points) if guided else None
 
         def render(uv: Tensor) -> Composite:
-            return self.branch_3d(planes, camera, uv, windows=windows)
+            return self.branch_3d(planes, camera, uv, intervals=intervals)
 
         resolution = self.config.image_resolution
         image, depth, opacity = self._render_image(render, resolution, camera, max_points)
@@ -251,23 +253,23 @@ class Generator(nn.Module):
         camera: Tensor,
         max_points: int | None,
         *,
-        windows: bool = False,
+        intervals: bool = False,
     ) -> tuple[Tensor, ...]:
-        """Features (N, C, resolution, resolution), depth and opacity of what `render` sees at each pixel.
+        """Features (N, C, resolution, resolution), depth and opacity of `render` at each pixel.
 
-        With `windows` the light's, too.
+        With `intervals`, the depth intervals as well.
         """
         uv = pixel_grid(resolution, device=camera.device)
         parts = []
         for part in self._chunks(uv, len(camera), max_points):
-            seen = render(part)
-            kinds = (seen.features, seen.depth, seen.weights.sum(dim=-2))
-            parts.append((*kinds, light_window(seen)) if windows else kinds)
-        kinds = (torch.cat(kind, dim=1) for kind in zip(*parts, strict=True))
-        return tuple(_as_image(kind, resolution) for kind in kinds)
+            rendered = render(part)
+            outputs = (rendered.features, rendered.depth, rendered.weights.sum(dim=-2))
+            parts.append((*outputs, depth_interval(rendered)) if intervals else outputs)
+        joined = (torch.cat(output, dim=1) for output in zip(*parts, strict=True))
+        return tuple(_as_image(output, resolution) for output in joined)
 
     def _chunks(self, uv: Tensor, batch: int, max_points: int | None) -> tuple[Tensor, ...]:
-        """`uv` in parts of which one pass of all cameras' rays takes at most `max_points` points."""
+        """Parts of `uv`, for which one pass over all cameras' rays takes at most `max_points` points."""
         settings = self.rendering
         samples = max(settings.coarse_samples, settings.importance_samples, settings.guided_samples)
         return (uv,) if max_points is None else uv.split(max(1, max_points // (samples * batch)))

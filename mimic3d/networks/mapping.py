@@ -1,4 +1,4 @@
-"""The mapping network: a latent and a camera label become an intermediate latent w."""
+"""The mapping network, from a latent and a camera label to an intermediate latent w."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ LR_MULTIPLIER = 0.01
 
 
 class Mapping(nn.Module):
-    """z and the camera label to w, repeated for every layer (StyleGAN2; conditioned as in EG3D, sec. 4.3)."""
+    """Maps z and a camera label to w, one for each layer (StyleGAN2; conditioned as in EG3D, sec. 4.3)."""
 
     def __init__(self, z_dim: int, w_dim: int, num_ws: int, layers: int, w_avg_beta: float = 0.998) -> None:
         super().__init__()
@@ -35,10 +35,10 @@ class Mapping(nn.Module):
         """
         Args:
             z: (N, z_dim), standard normal.
-            camera: (N, 25), the camera the generator is conditioned on.
-            truncation: 1 leaves w alone, 0 puts the average in its place.
-            truncation_cutoff: truncates only that many first layers; all when None.
-            update_w_avg: moves the running average of w towards this batch.
+            camera: (N, 25), the camera that the generator is conditioned on.
+            truncation: factor on the distance of w from its average: 1 leaves w as it is.
+            truncation_cutoff: the number of first layers that are truncated; all when None.
+            update_w_avg: updates the moving average of w with this batch.
         Returns:
             (N, num_ws, w_dim).
         """
@@ -51,14 +51,14 @@ class Mapping(nn.Module):
         return self.truncate(w, truncation, truncation_cutoff)
 
     def truncate(self, w: Tensor, truncation: float, cutoff: int | None = None) -> Tensor:
-        """(N, num_ws, w_dim), drawn towards the average in the first `cutoff` layers, all when None.
+        """w (N, num_ws, w_dim), interpolated from the average by `truncation`, in the first `cutoff` layers.
 
         Raises:
-            ValueError: there are not that many layers.
+            ValueError: `cutoff` is not from 0 to num_ws.
         """
         if cutoff is not None and not 0 <= cutoff <= self.num_ws:
             raise ValueError(
-                f"the truncation's cut-off is {cutoff}, but must be from 0 to {self.num_ws}, the layers"
+                f"the truncation cutoff is {cutoff}, but must be from 0 to {self.num_ws}, the layers of w"
             )
         if truncation == 1:
             return w

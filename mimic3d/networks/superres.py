@@ -9,8 +9,8 @@ Its sizes, for images of R pixels:
 | 512  | 128   | both           | 256, 128                |
 | 1024 | 256   | both           | 128, 64                 |
 
-The first three are the released networks'. 1024 goes on as 512 does: two doublings, and at each resolution r
-the 512 network's 65536 / r channels; its render, of twice the size, is `neural_rendering_resolution: 128`.
+The first three are the released networks'. 1024 extends 512: two up-samplings, 65536 / r channels at
+resolution r, and `neural_rendering_resolution: 128`.
 """
 
 from __future__ import annotations
@@ -36,14 +36,21 @@ class SuperresolutionBlock(nn.Module):
         self.torgb = ToRGB(out_channels, 3, w_dim, clamp=CLAMP)
 
     def forward(self, x: Tensor, rgb: Tensor, w: Tensor) -> tuple[Tensor, Tensor]:
-        """Features of any precision and RGB (N, 3, r, r), whose sum is kept in its own, at the next size."""
+        """
+        Args:
+            x: (N, in_channels, h, h) features, of any precision.
+            rgb: (N, 3, h, h), the sum of the RGB outputs so far, in its own precision.
+            w: (N, w_dim).
+        Returns:
+            both at the block's resolution.
+        """
         x = self.conv1(self.conv0(x, w), w)
         skip = upsample(rgb, self.border) if self.up else rgb
         return x, self.torgb(x, w).to(rgb.dtype) + skip
 
 
 class Superresolution(nn.Module):
-    """A small feature image to an RGB image at full resolution."""
+    """Up-samples a small feature image to an RGB image at full resolution."""
 
     def __init__(
         self,
@@ -65,7 +72,7 @@ class Superresolution(nn.Module):
         )
 
     def forward(self, features: Tensor, w: Tensor) -> Tensor:
-        """(N, C, r, r), RGB first, and the last w (N, w_dim), to (N, 3, R, R)."""
+        """(N, C, r, r), whose first three channels are RGB, and the last w (N, w_dim), to (N, 3, R, R)."""
         x = resize_antialiased(features, self.input_resolution)
         half = x.to(working_dtype(self.precision, x))
         half, rgb = self.block0(half, x[:, :3], w)

@@ -1,1 +1,1 @@
-"""Rays, tri-plane sampling and volume rendering."""
+"""Volume rendering: patches of rays, tri-plane sampling, compositing, and images of the results."""

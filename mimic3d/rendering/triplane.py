@@ -1,4 +1,4 @@
-"""Reading features of 3D points from three axis-aligned planes."""
+"""Features of 3D points, sampled from three axis-aligned planes."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-# For each plane the coordinates that run along its width and height. Mimic3D's memory order is P_xy[y, x],
+# The coordinates along the width and the height of each plane. Mimic3D's memory order is P_xy[y, x],
 # P_yz[z, y], P_zx[x, z]; EG3D's released networks project on XY, XZ and ZX instead.
 PLANE_AXES = {
     "mimic3d": ((0, 1), (1, 2), (2, 0)),
@@ -26,9 +26,9 @@ def sample_triplane(planes: Tensor, points: Tensor, box_warp: float, axes: str =
     Returns:
         (N, M, C); differentiable in `planes`, not in `points`.
     """
-    place = (points.detach() * (2 / box_warp)).unbind(-1)
-    # Where on the planes' widths and on their heights, (N, M, 3) each.
-    across, along = (torch.stack([place[pair[i]] for pair in PLANE_AXES[axes]], dim=-1) for i in (0, 1))
+    position = (points.detach() * (2 / box_warp)).unbind(-1)
+    # Positions along the planes' widths and along their heights, (N, M, 3) each.
+    across, along = (torch.stack([position[pair[i]] for pair in PLANE_AXES[axes]], dim=-1) for i in (0, 1))
     if planes.device.type == "cpu":
         return _GatherPlanes.apply(planes, across, along)
     batch, count = points.shape[:2]
@@ -40,13 +40,13 @@ def sample_triplane(planes: Tensor, points: Tensor, box_warp: float, axes: str =
 class _GatherPlanes(torch.autograd.Function):
     """`sample_triplane` for CPUs: a weighted sum of 12 contiguous rows for each point.
 
-    PyTorch's grid_sample gathers one channel at a time, and takes several times as long forwards.
+    PyTorch's grid_sample gathers one channel at a time, which takes several times as long.
     """
 
     @staticmethod
     def forward(ctx, planes: Tensor, across: Tensor, along: Tensor) -> Tensor:
         batch, _, channels, size, _ = planes.shape
-        # With a border of zeros, a point outside reads zeros without being asked where it is.
+        # With a border of zeros, points outside the planes need no case of their own.
         side = size + 2
         table = planes.new_zeros(batch, side, side, 3, channels)
         table[:, 1:-1, 1:-1] = planes.permute(0, 3, 4, 1, 2)
@@ -55,9 +55,9 @@ class _GatherPlanes(torch.autograd.Function):
         below = below_share / 3
         above = 1 / 3 - below
         right_above, right_below = above * right_share, below * right_share
-        # Written out by corner: arithmetic over pairs of corners would go through rows of two, slowly.
+        # Written out by corner: arithmetic on tensors whose last dimension is 2 is slow.
         weight = torch.stack([above - right_above, right_above, below - right_below, right_below], dim=-1)
-        # A point that is not a number reads no memory but the table's, and gives its gradient to the border.
+        # A NaN point becomes an index of the border, so that it reads no memory outside the table.
         index = (top * side + left).int().clamp_(min=0).mul_(3)
         index += torch.arange(3, dtype=torch.int32)
         index += torch.arange(0, batch * 3 * side**2, 3 * side**2, dtype=torch.int32)[:, None, None]
@@ -81,7 +81,7 @@ class _GatherPlanes(torch.autograd.Function):
 
 
 def _corner(position: Tensor, size: int) -> tuple[Tensor, Tensor]:
-    """The bordered table's row or column before a position in [-1, 1], and how far it is to the next."""
+    """The bordered table's row or column before a position in [-1, 1], and the fraction beyond it."""
     position = (position * (size / 2)).add_(size / 2 + 0.5).clamp_(0, size + 1)
     corner = position.floor().clamp_(max=size)
     return corner, position.sub_(corner)

@@ -10,7 +10,7 @@ from torch import Tensor
 
 
 class Composite(NamedTuple):
-    """What a ray sees."""
+    """The result of volume rendering along rays."""
 
     features: Tensor
     """(N, M, C), in [-1, 1] for features in [0, 1]."""
@@ -19,14 +19,14 @@ class Composite(NamedTuple):
     weights: Tensor
     """(N, M, S - 1, 1), the contribution of each segment between samples."""
     depths: Tensor
-    """(N, M, S, 1), where the samples stand, increasing, world units."""
+    """(N, M, S, 1), depths of the samples, increasing, world units."""
 
 
 def stratified_depths(near: float, far: float, count: int, jitter: Tensor) -> Tensor:
     """`count` depths from near to far, each moved forward by `jitter` of one step.
 
     Args:
-        jitter: (N, M, count, 1) in [0, 1]; 0.5 throughout is the deterministic choice.
+        jitter: (N, M, count, 1) in [0, 1]; uniform random, or 0.5 for deterministic depths.
     Returns:
         (N, M, count, 1), increasing.
     """
@@ -44,11 +44,11 @@ def composite(densities: Tensor, features: Tensor, depths: Tensor, white_backgro
         densities: (N, M, S, 1), raw.
         features: (N, M, S, C) in [0, 1].
         depths: (N, M, S, 1), increasing.
-        white_background: adds the light that passes through everything.
+        white_background: adds the remaining transmittance to the features, which makes the background white.
     """
     optical = F.softplus(midpoints(densities) - 1) * (depths[..., 1:, :] - depths[..., :-1, :])
-    # The product of (1 - opacity) as the exponential of a sum; the usual epsilon of 1e-10 a factor, which
-    # keeps a product's gradient finite, changes nothing a float32 can hold.
+    # The transmittance is the exponential of a sum, in place of a product of (1 - opacity + 1e-10): the
+    # epsilon keeps a product's gradient finite, but is below float32's resolution.
     behind = optical.cumsum(dim=-2)
     weights = torch.exp(optical - behind) * (1 - torch.exp(-optical))
     total = weights.sum(dim=-2)
@@ -56,14 +56,14 @@ def composite(densities: Tensor, features: Tensor, depths: Tensor, white_backgro
     if white_background:
         colour = colour + 1 - total
     middle = midpoints(depths)
-    # A ray that hits nothing is given the far end of its depths.
+    # The depth of a ray that hits nothing is its far end.
     depth = torch.nan_to_num((weights * middle).sum(dim=-2) / total, nan=float("inf"))
     depth = torch.minimum(torch.maximum(depth, depths[..., 0, :]), depths[..., -1, :])
     return Composite(colour * 2 - 1, depth, weights, depths)
 
 
 def importance_depths(depths: Tensor, weights: Tensor, u: Tensor) -> Tensor:
-    """Draws more depths per ray where the first pass found density (inverse CDF; NeRF, sec. 5.2).
+    """Samples more depths on each ray where the first pass found density (inverse CDF; NeRF, sec. 5.2).
 
     The weights are smoothed first (a maximum, then a mean over two neighbours, then + 0.01).
 

@@ -229,8 +229,8 @@ class Phases:
         """(N, 3, p, p): the 3D branch's patches in `windows`. `view` is the 2D branch's or None."""
         size = self.config.patch_resolution
         uv = patch_uv(windows.corners, size, self.config.model.image_resolution, windows.sides)
-        light = None if view is None else view.windows
-        colours = self.generator.branch_3d(planes, camera, uv, stochastic=True, windows=light).features
+        intervals = None if view is None else view.depth_intervals
+        colours = self.generator.branch_3d(planes, camera, uv, stochastic=True, intervals=intervals).features
         return colours.transpose(1, 2).unflatten(-1, (size, size))
 
     def _real_inputs(

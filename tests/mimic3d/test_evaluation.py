@@ -8,7 +8,7 @@ from torch import Tensor
 
 from mimic3d.cameras import look_at, on_sphere, pixel_grid, rays
 from mimic3d.config import CameraConfig, ModelConfig, RenderingConfig
-from mimic3d.evaluation.consistency import DepthView, compare_views, turned, view_agreement
+from mimic3d.evaluation.consistency import DepthView, compare_views, rotated, view_agreement
 from mimic3d.evaluation.frechet import (
     FeatureStatistics,
     covariance_root,
@@ -180,7 +180,7 @@ def _sphere_view(camera: Tensor, colour) -> DepthView:
 
 def _pair(yaw: float = 0.2) -> tuple[Tensor, Tensor]:
     camera = look_at(on_sphere(torch.tensor([0.3, 2.0]), torch.tensor([0.2, 0.5]), 1.7), focal=1.0254)
-    return turned(camera, -yaw / 2), turned(camera, yaw / 2)
+    return rotated(camera, -yaw / 2), rotated(camera, yaw / 2)
 
 
 def _texture(points: Tensor) -> Tensor:
@@ -231,7 +231,7 @@ def test_a_turned_camera_is_the_camera_on_the_turned_orbit():
     pivot = torch.tensor([0.1, 0.0, 0.2])
     camera = look_at(on_sphere(yaw, pitch, 2.0, pivot), pivot, focal=1.0)
     expected = look_at(on_sphere(yaw + 0.7, pitch, 2.0, pivot), pivot, focal=1.0)
-    torch.testing.assert_close(turned(camera, 0.7, pivot), expected, atol=1e-6, rtol=1e-5)
+    torch.testing.assert_close(rotated(camera, 0.7, pivot), expected, atol=1e-6, rtol=1e-5)
 
 
 def test_a_textures_rows_are_one_row_of_each_frame():

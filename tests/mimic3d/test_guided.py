@@ -11,7 +11,7 @@ from mimic3d.cameras import look_at
 from mimic3d.config import Config, ConfigError, ModelConfig, RenderingConfig, override
 from mimic3d.config.recipes import get_recipe
 from mimic3d.networks.generator import Generator
-from mimic3d.rendering.guided import light_window, window_at, window_depths
+from mimic3d.rendering.guided import depth_interval, interval_at, interval_depths
 from mimic3d.rendering.volume import composite
 
 torch.set_num_threads(1)
@@ -34,7 +34,7 @@ def rendering(**settings) -> RenderingConfig:
     return RenderingConfig(0.9, 2.5, 1.6, **({"white_background": True} | settings))
 
 
-def drawn(settings: RenderingConfig, **bounds) -> Tensor:
+def rendered(settings: RenderingConfig, **bounds) -> Tensor:
     torch.manual_seed(0)
     generator = SharpBall(MODEL, settings)
     with torch.no_grad():
@@ -42,39 +42,39 @@ def drawn(settings: RenderingConfig, **bounds) -> Tensor:
         return generator.view(generator.planes(w), w, CAMERAS, "3d", **bounds).image
 
 
-def test_a_window_holds_nearly_all_of_a_rays_light() -> None:
+def test_an_interval_has_nearly_all_of_a_rays_weight() -> None:
     depths = torch.linspace(1, 2, 11).view(1, 1, 11, 1).expand(1, 2, -1, -1)
     density = torch.full((1, 2, 11, 1), -200.0)
     density[0, 0, 4:7] = 500  # a wall from 1.4 to 1.6; nothing is in the way of the second ray
-    near, far = light_window(composite(density, torch.zeros(1, 2, 11, 0), depths, True)).unbind(-1)
+    near, far = depth_interval(composite(density, torch.zeros(1, 2, 11, 0), depths, True)).unbind(-1)
     assert near[0, 0] == pytest.approx(1.3) and far[0, 0] == pytest.approx(1.4), "the wall's front"
     assert near[0, 1].isnan() and far[0, 1].isnan()
 
 
-def test_a_ray_between_others_looks_where_any_of_them_did() -> None:
-    windows = torch.ones(1, 2, 8, 8)
-    windows[:, 1] = 1.1
-    windows[:, :, :, 3:5] = torch.tensor([2.0, 2.1]).view(1, 2, 1, 1)
-    windows[:, :, :, 5:] = math.nan
+def test_a_ray_between_others_has_the_union_of_their_intervals() -> None:
+    intervals = torch.ones(1, 2, 8, 8)
+    intervals[:, 1] = 1.1
+    intervals[:, :, :, 3:5] = torch.tensor([2.0, 2.1]).view(1, 2, 1, 1)
+    intervals[:, :, :, 5:] = math.nan
     uv = torch.tensor([[0.05, 0.5], [0.5 - 1 / 16, 0.5], [0.5 + 3 / 16, 0.5], [0.95, 0.5]])
-    near, far = window_at(windows, uv, nowhere=3.0)[0].unbind(-1)
+    near, far = interval_at(intervals, uv, empty=3.0)[0].unbind(-1)
     assert near.tolist() == pytest.approx([1, 0.9, 2, 3])
     assert far.tolist() == pytest.approx([1.1, 2.2, 2.1, 3])
 
 
-def test_depths_divide_their_window() -> None:
-    window = torch.tensor([[[1.0, 2.0], [3.0, 3.0]]])
-    middle = window_depths(window, torch.full((1, 2, 4, 1), 0.5))
+def test_depths_divide_their_interval() -> None:
+    interval = torch.tensor([[[1.0, 2.0], [3.0, 3.0]]])
+    middle = interval_depths(interval, torch.full((1, 2, 4, 1), 0.5))
     assert middle[0, :, :, 0].tolist() == [[1.125, 1.375, 1.625, 1.875], [3, 3, 3, 3]]
-    drawn_at = window_depths(window, torch.rand(1, 2, 4, 1))[0, 0, :, 0]
-    assert (drawn_at.diff() > 0).all() and ((drawn_at - 1) * 4).floor().tolist() == [0, 1, 2, 3]
+    random = interval_depths(interval, torch.rand(1, 2, 4, 1))[0, 0, :, 0]
+    assert (random.diff() > 0).all() and ((random - 1) * 4).floor().tolist() == [0, 1, 2, 3]
 
 
 def test_few_samples_near_the_surface_are_worth_many_elsewhere() -> None:
-    many = drawn(rendering(coarse_samples=96, importance_samples=96))
+    many = rendered(rendering(coarse_samples=96, importance_samples=96))
 
     def psnr(settings: RenderingConfig) -> float:
-        return -10 * math.log10(((drawn(settings) - many) / 2).square().mean().item())
+        return -10 * math.log10(((rendered(settings) - many) / 2).square().mean().item())
 
     for samples in (8, 12):
         two_pass = psnr(rendering(coarse_samples=samples // 2, importance_samples=samples // 2))
@@ -84,17 +84,17 @@ def test_few_samples_near_the_surface_are_worth_many_elsewhere() -> None:
 
 def test_the_size_of_the_chunks_does_not_show() -> None:
     settings = rendering(coarse_samples=8, importance_samples=8, guided_samples=4)
-    assert torch.allclose(drawn(settings), drawn(settings, max_points=500), atol=1e-6)
+    assert torch.allclose(rendered(settings), rendered(settings, max_points=500), atol=1e-6)
 
 
-def test_guided_samples_teach_both_planes() -> None:
+def test_guided_samples_have_gradients_in_both_planes() -> None:
     torch.manual_seed(0)
     generator = Generator(MODEL, rendering(coarse_samples=6, importance_samples=6, guided_samples=5))
     w = generator.mapping(torch.randn(2, 8), CAMERAS)
     planes = generator.planes(w)
-    seen = generator.branch_3d(planes, CAMERAS, torch.rand(2, 30, 2), stochastic=True)
-    assert seen.features.shape == (2, 30, 3) and seen.weights.shape == (2, 30, 4, 1)
-    gradients = torch.autograd.grad(seen.features.square().sum(), [planes.coarse, planes.detail])
+    rays = generator.branch_3d(planes, CAMERAS, torch.rand(2, 30, 2), stochastic=True)
+    assert rays.features.shape == (2, 30, 3) and rays.weights.shape == (2, 30, 4, 1)
+    gradients = torch.autograd.grad(rays.features.square().sum(), [planes.coarse, planes.detail])
     assert all(g.isfinite().all() and g.any() for g in gradients)
 
 
@@ -103,8 +103,8 @@ def test_one_sample_is_no_segment() -> None:
         dataclasses.replace(Config(), rendering=RenderingConfig(guided_samples=1))
 
 
-def test_without_a_2d_branch_there_is_no_guide() -> None:
-    # A ray that has lost its light is given samples on one place: nothing that it draws could bring it back.
+def test_guided_samples_need_a_2d_branch() -> None:
+    # All samples of a ray that hits nothing are at one depth: its loss has no gradient.
     generator = Generator(MODEL, rendering(guided_samples=8)).requires_grad_()
     with torch.no_grad():
         generator.decoder.net["2"].bias[0] = -100

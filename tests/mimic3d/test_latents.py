@@ -89,7 +89,7 @@ def test_files_that_hold_no_latents_are_refused(tmp_path, G) -> None:
     np.savez(tmp_path / "archive.npz", z=np.zeros((2, 8), np.float32))
     (tmp_path / "archive.npz").rename(tmp_path / "archive.npy")
     save_file({"x": torch.zeros(2, 8)}, tmp_path / "named.safetensors")
-    for name, said in {
+    for name, message in {
         "pickled.npy": "not an array that can be read",
         "raw.npy": "not an array that can be read",
         "raw.safetensors": "not a safetensors file",
@@ -101,10 +101,10 @@ def test_files_that_hold_no_latents_are_refused(tmp_path, G) -> None:
         "short.npy": "not an array that can be read",
         "archive.npy": "not an array of floating-point numbers",
         "named.safetensors": "must hold one tensor, z or w",
-        "absent.npy": "there is no such file",
-        "latents.pkl": "is no .npy or .safetensors",
+        "absent.npy": "no such file",
+        "latents.pkl": "latents are read from .npy or .safetensors files",
     }.items():
-        assert said in refusal(read_latents, tmp_path / name, G), name
+        assert message in refusal(read_latents, tmp_path / name, G), name
     assert not (tmp_path / "executed").exists()
 
 
@@ -132,7 +132,7 @@ def test_labels_are_read_as_they_are(tmp_path) -> None:
         assert torch.allclose(read_cameras(tmp_path / name, SETTINGS), cameras, atol=1e-7), name
 
 
-def test_an_orbit_goes_straight_from_key_to_key(tmp_path) -> None:
+def test_an_orbit_is_linear_between_key_frames(tmp_path) -> None:
     path, pivot = tmp_path / "orbit.json", torch.tensor(SETTINGS.pivot)
     path.write_text(json.dumps({"yaw": [0, 1, 0], "pitch": 0.1, "frames": 5, "focal": [1, 2]}))
     cameras = read_cameras(path, SETTINGS)
@@ -153,38 +153,38 @@ SCALED = [value * 2 for value in GOOD[:16]] + GOOD[16:]
 
 
 @pytest.mark.parametrize(
-    ("name", "text", "said"),
+    ("name", "text", "message"),
     [
         ("a.json", "{", "it is not JSON"),
         ("a.json", "[" * 100_000, "it is not JSON of a camera path"),
         ("a.json", "3", "neither labels nor an orbit"),
         ("a.json", "[]", "it has 0 cameras"),
-        ("a.json", "[[1, 2]]", "camera 0 has 2 numbers, a label has 25"),
-        ("a.json", json.dumps([GOOD, SCALED]), "camera 1 has no pose"),
-        ("a.json", json.dumps([[*GOOD[:16], -1.0, *GOOD[17:]]]), "camera 0 has no focal length"),
+        ("a.json", "[[1, 2]]", "camera 0 has 2 numbers; a label has 25 numbers"),
+        ("a.json", json.dumps([GOOD, SCALED]), "camera 1 has no valid pose"),
+        ("a.json", json.dumps([[*GOOD[:16], -1.0, *GOOD[17:]]]), "camera 0 has no positive focal length"),
         ("a.json", json.dumps([[math.nan, *GOOD[1:]]]), "camera 0: 'nan' is not a number"),
         ("a.json", json.dumps([[10**400, *GOOD[1:]]]), "is not a number"),
         ("a.json", json.dumps([[[1], *GOOD[1:]]]), "'[1]' is not a number"),
-        ("a.json", '{"yow": 1}', "'yow' is none of yaw, pitch, radius, focal, frames, labels"),
-        ("a.json", '{"pitch": 1}', "an orbit needs yaw"),
-        ("a.json", '{"yaw": 0, "frames": 1e9}', "frames is not a whole number"),
+        ("a.json", '{"yow": 1}', "unknown key 'yow'; known: yaw, pitch, radius, focal, frames, labels"),
+        ("a.json", '{"pitch": 1}', "an orbit needs the key yaw"),
+        ("a.json", '{"yaw": 0, "frames": 1e9}', "must be a whole number"),
         ("a.json", '{"yaw": 0, "frames": 1000000000}', "it has 1000000000 cameras"),
-        ("a.json", '{"yaw": [0, 1], "pitch": [0, 0, 0]}', "yaw has 2 values, where the path has 3"),
+        ("a.json", '{"yaw": [0, 1], "pitch": [0, 0, 0]}', "yaw has 2 values, but the path has 3"),
         ("a.json", '{"yaw": 0, "radius": 0}', "radius and focal must be more than 0"),
-        ("a.json", '{"yaw": 0, "pitch": 1.6}', "pitch must be less than a right angle"),
+        ("a.json", '{"yaw": 0, "pitch": 1.6}', "pitch must be between -1.57 and 1.57"),
         ("a.csv", "", "it has 0 cameras"),
         ("a.csv", "1,2,3\n", "camera 0 has 3 numbers"),
         ("a.csv", "yaw,pitch\n1\n", "camera 0 has 1 values, the heading 2"),
         ("a.csv", "yaw\nleft\n", "yaw: 'left' is not a number"),
-        ("a.txt", "", "is no .json or .csv"),
+        ("a.txt", "", "camera paths are read from .json or .csv files"),
     ],
 )
-def test_a_broken_path_is_one_clear_line(tmp_path, name, text, said) -> None:
+def test_a_broken_path_is_one_clear_line(tmp_path, name, text, message) -> None:
     (tmp_path / name).write_text(text)
-    assert said in refusal(read_cameras, tmp_path / name, SETTINGS)
+    assert message in refusal(read_cameras, tmp_path / name, SETTINGS)
 
 
-def test_a_path_that_is_not_there_or_no_text_is_said_to_be(tmp_path) -> None:
-    assert "there is no such file" in refusal(read_cameras, tmp_path / "absent.json", SETTINGS)
+def test_a_missing_or_binary_path_is_one_clear_line(tmp_path) -> None:
+    assert "no such file" in refusal(read_cameras, tmp_path / "absent.json", SETTINGS)
     (tmp_path / "binary.json").write_bytes(b"\xff\xfe\x00\x81")
     assert "it is not text" in refusal(read_cameras, tmp_path / "binary.json", SETTINGS)

@@ -160,7 +160,7 @@ def test_several_networks_are_weighted(weights, images, tmp_path):
 
 
 def test_an_extractor_that_cannot_be_had_is_one_line(monkeypatch):
-    with pytest.raises(ValueError, match="names 'vgg', but must be of lpips-vgg16, "):
+    with pytest.raises(ValueError, match="names 'vgg', but known are lpips-vgg16, "):
         imitation_distance("vgg", str)
     with pytest.raises(ValueError, match="torchvision has no network nonsense of use here"):
         imitation_distance("torchvision.nonsense", str)
