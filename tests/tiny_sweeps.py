@@ -10,7 +10,7 @@ from mimic3d_command import mimic3d
 from mimic3d_platform import tracking
 from mimic3d_platform.settings import DEFAULT_RUNS_URI
 from mimic3d_platform.tracking.server import client
-from mimic3d_platform.tuning.records import Records, Trial
+from mimic3d_platform.tuning.trials import Trial, TrialRecords
 
 TINY = {
     "model.channel_base": 128,
@@ -60,7 +60,7 @@ def written(folder: Path, name: str, data: str, **keys: Any) -> Path:
 
 def records(sweep: str) -> list[Trial]:
     """The trials of a sweep, as it keeps them."""
-    return Records(f"{DEFAULT_RUNS_URI}/{sweep}").all()
+    return TrialRecords(f"{DEFAULT_RUNS_URI}/{sweep}").all()
 
 
 def run_of(name: str, parent: str | None = None) -> Any:

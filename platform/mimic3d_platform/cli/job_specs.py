@@ -62,7 +62,8 @@ def sweep_work(
     Raises:
         UserError: anything that `mimic3d sweep` would refuse, or a place that the cluster cannot have.
     """
-    from mimic3d_platform.tuning.sweep import OWN, SHARED, load_sweep, sweep_to_yaml
+    from mimic3d_platform.tuning.schema import OWN, SHARED
+    from mimic3d_platform.tuning.sweep_file import load_sweep, sweep_to_yaml
 
     sweep = load_sweep(file, data, assignments)
     name = run_names.check_name(name or file.stem)

@@ -20,13 +20,13 @@ def sweep(
     runs: Annotated[str | None, typer.Option(help="The folder of all runs: s3://… or a path.")] = None,
     report: Annotated[Path | None, typer.Option(help="Where the report goes; sweeps-out/NAME.")] = None,
 ) -> None:
-    """Try many settings on Ray Tune and report which are best; the same name goes on where it was."""
-    from mimic3d_platform.tuning.sweep import load_sweep
+    """Try many settings on Ray Tune and report which are best; the same name resumes."""
+    from mimic3d_platform.tuning.sweep_file import load_sweep
 
-    # A mistake in it is told at once, before PyTorch is loaded.
+    # A mistake in the file is reported at once, before PyTorch is loaded.
     loaded = load_sweep(file, data, overrides or [])
     from mimic3d_platform.tuning.report import PAGE, WINNER, table
-    from mimic3d_platform.tuning.study import run_sweep
+    from mimic3d_platform.tuning.run_sweep import run_sweep
 
     console = Console()
     result = run_sweep(loaded, name or file.stem, console, runs_uri=runs, report=report)

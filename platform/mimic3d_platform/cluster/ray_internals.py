@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from ray.train.v2._internal.execution.callback import WorkerCallback as WorkerCallback
     from ray.train.v2._internal.execution.context import get_train_context as get_train_context
     from ray.train.v2._internal.execution.scaling_policy import ElasticScalingPolicy as ElasticScalingPolicy
+    from ray.tune.execution.class_cache import ENV_VARS_TO_PROPAGATE as ENV_VARS_TO_PROPAGATE
 
 _MODULES = {
     # `ray start` refuses a second node on the loopback address; `cluster/ray_node.py` starts one with these.
@@ -36,6 +37,9 @@ _MODULES = {
     # `ray.train.get_preemption_info()` is public, but a barrier of all workers through the controller, slower
     # than a small training step; `training/stop_signals.py` reads the same from the context.
     "get_train_context": "ray.train.v2._internal.execution.context",
+    # Ray Tune copies these variables into its trials' runtime environment, which Ray logs and displays;
+    # `tuning/ray_tune.py` takes the keys of storage out.
+    "ENV_VARS_TO_PROPAGATE": "ray.tune.execution.class_cache",
 }
 
 # Loggers that report each upload of a job's files at level INFO; `cluster/jobs.py` raises their level.

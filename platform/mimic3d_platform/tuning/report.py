@@ -1,4 +1,4 @@
-"""A sweep's report: tables, pictures, the winning configs, and a page that holds them all."""
+"""Writes a sweep's report: tables, plots, the winning configs, and a page that shows them all."""
 
 from __future__ import annotations
 
@@ -9,24 +9,27 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from PIL import Image
+
 from mimic3d.config import config_to_yaml
 from mimic3d_platform import tracking
 from mimic3d_platform.errors import UserError
 from mimic3d_platform.tuning import plots
-from mimic3d_platform.tuning.plots import label, short
-from mimic3d_platform.tuning.records import Trial
+from mimic3d_platform.tuning.plots import format_value, short_name
+from mimic3d_platform.tuning.schema import Pbt, Sweep
 from mimic3d_platform.tuning.search import best_trials
-from mimic3d_platform.tuning.sweep import Pbt, Sweep, sweep_to_yaml
-from mimic3d_platform.tuning.trials import trial_config
+from mimic3d_platform.tuning.sweep_file import sweep_to_yaml
+from mimic3d_platform.tuning.trials import Trial, trial_config
 
 PAGE, TABLE, MARKDOWN, WINNER, BEST = "index.html", "trials.csv", "trials.md", "winner.yaml", "best.png"
-_GRIDS = 4
+# How many of the best trials show their sample grids.
+_MAX_GRIDS = 4
 _CAPTIONS = {
-    BEST: "Sample grids of the best trials, drawn when they ended",
-    "parallel.png": "Every trial through its values and its results",
+    BEST: "Sample grids of the best trials, rendered when they ended",
+    "parallel.png": "Every trial: a line through its values and its results",
     "parameters.png": "The results against each value",
     "front.png": "The Pareto front",
-    "curves.png": "The results on the way",
+    "curves.png": "The results over the images seen",
 }
 
 
@@ -35,7 +38,8 @@ class SweepResult:
     """A finished sweep.
 
     Attributes:
-        sweep: with the metrics' names as the runs wrote them.
+        sweep: with the metrics' names as the runs log them.
+        run_id: the sweep's run in MLflow.
         best: the best trial first; with several objectives the Pareto front.
         report: the local folder of the report.
     """
@@ -51,10 +55,12 @@ class SweepResult:
 def write_report(
     sweep: Sweep, name: str, trials: Sequence[Trial], stage1_uri: str, folder: Path
 ) -> list[Trial]:
-    """Writes all of a report into a folder, and returns the best trials.
+    """Writes all files of a report into a folder; returns the best trials.
 
     Args:
-        sweep: with the metrics' names as the runs wrote them.
+        sweep: with the metrics' names as the runs log them.
+        name: of the sweep.
+        stage1_uri: the checkpoint that trials start from, or "".
     """
     folder.mkdir(parents=True, exist_ok=True)
     best = best_trials(sweep, trials)
@@ -64,25 +70,25 @@ def write_report(
     header, rows = table(sweep, ordered)
     (folder / MARKDOWN).write_text(_markdown(header, rows))
     configs = []
-    # On a Pareto front each member wins; else one does.
+    # Every trial on a Pareto front has a config; with one objective, only the best trial.
     for place, trial in enumerate(best if len(sweep.objectives) > 1 else best[:1]):
         file = WINNER if place == 0 else f"front-{trial.index:03d}.yaml"
         config = trial_config(sweep, trial, stage1_uri, trials)
         (folder / file).write_text(config_to_yaml(config))
         configs.append((file, trial))
-    pictures = plots.draw_all(sweep, trials, best, folder)
-    if grids := _grids(sweep, best[:_GRIDS], folder):
-        plots.side_by_side(grids, folder / BEST)
+    pictures = plots.save_plots(sweep, trials, best, folder)
+    if grids := _grids(sweep, best[:_MAX_GRIDS], folder):
+        plots.save_side_by_side(grids, folder / BEST)
         pictures.insert(0, BEST)
     (folder / PAGE).write_text(_page(sweep, name, trials, header, rows, configs, pictures))
     return best
 
 
 def table(sweep: Sweep, trials: Sequence[Trial]) -> tuple[list[str], list[list[str]]]:
-    """The header and a row for each trial: its values, its objectives, how far it got."""
+    """The header and a row for each trial: its values, its objectives, its kimg and how it ended."""
     population = ["generation", "from"] if isinstance(sweep.scheduler, Pbt) else []
     metrics = [objective.metric for objective in sweep.objectives]
-    header = ["trial", *population, *map(short, sweep.points.paths), *metrics, "kimg", "ended"]
+    header = ["trial", *population, *map(short_name, sweep.points.paths), *metrics, "kimg", "ended"]
     rows = []
     for trial in trials:
         parent = "" if trial.parent is None else str(trial.parent)
@@ -90,7 +96,7 @@ def table(sweep: Sweep, trials: Sequence[Trial]) -> tuple[list[str], list[list[s
             [
                 str(trial.index),
                 *([str(trial.generation), parent] if population else []),
-                *(label(trial.point[path]) for path in sweep.points.paths),
+                *(format_value(trial.point[path]) for path in sweep.points.paths),
                 *(f"{trial.metrics[metric]:.4g}" if metric in trial.metrics else "" for metric in metrics),
                 f"{trial.kimg:g}",
                 trial.status + (f": {trial.error}" if trial.error else ""),
@@ -100,7 +106,7 @@ def table(sweep: Sweep, trials: Sequence[Trial]) -> tuple[list[str], list[list[s
 
 
 def _csv(sweep: Sweep, trials: Sequence[Trial]) -> str:
-    """Everything that is known of every trial, at full precision."""
+    """Every field and metric of every trial, at full precision."""
     metrics = sorted({metric for trial in trials for metric in trial.metrics})
     own = ["index", "name", "generation", "member", "parent", "status", "nimg", "seconds"]
     last = ["checkpoint_uri", "run_id", "error"]
@@ -124,10 +130,8 @@ def _markdown(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     return "".join(f"| {' | '.join(cell.replace('|', '/') for cell in line)} |\n" for line in lines)
 
 
-def _grids(sweep: Sweep, best: Sequence[Trial], folder: Path) -> list[tuple[str, object]]:
-    """The last sample grid of each of the best, from MLflow, with a caption."""
-    from PIL import Image
-
+def _grids(sweep: Sweep, best: Sequence[Trial], folder: Path) -> list[tuple[str, Image.Image]]:
+    """The last sample grid of each of the best trials, from MLflow, after its caption."""
     grids = []
     for trial in best:
         if not trial.run_id:
@@ -139,7 +143,9 @@ def _grids(sweep: Sweep, best: Sequence[Trial], folder: Path) -> list[tuple[str,
         if pictures := sorted(place.glob("*.png")):
             for other in pictures[:-1]:
                 other.unlink()
-            values = ", ".join(f"{short(path)} {label(value)}" for path, value in trial.point.items())
+            values = ", ".join(
+                f"{short_name(path)} {format_value(value)}" for path, value in trial.point.items()
+            )
             scores = ", ".join(f"{o.metric} {trial.metrics[o.metric]:.4g}" for o in sweep.objectives)
             with Image.open(pictures[-1]) as picture:
                 grids.append((f"trial {trial.index}: {scores}\n{values}", picture.convert("RGB")))

@@ -1,31 +1,40 @@
-"""Which trial comes next: a function of the sweep and the trials so far.
+"""Proposes the next trial, as a function of the sweep and the trials so far; ranks trials by their results.
 
-Nothing here has a state of its own, so that a sweep which was killed goes on as if it had not been.
+Nothing here has a state of its own, so a sweep that was killed and started again proposes the same trials.
 """
 
 from __future__ import annotations
 
+import enum
 import math
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING
 
 from mimic3d.config import override
-from mimic3d_platform.tuning.records import Trial
-from mimic3d_platform.tuning.space import Parameter, Point
-from mimic3d_platform.tuning.sweep import Objective, Pbt, Sweep
+from mimic3d_platform.tuning.schema import Objective, Pbt, Sweep
+from mimic3d_platform.tuning.space import Parameter, Point, Value
+from mimic3d_platform.tuning.trials import Trial
 
 if TYPE_CHECKING:
     import optuna
+    from optuna.distributions import BaseDistribution
 
-WAIT, DONE = "wait", "done"
-"""Nothing can start until a running trial has ended; nothing will start any more."""
+
+class NoProposal(enum.Enum):
+    """Why no trial is proposed: one can be only after a running one has ended, or none will be any more."""
+
+    WAIT = "wait"
+    DONE = "done"
+
+
+WAIT, DONE = NoProposal.WAIT, NoProposal.DONE
 
 
 @dataclass(frozen=True)
 class Proposal:
-    """The next trial: its point, and for a population its place and whose weights it takes."""
+    """The next trial: its point, and in a population its place and the trial whose weights it copies."""
 
     point: Point
     generation: int = 0
@@ -33,13 +42,14 @@ class Proposal:
     parent: int | None = None
 
 
-def propose(sweep: Sweep, trials: Sequence[Trial], *, hours: float) -> Proposal | Literal["wait", "done"]:
+def propose(sweep: Sweep, trials: Sequence[Trial], *, hours: float) -> Proposal | NoProposal:
     """The next trial of a sweep, or why there is none now.
 
     Args:
-        trials: all before it, by index, the running ones too.
-        hours: that the trials have taken, pauses left out.
+        trials: all before it, by index, including the running ones.
+        hours: that the sweep has been running, without the time between a stop and the next start.
     """
+    proposal: Proposal | NoProposal
     if isinstance(sweep.scheduler, Pbt):
         proposal = _next_of_population(sweep, sweep.scheduler, trials)
     elif sweep.search.algorithm == "grid":
@@ -48,14 +58,17 @@ def propose(sweep: Sweep, trials: Sequence[Trial], *, hours: float) -> Proposal 
     elif sweep.search.algorithm == "random" or len(trials) < sweep.search.startup:
         proposal = Proposal(sweep.points.sample(sweep.search.seed, len(trials)))
     else:
-        proposal = Proposal(_suggested(sweep, trials))
+        proposal = Proposal(_tpe_point(sweep, trials))
+    if isinstance(proposal, NoProposal):
+        return proposal
     return _within_budget(sweep, trials, proposal, hours)
 
 
 def size(sweep: Sweep) -> int | None:
-    """How many trials the sweep will have, where that is known before."""
+    """The number of trials of a sweep; None where it is not known before its end."""
+    count: int | None
     if isinstance(sweep.scheduler, Pbt):
-        count: int | None = sweep.scheduler.population * generations(sweep)
+        count = sweep.scheduler.population * generations(sweep)
     else:
         count = len(sweep.points.grid()) if sweep.search.algorithm == "grid" else None
     limit = sweep.budget.trials
@@ -63,13 +76,13 @@ def size(sweep: Sweep) -> int | None:
 
 
 def generations(sweep: Sweep) -> int:
-    """Of a population: how often the interval goes into stage 2."""
+    """The number of a population's generations: intervals in stage 2."""
     assert isinstance(sweep.scheduler, Pbt)
     return round(sweep.base.schedule.stage2_kimg / sweep.scheduler.interval_kimg)
 
 
 def planned_kimg(sweep: Sweep, point: Point, generation: int = 0) -> float:
-    """What a trial trains that is not stopped early."""
+    """The kimg that a trial trains if it is not stopped early."""
     if isinstance(sweep.scheduler, Pbt):
         stage2 = sweep.scheduler.interval_kimg
         return stage2 + (0.0 if sweep.forks or generation else sweep.base.schedule.stage1_kimg)
@@ -77,9 +90,9 @@ def planned_kimg(sweep: Sweep, point: Point, generation: int = 0) -> float:
     return (config.total_nimg - (config.stage1_nimg if sweep.forks else 0)) / 1000
 
 
-def _within_budget(sweep: Sweep, trials: Sequence[Trial], proposal: Any, hours: float) -> Any:
-    if not isinstance(proposal, Proposal):
-        return proposal
+def _within_budget(
+    sweep: Sweep, trials: Sequence[Trial], proposal: Proposal, hours: float
+) -> Proposal | NoProposal:
     budget = sweep.budget
     if budget.trials is not None and len(trials) >= budget.trials:
         return DONE
@@ -87,19 +100,17 @@ def _within_budget(sweep: Sweep, trials: Sequence[Trial], proposal: Any, hours: 
         return DONE
     if budget.kimg is not None:
         spent = sum(
-            trial.kimg if trial.over else planned_kimg(sweep, trial.point, trial.generation)
+            trial.kimg if trial.ended else planned_kimg(sweep, trial.point, trial.generation)
             for trial in trials
         )
         wanted = planned_kimg(sweep, proposal.point, proposal.generation)
         if spent + wanted > budget.kimg * (1 + 1e-9):
-            # A running trial may yet be stopped, and leave some.
-            return WAIT if sweep.scheduler and any(not trial.over for trial in trials) else DONE
+            # A running trial may be stopped early, and leave enough.
+            return WAIT if sweep.scheduler and any(not trial.ended for trial in trials) else DONE
     return proposal
 
 
-def _next_of_population(
-    sweep: Sweep, pbt: Pbt, trials: Sequence[Trial]
-) -> Proposal | Literal["wait", "done"]:
+def _next_of_population(sweep: Sweep, pbt: Pbt, trials: Sequence[Trial]) -> Proposal | NoProposal:
     generation, member = divmod(len(trials), pbt.population)
     if generation >= generations(sweep):
         return DONE
@@ -107,7 +118,7 @@ def _next_of_population(
     if generation == 0:
         return Proposal(space.sample(seed, member), 0, member)
     before = trials[(generation - 1) * pbt.population : generation * pbt.population]
-    if any(not trial.over for trial in before):
+    if any(not trial.ended for trial in before):
         return WAIT
     ranked = ranking(before, sweep.objectives[0])
     if not ranked:
@@ -120,13 +131,13 @@ def _next_of_population(
     source = random.Random(f"{seed}/{generation}/{member}/exploit")
     donor = source.choice(best)
     point = {
-        parameter.path: _explored(parameter, donor.point[parameter.path], pbt, source)
+        parameter.path: _explore(parameter, donor.point[parameter.path], pbt, source)
         for parameter in space.parameters
     }
     return Proposal(point, generation, member, donor.index)
 
 
-def _explored(parameter: Parameter, value: Any, pbt: Pbt, source: random.Random) -> Any:
+def _explore(parameter: Parameter, value: Value, pbt: Pbt, source: random.Random) -> Value:
     """A donor's value drawn anew or perturbed (Jaderberg et al. 2017, sec. 3)."""
     if source.random() < pbt.resample:
         return parameter.sample(source)
@@ -134,28 +145,26 @@ def _explored(parameter: Parameter, value: Any, pbt: Pbt, source: random.Random)
 
 
 def ranking(trials: Sequence[Trial], objective: Objective) -> list[Trial]:
-    """Those that were measured and did not fail, the best first."""
-    scored = [(trial, trial.scores([objective])) for trial in trials if trial.status != "failed"]
+    """The trials that were measured and did not fail, the best first."""
+    scored = [
+        (scores[0], trial)
+        for trial in trials
+        if trial.status != "failed" and (scores := trial.scores([objective])) is not None
+    ]
     sign = 1 if objective.mode == "min" else -1
-    return [trial for trial, scores in sorted((s for s in scores_of(scored)), key=lambda s: sign * s[1])]
-
-
-def scores_of(scored: Sequence[tuple[Trial, list[float] | None]]) -> list[tuple[Trial, float]]:
-    """Pairs of a trial and its first score, where it has one."""
-    return [(trial, scores[0]) for trial, scores in scored if scores is not None]
+    return [trial for _, trial in sorted(scored, key=lambda pair: sign * pair[0])]
 
 
 def best_trials(sweep: Sweep, trials: Sequence[Trial]) -> list[Trial]:
-    """The best first; with several objectives the Pareto front, ordered by the first objective.
+    """The best trial first; with several objectives the Pareto front, ordered by the first objective.
 
-    A trial that was stopped early, or of an earlier generation, has not been trained to the end: it is best
-    only where none has.
+    Trials that were stopped early, and those of earlier generations, count only where no other has finished.
     """
-    whole = [trial for trial in trials if trial.status == "finished"]
-    if isinstance(sweep.scheduler, Pbt) and whole:
-        last = max(trial.generation for trial in whole)
-        whole = [trial for trial in whole if trial.generation == last]
-    ranked = ranking(whole or trials, sweep.objectives[0])
+    finished = [trial for trial in trials if trial.status == "finished"]
+    if isinstance(sweep.scheduler, Pbt) and finished:
+        last = max(trial.generation for trial in finished)
+        finished = [trial for trial in finished if trial.generation == last]
+    ranked = ranking(finished or trials, sweep.objectives[0])
     if len(sweep.objectives) == 1:
         return ranked
     scored = [trial for trial in ranked if trial.scores(sweep.objectives) is not None]
@@ -165,58 +174,60 @@ def best_trials(sweep: Sweep, trials: Sequence[Trial]) -> list[Trial]:
     return [trial for number, trial in enumerate(scored) if number in front]
 
 
-def _suggested(sweep: Sweep, trials: Sequence[Trial]) -> Point:
-    """What Optuna's TPE asks for, having been told of all trials."""
+def _tpe_point(sweep: Sweep, trials: Sequence[Trial]) -> Point:
+    """The point that Optuna's TPE suggests after all these trials."""
     study = _study(sweep, trials, seed=sweep.search.seed * 100003 + len(trials))
     parameters = sweep.points.parameters
-    asked = study.ask({parameter.path: _distribution(parameter) for parameter in parameters})
+    suggested = study.ask({parameter.path: _distribution(parameter) for parameter in parameters}).params
     return {
-        parameter.path: parameter.values[asked.params[parameter.path]]
+        parameter.path: parameter.values[suggested[parameter.path]]
         if parameter.is_list
-        else asked.params[parameter.path]
+        else suggested[parameter.path]
         for parameter in parameters
     }
 
 
 def _study(sweep: Sweep, trials: Sequence[Trial], seed: int) -> optuna.Study:
-    """An Optuna study that knows these trials: finished, stopped with what they last had, running, failed."""
+    """An Optuna study of these trials: finished, stopped with their last result, running, failed."""
     import optuna
-    from optuna.trial import TrialState, create_trial
 
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     sampler = optuna.samplers.TPESampler(
         seed=seed % 2**32, n_startup_trials=sweep.search.startup, constant_liar=True
     )
-    directions = [f"{objective.mode}imize" for objective in sweep.objectives]
+    minimize, maximize = optuna.study.StudyDirection.MINIMIZE, optuna.study.StudyDirection.MAXIMIZE
+    directions = [minimize if objective.mode == "min" else maximize for objective in sweep.objectives]
     study = optuna.create_study(directions=directions, sampler=sampler)
-    parameters = sweep.points.parameters
     for trial in trials:
-        scores = trial.scores(sweep.objectives) if trial.over and trial.status != "failed" else None
-        single = len(sweep.objectives) == 1
-        state = TrialState.FAIL if trial.over else TrialState.RUNNING
-        if scores is not None:
-            state = TrialState.PRUNED if trial.status == "stopped" and single else TrialState.COMPLETE
-        complete = state == TrialState.COMPLETE
-        params = {
-            p.path: p.values.index(trial.point[p.path]) if p.is_list else trial.point[p.path]
-            for p in parameters
-        }
-        study.add_trial(
-            create_trial(
-                state=state,
-                params=params,
-                distributions={p.path: _distribution(p) for p in parameters},
-                values=scores if complete else None,
-                intermediate_values={trial.nimg: scores[0]}
-                if state == TrialState.PRUNED and scores
-                else None,
-            )
-        )
+        study.add_trial(_frozen_trial(sweep, trial))
     return study
 
 
-def _distribution(parameter: Parameter) -> Any:
-    """Optuna's of a parameter; a list is drawn by place, since Optuna's categories are scalars."""
+def _frozen_trial(sweep: Sweep, trial: Trial) -> optuna.trial.FrozenTrial:
+    """A trial as Optuna knows it. With several objectives Optuna has no stopped trials: they are finished."""
+    from optuna.trial import TrialState, create_trial
+
+    parameters = sweep.points.parameters
+    scores = trial.scores(sweep.objectives) if trial.ended and trial.status != "failed" else None
+    state, values, intermediate = TrialState.FAIL if trial.ended else TrialState.RUNNING, None, None
+    if scores is not None and trial.status == "stopped" and len(scores) == 1:
+        state, intermediate = TrialState.PRUNED, {trial.nimg: scores[0]}
+    elif scores is not None:
+        state, values = TrialState.COMPLETE, scores
+    return create_trial(
+        state=state,
+        params={
+            p.path: p.values.index(trial.point[p.path]) if p.is_list else trial.point[p.path]
+            for p in parameters
+        },
+        distributions={p.path: _distribution(p) for p in parameters},
+        values=values,
+        intermediate_values=intermediate,
+    )
+
+
+def _distribution(parameter: Parameter) -> BaseDistribution:
+    """Optuna's distribution of a parameter; of a list it draws the index, as its categories are scalars."""
     from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 
     if parameter.is_list:

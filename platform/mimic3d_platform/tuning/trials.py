@@ -1,38 +1,114 @@
-"""What one trial runs: a training of its own, started from the weights that all trials share."""
+"""The trials of a sweep: what each one trains, what became of it, and its record in storage.
+
+The next trial is a function of these records and the sweep's seed. They are all the state that a sweep has,
+and what it resumes from.
+"""
 
 from __future__ import annotations
 
-import os
-from collections.abc import Sequence
-from typing import Any
+import itertools
+import json
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any, Literal
 
-from mimic3d.config import Config, from_dict, override
-from mimic3d_platform.tuning.records import Trial
-from mimic3d_platform.tuning.sweep import Pbt, Sweep
+from mimic3d.config import Config, override
+from mimic3d_platform import storage
+from mimic3d_platform.errors import UserError
+from mimic3d_platform.tuning.schema import Objective, Pbt, Sweep
+from mimic3d_platform.tuning.space import Point, Value
 
-FINISHED, HISTORY = "finished", "history"
-"""In the last report: the training has reached its end; all that it measured, by images."""
-KNOWN = "known"
-"""In a report that was made before the sweep was killed."""
+FOLDER = "trials"
+Status = Literal["running", "finished", "stopped", "failed"]
 
 
-def stage1_config(sweep: Sweep) -> Config:
-    """The run that all trials fork from: the base, without a second stage."""
-    return override(sweep.base, {"schedule.stage2_kimg": 0.0})
+@dataclass(frozen=True)
+class Trial:
+    """One point of the space and what became of it.
+
+    Attributes:
+        index: from 0, in the order of starting.
+        name: of its run.
+        point: a value for each path.
+        generation: of a population; else 0.
+        member: its place in the population; else 0.
+        parent: the index of the trial whose weights it starts from; None where it starts from the sweep's
+            stage 1, or from scratch.
+        status: `stopped` is early, by the scheduler.
+        reports: its measurements, each with `nimg`.
+        metrics: its last measurement.
+        seconds: spent in training steps.
+    """
+
+    index: int
+    name: str
+    point: Point
+    generation: int = 0
+    member: int = 0
+    parent: int | None = None
+    status: Status = "running"
+    reports: tuple[dict[str, float], ...] = ()
+    metrics: dict[str, float] = field(default_factory=dict)
+    nimg: int = 0
+    seconds: float = 0.0
+    checkpoint_uri: str = ""
+    run_id: str = ""
+    error: str = ""
+
+    @property
+    def kimg(self) -> float:
+        return self.nimg / 1000
+
+    @property
+    def ended(self) -> bool:
+        return self.status != "running"
+
+    def scores(self, objectives: Iterable[Objective]) -> list[float] | None:
+        """Its value of each objective; None where one was not measured or is not finite."""
+        values = [self.metrics.get(objective.metric, math.nan) for objective in objectives]
+        return values if all(map(math.isfinite, values)) else None
+
+    def with_measurement(self, nimg: int, metrics: dict[str, float]) -> Trial:
+        """The trial with one more measurement, unless it has one at `nimg`."""
+        if any(report["nimg"] == nimg for report in self.reports):
+            return self
+        report = {"nimg": nimg, **metrics}
+        return replace(self, reports=(*self.reports, report), metrics=dict(metrics), nimg=nimg)
+
+
+@dataclass(frozen=True)
+class SweepRun:
+    """What the trials of a sweep have in common.
+
+    Attributes:
+        sweep: with the metrics' names as the runs log them.
+        name: of the sweep; its trials' runs are NAME-000, NAME-001, ….
+        stage1_uri: the checkpoint that trials start from, or "".
+        parent_run_id: the sweep's run in MLflow.
+        concurrency: trials at once.
+    """
+
+    sweep: Sweep
+    name: str
+    runs_uri: str
+    stage1_uri: str
+    parent_run_id: str
+    concurrency: int
 
 
 def trial_config(sweep: Sweep, trial: Trial, stage1_uri: str, trials: Sequence[Trial]) -> Config:
-    """The whole config of a trial.
+    """The config that a trial trains.
 
     Args:
-        stage1_uri: the checkpoint that trials fork from; "" where each trains its own.
+        stage1_uri: the checkpoint that all trials start from; "" where each trains its own stage 1.
         trials: at least the trial's parent.
     """
     changes = sweep.points.overrides(trial.point)
     if stage1_uri:
         changes |= {"start": stage1_uri, "schedule.stage1_kimg": 0.0}
     if isinstance(sweep.scheduler, Pbt):
-        # A generation is a run of its own. Another seed: it must not see its parent's images again.
+        # Each generation is a run of its own. With its parent's seed it would see its parent's images again.
         changes |= {
             "schedule.stage2_kimg": sweep.scheduler.interval_kimg,
             "seed": sweep.base.seed + trial.generation,
@@ -43,46 +119,66 @@ def trial_config(sweep: Sweep, trial: Trial, stage1_uri: str, trials: Sequence[T
     return override(sweep.base, changes)
 
 
-def run_trial(assignment: dict[str, Any], job: dict[str, Any]) -> None:
-    """The function that Ray Tune runs for a trial; it holds no CPU, its Ray Train workers do.
+class TrialRecords:
+    """The trials of one sweep in storage, a JSON file each."""
 
-    Every measurement of the run reaches Tune as a report, the result as the last one.
+    def __init__(self, sweep_uri: str) -> None:
+        self._uri = storage.join(sweep_uri, FOLDER)
+        self._trials = {trial.index: trial for trial in map(_read, storage.list_files(self._uri, ".json"))}
+        self._unwritten: set[int] = set()
 
-    Args:
-        assignment: "config", "name", "tags" for MLflow, and "replay": reports which the scheduler has to see
-            again after the sweep was killed. Without a config the trial is over: nothing is trained.
-        job: "runs_uri", "workers", "parent_run_id" of the sweep in MLflow, "environment" (a reference in a
-            list, so that Ray leaves it to us to fetch).
-    """
-    import ray
-    from ray import tune
-    from ray.tune.integration.ray_train import TuneReportCallback
+    def all(self) -> list[Trial]:
+        """Every trial, by index."""
+        return [self._trials[index] for index in sorted(self._trials)]
 
-    for report in assignment["replay"]:
-        tune.report({**report, KNOWN: True})
-    if not assignment["config"]:
-        return
-    os.environ.update(ray.get(job["environment"][0]))
-    from mimic3d_platform.training.run import train
+    def before_next(self) -> list[Trial]:
+        """The trials before the next one.
 
-    result = train(
-        from_dict(assignment["config"]),
-        assignment["name"],
-        runs_uri=job["runs_uri"],
-        workers=job["workers"],
-        parent_run_id=job["parent_run_id"],
-        tags=assignment["tags"],
-        callbacks=[TuneReportCallback()],
-    )
-    last = max(result.metrics, default=0)
-    tune.report(
-        {
-            FINISHED: True,
-            "nimg": last,
-            "seconds": result.seconds,
-            "checkpoint_uri": result.checkpoint_uri,
-            "run_id": result.run_id,
-            HISTORY: {str(nimg): metrics for nimg, metrics in result.metrics.items()},
-            **result.metrics.get(last, {}),
-        }
-    )
+        The next index is the first without a record: a trial whose record was deleted is run again.
+        """
+        count = next(index for index in itertools.count() if index not in self._trials)
+        return [self._trials[index] for index in range(count)]
+
+    def __getitem__(self, index: int) -> Trial:
+        return self._trials[index]
+
+    def put(self, trial: Trial) -> None:
+        """Keeps a trial as it is now.
+
+        Storage that is away does not end the sweep: what could not be written is written by the next `put`
+        or `flush`.
+        """
+        self._trials[trial.index] = trial
+        self._unwritten.add(trial.index)
+        try:
+            self.flush()
+        except UserError:
+            return
+
+    def flush(self) -> None:
+        """Writes the records that are not yet in storage.
+
+        Raises:
+            UserError: storage does not answer or refuses.
+        """
+        for index in sorted(self._unwritten):
+            text = json.dumps(asdict(self._trials[index]), indent=1)
+            storage.write_bytes(storage.join(self._uri, f"{index:03d}.json"), text.encode())
+            self._unwritten.discard(index)
+
+
+def _read(uri: str) -> Trial:
+    text = storage.read_bytes(uri)
+    try:
+        values: dict[str, Any] = json.loads(text)
+        point = {path: _hashable(value) for path, value in values.pop("point").items()}
+        return Trial(point=point, **values | {"reports": tuple(values["reports"])})
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        raise UserError(
+            f"{uri} is no record of a trial ({error}): delete it to run the trial again"
+        ) from error
+
+
+def _hashable(value: Any) -> Value:
+    """JSON has no tuples; values of a list parameter are compared with the tuples that the file gives."""
+    return tuple(value) if isinstance(value, list) else value

@@ -16,7 +16,7 @@ from mimic3d_platform.errors import UserError
 from mimic3d_platform.local.database import choose_database
 from mimic3d_platform.local.state import Stack
 from mimic3d_platform.settings import stack_file
-from mimic3d_platform.tuning.sweep import load_sweep
+from mimic3d_platform.tuning.sweep_file import load_sweep
 
 ROOT = Path(__file__).parents[3]
 URL = "http://127.0.0.1:21001"

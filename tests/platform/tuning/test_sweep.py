@@ -18,14 +18,13 @@ from mimic3d.training.trainer import Trainer
 from mimic3d_platform.errors import UserError
 from mimic3d_platform.models.checkpoints import CheckpointStore
 from mimic3d_platform.training import runs
-from mimic3d_platform.tuning import stage1
-from mimic3d_platform.tuning.objectives import with_metric_names
-from mimic3d_platform.tuning.records import Records, Trial
+from mimic3d_platform.tuning.checks import concurrency, with_metric_names
 from mimic3d_platform.tuning.report import MARKDOWN, PAGE, TABLE, WINNER, write_report
-from mimic3d_platform.tuning.resources import concurrency
+from mimic3d_platform.tuning.schema import Sweep
 from mimic3d_platform.tuning.search import DONE, WAIT, Proposal, best_trials, generations, propose, size
-from mimic3d_platform.tuning.sweep import Sweep, differences, load_sweep, parse_sweep, sweep_to_yaml
-from mimic3d_platform.tuning.trials import trial_config
+from mimic3d_platform.tuning.stage1 import find_stage1, pin_stage1
+from mimic3d_platform.tuning.sweep_file import differences, load_sweep, parse_sweep, sweep_to_yaml
+from mimic3d_platform.tuning.trials import Trial, TrialRecords, trial_config
 
 SWEEPS = sorted((Path(__file__).parents[3] / "sweeps").glob("*.yaml"))
 METRIC, OTHER = "fd_mobilenetv2/3d", "warp_psnr/3d"
@@ -82,7 +81,7 @@ def simulated(
         rate = trial.point["optimizer.generator_lr"]
         value = abs(math.log(rate / 0.003))
         trial = replace(trial, parent=proposal.parent, checkpoint_uri=f"/runs/{index}")
-        trial = trial.measured(1600, {METRIC: value, OTHER: rate}).measured(
+        trial = trial.with_measurement(1600, {METRIC: value, OTHER: rate}).with_measurement(
             3200, {METRIC: value / 2, OTHER: rate}
         )
         stops = stop_every and index % stop_every == 1
@@ -180,7 +179,7 @@ def test_there_are_the_sweeps_that_the_documentation_names() -> None:
         ({"space": {"imitation.lpips_weight": {"grid": []}}}, ("grid is []; write a list",)),
         ({"space": {"imitation.lpips_weight": {"grid": [{"a": 1}]}}}, ("write numbers, text",)),
         ({"space": {"imitation.lpips_weight": {"uniform": [False, True]}}}, ("low below high",)),
-        ({"space": {"imitation.lpips_weight": {"quniform": [0, 0.5, 0.2]}}}, ("part the range evenly",)),
+        ({"space": {"imitation.lpips_weight": {"quniform": [0, 0.5, 0.2]}}}, ("divide the range evenly",)),
         ({"space": {"case": {"grid": [1]}}}, ("under cases",)),
         ({"cases": {"a": {"imitation.lpips_weight": 1}}}, ("a sets imitation.lpips_weight, which space",)),
         ({"budget": {"trials": 0}}, ("budget.trials is 0",)),
@@ -326,23 +325,23 @@ def test_cases_are_named_sets_of_overrides(tmp_path: Path) -> None:
 def test_records_are_read_back_as_they_were(tmp_path: Path) -> None:
     sweep = loaded(tmp_path)
     trials = simulated(sweep, until=3)
-    records = Records(str(tmp_path))
+    records = TrialRecords(str(tmp_path))
     for trial in trials:
         records.put(trial)
-    assert Records(str(tmp_path)).all() == trials
+    assert TrialRecords(str(tmp_path)).all() == trials
     (tmp_path / "trials" / "001.json").write_text("{}")
     with pytest.raises(UserError, match=r"001\.json is no record of a trial"):
-        Records(str(tmp_path))
+        TrialRecords(str(tmp_path))
 
 
 def test_a_trial_whose_record_was_deleted_is_the_next(tmp_path: Path) -> None:
     sweep = loaded(tmp_path)
-    trials, records = simulated(sweep, until=4), Records(str(tmp_path))
+    trials, records = simulated(sweep, until=4), TrialRecords(str(tmp_path))
     for trial in trials:
         records.put(trial)
-    assert Records(str(tmp_path)).before_next() == trials
+    assert TrialRecords(str(tmp_path)).before_next() == trials
     (tmp_path / "trials" / "001.json").unlink()
-    before = Records(str(tmp_path)).before_next()
+    before = TrialRecords(str(tmp_path)).before_next()
     assert before == trials[:1]
     proposal = propose(sweep, before, hours=0)
     assert isinstance(proposal, Proposal) and proposal.point == trials[1].point
@@ -360,8 +359,8 @@ def test_objectives_are_what_the_runs_measure(tmp_path: Path) -> None:
 
 
 def test_a_sweep_keeps_to_the_stage1_that_its_first_start_found(tmp_path: Path) -> None:
-    assert stage1.pinned("models:/cars/3", str(tmp_path)) == "models:/cars/3"
-    assert stage1.pinned("models:/cars/4", str(tmp_path)) == "models:/cars/3"
+    assert pin_stage1("models:/cars/3", str(tmp_path)) == "models:/cars/3"
+    assert pin_stage1("models:/cars/4", str(tmp_path)) == "models:/cars/3"
 
 
 def test_a_named_stage1_is_found_whole_and_fitting_before_anything_starts(tmp_path: Path) -> None:
@@ -371,7 +370,7 @@ def test_a_named_stage1_is_found_whole_and_fitting_before_anything_starts(tmp_pa
     model = {f"model.{key}": getattr(small, key) for key in ("channel_base", "channel_max", "z_dim", "w_dim")}
 
     def found(uri: Path | str, **changes: object) -> str:
-        return stage1.find(loaded(tmp_path, stage1=str(uri), overrides=model | changes))
+        return find_stage1(loaded(tmp_path, stage1=str(uri), overrides=model | changes))
 
     save_generator(tmp_path / "generator", build_generator(config), config)
     assert found(tmp_path / "generator") == str(tmp_path / "generator")

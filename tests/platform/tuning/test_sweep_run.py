@@ -78,7 +78,7 @@ def swept(cars: str, tmp_path_factory: pytest.TempPathFactory) -> Swept:
 
 
 def over_of(sweep: str) -> list[str]:
-    return [trial.name for trial in records(sweep) if trial.over]
+    return [trial.name for trial in records(sweep) if trial.ended]
 
 
 def test_a_sweep_goes_on_after_a_kill_and_past_a_trial_that_fails(swept: Swept) -> None:

@@ -92,7 +92,7 @@ def test_successive_halving_stops_the_worse_and_remembers_them_after_ctrl_c(
     command = ["sweep", file, "--report", tmp_path / "report"]
     process = start_mimic3d(*command, log=tmp_path / "log")
     deadline = time.monotonic() + PATIENCE_S
-    while sum(trial.over for trial in records("halved")) < 2 or records("halved")[-1].over:
+    while sum(trial.ended for trial in records("halved")) < 2 or records("halved")[-1].ended:
         assert process.poll() is None and time.monotonic() < deadline, (tmp_path / "log").read_text()
         time.sleep(0.2)
     process.send_signal(signal.SIGINT)

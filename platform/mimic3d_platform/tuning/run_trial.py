@@ -1,0 +1,85 @@
+"""The function that Ray Tune runs for one trial of a sweep: a training run that reports its metrics."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass, field
+
+import ray
+from ray import tune
+from ray.tune.integration.ray_train import TuneReportCallback
+
+from mimic3d.config import Config
+from mimic3d_platform.training.run import train
+
+# Keys of reports. In the last one: that the training has ended, and its measurements by images consumed.
+FINISHED, HISTORY = "finished", "history"
+# In reports that an earlier process of the sweep has recorded: they are replayed for the scheduler.
+REPLAYED = "replayed"
+
+
+@dataclass(frozen=True)
+class Assignment:
+    """What one trial of Ray Tune is to do.
+
+    Attributes:
+        index: of the sweep's trial.
+        name: of its run.
+        config: None where the trial has ended: its reports are replayed, and nothing is trained.
+        tags: for its run in MLflow.
+        replay: its recorded reports, which the scheduler has to see again.
+    """
+
+    index: int
+    name: str
+    config: Config | None = field(default=None, repr=False)
+    tags: dict[str, str] = field(default_factory=dict, repr=False)
+    replay: tuple[dict[str, float], ...] = field(default=(), repr=False)
+
+
+@dataclass(frozen=True)
+class TrialSettings:
+    """What the runs of all trials have in common.
+
+    Attributes:
+        environment: the services' settings. They hold secrets, and as an object they show on no page of Ray.
+    """
+
+    runs_uri: str
+    workers: int
+    parent_run_id: str
+    environment: ray.ObjectRef
+
+
+def run_trial(config: dict[str, Assignment], settings: TrialSettings) -> None:
+    """The function that Ray Tune runs for a trial. It holds no CPU: the trial's Ray Train workers do.
+
+    Every measurement of the run is reported to Tune, and its result in a last report.
+    """
+    assignment = config["assignment"]
+    for report in assignment.replay:
+        tune.report({**report, REPLAYED: True})
+    if assignment.config is None:
+        return
+    os.environ.update(ray.get(settings.environment))
+    result = train(
+        assignment.config,
+        assignment.name,
+        runs_uri=settings.runs_uri,
+        workers=settings.workers,
+        parent_run_id=settings.parent_run_id,
+        tags=assignment.tags,
+        callbacks=[TuneReportCallback()],
+    )
+    last = max(result.metrics, default=0)
+    tune.report(
+        {
+            FINISHED: True,
+            "nimg": last,
+            "seconds": result.seconds,
+            "checkpoint_uri": result.checkpoint_uri,
+            "run_id": result.run_id,
+            HISTORY: {str(nimg): metrics for nimg, metrics in result.metrics.items()},
+            **result.metrics.get(last, {}),
+        }
+    )

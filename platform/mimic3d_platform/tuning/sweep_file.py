@@ -1,0 +1,144 @@
+"""Reads a sweep file, with the data set and overrides of a command line, and writes it resolved."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+import yaml
+from pydantic import BaseModel, ValidationError
+
+from mimic3d.config import ConfigError, flatten, from_dict, override, to_dict
+from mimic3d_platform.errors import UserError
+from mimic3d_platform.training.resolve_config import resolve_config
+from mimic3d_platform.tuning.checks import check_sweep
+from mimic3d_platform.tuning.schema import Asha, Objective, Pbt, Section, Sweep, SweepFile
+
+Model = TypeVar("Model", bound=BaseModel)
+
+
+def load_sweep(path: str | Path, data: str | None = None, assignments: Sequence[str] = ()) -> Sweep:
+    """Reads a sweep file.
+
+    Args:
+        data: the data set's URI, in place of the file's.
+        assignments: overrides KEY=VALUE of the config, after the file's.
+    Raises:
+        UserError: no such file, an unknown key, a wrong value, an impossible combination.
+        ConfigError: the recipe, its config or an override is wrong.
+    """
+    path = Path(path)
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        reason = "there is no such file" if isinstance(error, FileNotFoundError) else "it cannot be read"
+        raise UserError(
+            f"the sweep {path}: {reason}; name a sweep file, such as sweeps/minutes.yaml"
+        ) from error
+    where = str(path)
+    values = _mapping(text, where)
+    if isinstance(values.get("config"), dict):  # Its config is resolved already.
+        return _resolved(values, where, data, assignments)
+    file = _validated(SweepFile, values, where)
+    if (file.recipe is None) == (file.config is None):
+        raise UserError(f"{where}: name either a recipe or a config file, and not both")
+    base = file.recipe or str(path.parent / str(file.config))
+    given = [f"{key}={_text(value)}" for key, value in file.overrides.items()]
+    try:
+        config = resolve_config(base, data or file.data, [*given, *assignments])
+    except (ConfigError, UserError) as error:
+        if assignments:  # The mistake may be in them.
+            raise
+        raise type(error)(f"{where}: {error}") from error
+    kept = values.keys() - {"recipe", "config", "data", "overrides"}
+    sweep = _validated(Sweep, {key: values[key] for key in kept} | {"config": to_dict(config)}, where)
+    check_sweep(sweep, where)
+    return sweep
+
+
+def parse_sweep(text: str, where: str) -> Sweep:
+    """Reads what `sweep_to_yaml` wrote; `where` names its source in errors.
+
+    Raises:
+        UserError, ConfigError: as `load_sweep`.
+    """
+    return _resolved(_mapping(text, where), where, None, ())
+
+
+def sweep_to_yaml(sweep: Sweep) -> str:
+    """The sweep as a file that depends on no other."""
+    return yaml.safe_dump(sweep.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+
+
+def differences(stored: Sweep, given: Sweep) -> list[str]:
+    """What differs between two sweeps: "KEY OLD -> NEW" for each key."""
+    old, new = (flatten(sweep.model_dump(mode="json")) for sweep in (stored, given))
+    return [
+        f"{key} {old.get(key)} -> {new.get(key)}"
+        for key in sorted(old.keys() | new.keys())
+        if old.get(key) != new.get(key)
+    ]
+
+
+def _resolved(values: Mapping[str, Any], where: str, data: str | None, assignments: Sequence[str]) -> Sweep:
+    sweep = _validated(Sweep, values, where)
+    changes = dict(assignment.partition("=")[::2] for assignment in assignments)
+    config = override(from_dict(sweep.config), changes | ({"data.uri": data} if data else {}))
+    sweep = sweep.model_copy(update={"config": to_dict(config)})
+    check_sweep(sweep, where)
+    return sweep
+
+
+def _mapping(text: str, where: str) -> dict[str, Any]:
+    try:
+        values = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        reason = " ".join(str(error).split())
+        raise UserError(f"{where} is not YAML: {reason}") from error
+    if not isinstance(values, dict):
+        raise UserError(f"{where} holds no sweep: write keys such as recipe, space and objectives")
+    return values
+
+
+def _text(value: object) -> str:
+    """A value of a sweep file as `--set` takes it."""
+    if value is None:
+        return "none"
+    return ",".join(map(str, value)) if isinstance(value, list) else str(value)
+
+
+def _validated(model: type[Model], values: Mapping[str, Any], where: str) -> Model:
+    """The values as a `model`; a mistake in them is a `UserError` that names the key."""
+    try:
+        return model.model_validate(values)
+    except ValidationError as error:
+        found = error.errors()
+        # A misspelt key is reported as unknown and, under its right name, as missing.
+        first = next((entry for entry in found if entry["type"] == "extra_forbidden"), found[0])
+        parts = [str(part) for part in first["loc"] if part not in ("asha", "pbt")]
+        path = ".".join(parts)
+        if first["type"] == "extra_forbidden":
+            known = _known_keys(model, first["loc"][:-1])
+            near = difflib.get_close_matches(parts[-1], known, n=1)
+            hint = f"did you mean {near[0]}?" if near else f"known: {', '.join(known)}"
+            raise UserError(f"{where}: unknown key {path}; {hint}") from error
+        if first["type"] == "missing":
+            raise UserError(f"{where}: {path} is missing; write it") from error
+        reason = first["msg"][0].lower() + first["msg"][1:]
+        if first["type"].startswith("union_tag"):
+            reason = "write {name: asha, …} or {name: pbt, …}"
+        raise UserError(f"{where}: {path} is {first['input']!r}: {reason}") from error
+
+
+def _known_keys(model: type[BaseModel], loc: tuple[int | str, ...]) -> list[str]:
+    """The keys of the section at `loc`, the path of a validation error."""
+    sections: dict[int | str, type[BaseModel]] = {"asha": Asha, "pbt": Pbt, "objectives": Objective}
+    for part in loc:
+        if part in sections:
+            model = sections[part]
+        elif part in model.model_fields:
+            kind = model.model_fields[str(part)].annotation
+            model = kind if isinstance(kind, type) and issubclass(kind, Section) else model
+    return list(model.model_fields)
