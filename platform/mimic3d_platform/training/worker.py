@@ -96,7 +96,7 @@ class _Worker:
         from mimic3d_platform.data.format.dataset import read_row_weights
         from mimic3d_platform.data.stream.training_stream import TrainingStream
         from mimic3d_platform.evaluation import feature_weights
-        from mimic3d_platform.evaluation.evaluator import Evaluator
+        from mimic3d_platform.evaluation.metrics import Evaluator
         from mimic3d_platform.models.checkpoints import CheckpointStore, KeepPolicy
         from mimic3d_platform.training.checkpoint_writer import CheckpointWriter
         from mimic3d_platform.training.run_log import RunLog

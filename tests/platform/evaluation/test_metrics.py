@@ -9,7 +9,7 @@ from mimic3d.config.recipes import get_recipe
 from mimic3d.networks.generator import build_generator
 from mimic3d_platform.data.format.dataset_writer import DatasetWriter
 from mimic3d_platform.evaluation import feature_weights
-from mimic3d_platform.evaluation.evaluator import Evaluator
+from mimic3d_platform.evaluation.metrics import Evaluator
 
 
 def test_kernel_distance_precision_recall_and_fid3d_of_both_branches(tmp_path) -> None:
@@ -26,8 +26,8 @@ def test_kernel_distance_precision_recall_and_fid3d_of_both_branches(tmp_path) -
     network = feature_weights.best_available("frechet")
     evaluator = Evaluator(config, network, str(tmp_path / "cache"))
     with torch.no_grad():
-        found = evaluator.measure_more(generator)
-        again = evaluator.measure_more(generator)
+        found = evaluator.measure_extra(generator)
+        again = evaluator.measure_extra(generator)
     assert found == again
     kinds = {name.split("_")[0] for name in found}
     assert kinds in ({"kd", "precision", "recall", "fd3d"}, {"kid", "precision", "recall", "fid3d"})

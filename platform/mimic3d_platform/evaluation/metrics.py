@@ -1,0 +1,196 @@
+"""Metrics of a generator against a data set: Fréchet distance, precision, recall, agreement of views, ….
+
+To add a metric: compute it in `mimic3d/evaluation/`, and add its value to `Evaluator.measure`, which a run
+calls as it trains, or to `Evaluator.measure_extra`, which only `mimic3d evaluate` calls.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import TypeVar
+
+import numpy as np
+import torch
+import torch.distributed as dist
+
+from mimic3d.config import Config
+from mimic3d.evaluation import frechet
+from mimic3d.evaluation.consistency import Agreement, view_agreement
+from mimic3d.evaluation.frechet import FeatureStatistics
+from mimic3d.evaluation.generated import generated_images, generated_statistics
+from mimic3d.evaluation.precision_recall import precision_recall
+from mimic3d.features.pooled import load_extractor
+from mimic3d.networks.generator import Generator
+from mimic3d.networks.precision import allow_tf32
+from mimic3d.randomness import counter_generator
+from mimic3d_platform import storage
+from mimic3d_platform.data.format.dataset import open_dataset, read_cameras
+from mimic3d_platform.data.stream.row_reader import RowReader
+from mimic3d_platform.evaluation import feature_weights
+
+Value = TypeVar("Value")
+
+METRIC_SEED = 0
+BATCH = 16
+FEATURES_FOLDER = "features"
+
+
+class Evaluator:
+    """Measures generators against one data set; the ranks of a process group share the work.
+
+    Args:
+        config: of the run; `output.metric_images` and `output.metric_identities` say how much is generated.
+        network: the feature network, as `mimic3d weights` names it.
+        cache_uri: the folder where statistics of real images' features are kept between runs.
+        device: of the feature network.
+        patience_s: how long transient errors of storage are retried; the settings' if not given.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        network: str,
+        cache_uri: str,
+        device: torch.device | str = "cpu",
+        rank: int = 0,
+        world_size: int = 1,
+        *,
+        patience_s: float | None = None,
+    ) -> None:
+        allow_tf32(config.model.allow_tf32)
+        self._output, self._rank, self._world_size = config.output, rank, world_size
+        self._patience_s = patience_s
+        self._uri, self._cache_bytes = config.data.uri, config.data.cache_bytes
+        self.manifest = open_dataset(self._uri)
+        self.cameras = torch.from_numpy(read_cameras(self._uri))
+        self._extractor = load_extractor(feature_weights.resolve(network), network).to(device)
+        self._device = device
+        self._reals_uri = storage.join(
+            cache_uri, FEATURES_FOLDER, f"{self.manifest.fingerprint}-{self._extractor.name}.safetensors"
+        )
+        self._reals: FeatureStatistics | None = None
+        self._reals_root: torch.Tensor | None = None
+
+    @property
+    def _own_images(self) -> range:
+        """The numbers of the images that this rank generates."""
+        return range(self._rank, self._output.metric_images, self._world_size)
+
+    def measure(self, generator: Generator) -> dict[str, float]:
+        """The metrics of a run: Fréchet distance and agreement of views, by name; every rank gets them."""
+        parts = generated_statistics(
+            generator, self._extractor, self.cameras, self._own_images, seed=METRIC_SEED, batch=BATCH
+        )
+        metrics = {
+            frechet.frechet_name(self._extractor.name, branch): self._distance_from_reals(part)
+            for branch, part in parts.items()
+        }
+        for branch in parts:
+            metrics |= self._agreement(generator, branch).metrics(branch)
+        return metrics
+
+    def measure_extra(self, generator: Generator) -> dict[str, float]:
+        """Kernel distance, precision, recall and FID3D, by name; every rank gets them.
+
+        They take about as long as `measure`. The first three compare as many real images as are generated.
+        For FID3D the generator is conditioned on another camera than the image is rendered from.
+        """
+        name = self._extractor.name
+        generated = {branch: [self._no_features()] for branch in generator.branches}
+        for images in generated_images(
+            generator, self.cameras, self._own_images, seed=METRIC_SEED, batch=BATCH
+        ):
+            for branch, batch in images.items():
+                generated[branch].append(self._features(batch).cpu())
+        rows = [row for row in self._own_images if row < self.manifest.count]
+        of_reals = [features.cpu() for features in self._features_of_reals(rows)]
+        reals = torch.cat(self._gather(torch.cat([self._no_features(), *of_reals])))
+        metrics: dict[str, float] = {}
+        for branch, parts in generated.items():
+            features = torch.cat(self._gather(torch.cat(parts)))
+            metrics[frechet.kernel_name(name, branch)] = frechet.kernel_distance(reals, features)
+            metrics |= precision_recall(reals, features).metrics(name, branch)
+        other = generated_statistics(
+            generator,
+            self._extractor,
+            self.cameras,
+            self._own_images,
+            seed=METRIC_SEED,
+            batch=BATCH,
+            other_camera=True,
+        )
+        for branch, part in other.items():
+            metrics[frechet.frechet_name(name, branch, other_camera=True)] = self._distance_from_reals(part)
+        return metrics
+
+    def _distance_from_reals(self, part: FeatureStatistics) -> float:
+        """The Fréchet distance between all real images and those that all ranks generated.
+
+        Args:
+            part: of the images that this rank generated.
+        """
+        reals = self._real_statistics()
+        if self._reals_root is None:
+            self._reals_root = frechet.covariance_root(reals)
+        return frechet.frechet_distance(reals, self._merge(part), self._reals_root)
+
+    def _real_statistics(self) -> FeatureStatistics:
+        """The statistics of all real images, computed once for a data set and a feature network."""
+        if self._reals is None:
+            # Rank 0 alone looks, so that all ranks agree even if another run writes them meanwhile.
+            uri, patience_s = self._reals_uri, self._patience_s
+            if self._gather(self._rank == 0 and storage.exists(uri, patience_s=patience_s))[0]:
+                self._reals = FeatureStatistics.from_bytes(storage.read_bytes(uri, patience_s=patience_s))
+            else:
+                rows = range(self._rank, self.manifest.count, self._world_size)
+                part = FeatureStatistics.of(self._features_of_reals(rows), self._extractor.dim)
+                self._reals = self._merge(part)
+                if self._rank == 0:
+                    storage.write_bytes(uri, self._reals.to_bytes(), patience_s=patience_s)
+        return self._reals
+
+    def _features_of_reals(self, rows: Sequence[int]) -> Iterator[torch.Tensor]:
+        """(n, D) features of the data set's images with these numbers, in batches."""
+        if not rows:
+            return
+        reader = RowReader(self._uri, self.manifest, self._cache_bytes, patience_s=self._patience_s)
+        for batch in np.array_split(np.array(rows), max(1, len(rows) // BATCH)):
+            yield self._features(torch.from_numpy(reader.read(batch)[0]))
+
+    def _features(self, images: torch.Tensor) -> torch.Tensor:
+        """(n, D) features of (n, 3, R, R) uint8 images."""
+        with torch.no_grad():
+            return self._extractor(images.to(self._device))
+
+    def _no_features(self) -> torch.Tensor:
+        """(0, D): what a rank without images has."""
+        return torch.empty(0, self._extractor.dim)
+
+    def _agreement(self, generator: Generator, branch: str) -> Agreement:
+        """How well views of the same identity agree, over `output.metric_identities` of them."""
+        total = Agreement(0.0, 0, 0)
+        device = next(generator.parameters()).device
+        for index in range(self._rank, self._output.metric_identities, self._world_size):
+            source = counter_generator(METRIC_SEED, "agreement", index)
+            z = torch.randn(1, generator.config.z_dim, generator=source).to(device)
+            pick = torch.randint(len(self.cameras), (1,), generator=source)
+            camera = self.cameras[pick].to(device)
+            with torch.no_grad():
+                total = total.plus(view_agreement(generator, generator.mapping(z, camera), camera, branch))
+        squared_errors, compared, visible = zip(*self._gather(tuple(total)), strict=True)
+        return Agreement(sum(squared_errors), sum(compared), sum(visible))
+
+    def _merge(self, part: FeatureStatistics) -> FeatureStatistics:
+        """The statistics of all ranks together."""
+        merged, *others = map(FeatureStatistics.from_bytes, self._gather(part.to_bytes()))
+        for other in others:
+            merged.merge(other)
+        return merged
+
+    def _gather(self, value: Value) -> list[Value]:
+        """The values of all ranks, by rank."""
+        if self._world_size == 1:
+            return [value]
+        values: list[Value | None] = [None] * self._world_size
+        dist.all_gather_object(values, value)
+        return [gathered for gathered in values if gathered is not None]
