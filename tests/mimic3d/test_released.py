@@ -25,7 +25,7 @@ from mimic3d.export.orbits import front
 from mimic3d.networks.generator import Generator
 from mimic3d.rendering.patches import crop, patch_uv
 from mimic3d_platform.cli import main
-from mimic3d_platform.models.rendering import RenderOptions, render_grid
+from mimic3d_platform.models.rendering import RenderOptions, write_grid
 
 ROOT = Path(__file__).parents[2]
 REFERENCE = ROOT.parent / "shared" / "reference" / "mimic3d_256_tiny.pkl"
@@ -117,7 +117,7 @@ def test_an_imported_generator_draws_with_every_branch_that_it_has(tmp_path, arc
     if architecture == "eg3d":
         with pytest.raises(ValueError, match="branch is '3d', but must be one of 2d of a generator of eg3d"):
             generator.view(planes, w, camera, "3d")
-    render_grid(generator, config, tmp_path / "grid.png", RenderOptions(seeds=(0,)), camera)
+    write_grid(generator, config, tmp_path / "grid.png", RenderOptions(seeds=(0,)), camera)
     assert (tmp_path / "grid.png").stat().st_size > 0
 
 

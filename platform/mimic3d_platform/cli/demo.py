@@ -22,9 +22,9 @@ from mimic3d_platform.models.registry import pull
 from mimic3d_platform.models.rendering import (
     NoSurfaceError,
     RenderOptions,
-    render_grid,
-    render_video,
+    write_grid,
     write_mesh,
+    write_video,
 )
 from mimic3d_platform.settings import use_services
 from mimic3d_platform.training.register_run import train_and_register
@@ -139,11 +139,11 @@ def _draw(model: Path, folder: Path, console: Console) -> dict[str, Path]:
     cars = RenderOptions(seeds=tuple(range(IDENTITIES)))
     generator, config = load_generator(str(model))
     if not paths["grid"].is_file():
-        render_grid(generator, config, paths["grid"], cars, turntable(config.camera, 4))
+        write_grid(generator, config, paths["grid"], cars, turntable(config.camera, 4))
     if not paths["orbit"].is_file():
         with console.progress("filming", "frames") as advance:
             cameras = orbit(config.camera, FRAMES)
-            render_video(generator, config, paths["orbit"], cars, cameras, progress=advance)
+            write_video(generator, config, paths["orbit"], cars, cameras, progress=advance)
     if not paths["mesh"].is_file():
         try:
             write_mesh(generator, config, paths["mesh"], RenderOptions((MESH_SEED,)), MESH_RESOLUTION)

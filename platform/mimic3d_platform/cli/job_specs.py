@@ -11,6 +11,7 @@ from mimic3d.config import fingerprint, to_dict
 from mimic3d_platform.cluster.jobs import Work
 from mimic3d_platform.cluster.resources import parse_workers
 from mimic3d_platform.errors import UserError
+from mimic3d_platform.models.registry import check_registration
 from mimic3d_platform.settings import DEFAULT_RUNS_URI
 from mimic3d_platform.training import runs as run_names
 from mimic3d_platform.training.resolve_config import resolve_config
@@ -38,6 +39,7 @@ def training_work(
         UserError: anything that `mimic3d train` would refuse, or a place that the cluster cannot have.
     """
     config = resolve_config(recipe, data, assignments)
+    check_registration(register, alias)
     fewest_workers(workers)
     name = run_names.check_name(name or config.recipe)
     require_shared("data set", config.data.uri)

@@ -101,8 +101,8 @@ def render(
         RenderOptions,
         camera_path,
         parse_seeds,
-        render_grid,
-        render_video,
+        write_grid,
+        write_video,
     )
 
     console = Console()
@@ -119,9 +119,9 @@ def render(
     path = camera_path(config.camera, cameras, views or (48 if is_video else 4), closed=is_video)
     if is_video:
         with console.progress("filming", "frames") as advance:
-            render_video(generator, config, destination, options, path, interpolate, advance)
+            write_video(generator, config, destination, options, path, interpolate, advance)
     else:
-        render_grid(generator, config, destination, options, path)
+        write_grid(generator, config, destination, options, path)
     console.say(f"wrote {destination}")
 
 

@@ -49,12 +49,20 @@ def is_registered(uri: str) -> bool:
     return uri.startswith("models:")
 
 
-def check_names(name: str, alias: str | None = None) -> None:
-    """Refuses names that the registry cannot take; asks no server.
+def check_registration(name: str | None, alias: str | None = None) -> None:
+    """Refuses a model's name and an alias that MLflow could not take; asks no server.
 
+    Call it before whatever makes the model: MLflow itself would refuse at the end.
+
+    Args:
+        name: None where nothing is to be registered.
     Raises:
         UserError: says which characters, or which alias, are not allowed.
     """
+    if name is None:
+        if alias is not None:
+            raise UserError(f"--alias {alias} is given to a registered version: give --register NAME too")
+        return
     wrong = sorted({letter for letter in name if letter in _NOT_IN_NAMES or not letter.isprintable()})
     if not name.strip() or name != name.strip() or wrong:
         found = f" (it has {' '.join(map(repr, wrong))})" if wrong else ""
@@ -98,7 +106,7 @@ def register_generator(
     Raises:
         UserError: no generator in the folder, a name that MLflow cannot take, or MLflow away or refusing.
     """
-    check_names(name, alias)
+    check_registration(name, alias)
     return _register(Path(folder), _digests(folder), name, run_id, metrics, alias, step)
 
 
@@ -114,7 +122,7 @@ def register_folder(folder: str | Path, name: str, alias: str | None = None) -> 
     """
     from mimic3d.checkpoints.generator_folder import load_generator
 
-    check_names(name, alias)
+    check_registration(name, alias)
     try:
         _, config = load_generator(folder)
     except ValueError as error:

@@ -119,7 +119,7 @@ def camera_path(settings: CameraConfig, file: Path | None, count: int, *, closed
     return orbit(settings, count) if closed else turntable(settings, count)
 
 
-def render_grid(
+def write_grid(
     generator: Generator, config: Config, path: Path, options: RenderOptions, cameras: torch.Tensor
 ) -> None:
     """Writes a PNG with one row for each latent: each branch from all `cameras` (C, 25)."""
@@ -133,7 +133,7 @@ def render_grid(
     storage.write_bytes(path, buffer.getvalue())
 
 
-def render_video(
+def write_video(
     generator: Generator,
     config: Config,
     path: Path,

@@ -31,7 +31,13 @@ def train_and_register(
     model: str | None = None,
     alias: str | None = None,
 ) -> FinishedTraining:
-    """Trains a run to its end, and registers its generator as `model`."""
+    """Trains a run to its end, and registers its generator as `model`.
+
+    Raises:
+        UserError: as `train` and `registry.register_generator`; names that MLflow could not take are refused
+            before anything starts.
+    """
+    registry.check_registration(model, alias)
     with console.training() as follow:
         result = train(
             config,

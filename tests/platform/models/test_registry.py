@@ -136,11 +136,12 @@ def test_names_that_are_not_in_the_registry(run_id, name, tmp_path):
         ("cars", "v1", "reserves latest and v1"),
         ("cars", "best.one", "letters, digits"),
         ("cars", "", "letters, digits"),
+        (None, "champion", "give --register NAME too"),
     ],
 )
 def test_names_that_mlflow_would_refuse_are_refused_without_it(name, alias, words) -> None:
     with pytest.raises(UserError) as caught:
-        registry.check_names(name, alias)
+        registry.check_registration(name, alias)
     assert words in str(caught.value) and "\n" not in str(caught.value)
 
 
