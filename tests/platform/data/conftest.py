@@ -1,4 +1,4 @@
-"""Small real meshes in all formats, and small data sets whose images say which row they are."""
+"""Small real meshes in all formats, and small data sets whose images encode their row number."""
 
 from collections.abc import Callable
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""What the tests of data sets are made of: a small car, and pictures that say which row they are."""
+"""Samples for tests of data sets: a small car, and images whose pixels encode their row number."""
 
 import io
 
@@ -38,7 +38,7 @@ Kd 0.02 0.02 0.02
 
 
 def picture(row: int, side: int) -> np.ndarray:
-    """(side, side, 3) uint8 that says its row number in the first two channels."""
+    """(side, side, 3) uint8: the first two channels encode the row number."""
     return np.broadcast_to(np.array([row % 256, row // 256, 7], np.uint8), (side, side, 3))
 
 
@@ -54,6 +54,6 @@ def png(pixels: np.ndarray) -> bytes:
 
 
 def camera_of(row: int) -> torch.Tensor:
-    """(25,), looking at the origin from a yaw that is the row's."""
+    """(25,): looks at the origin from a yaw that depends on the row."""
     yaw, pitch = torch.tensor(0.001 * row), torch.tensor(0.3)
     return geometry.look_at(geometry.on_sphere(yaw, pitch, 1.7), focal=1.0254)

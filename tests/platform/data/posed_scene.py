@@ -1,4 +1,4 @@
-"""A mesh seen by known cameras, written down as EG3D, NeRF, COLMAP and tables write such things."""
+"""Images of a mesh from known cameras, in the forms of EG3D, NeRF, COLMAP and tables."""
 
 import csv
 import io
@@ -41,7 +41,7 @@ def encoded(pixels: np.ndarray | Image.Image, form: str = "PNG") -> bytes:
 
 
 def cameras_around(count: int, focal: float = 1.2) -> torch.Tensor:
-    """(count, 25) labels: no two yaws or pitches alike, the principal point a little off the centre."""
+    """(count, 25) labels: different yaws and pitches, the principal point slightly off the centre."""
     yaw, pitch = torch.linspace(-2.0, 2.5, count), torch.linspace(-0.4, 0.9, count)
     labels = geometry.look_at(geometry.on_sphere(yaw, pitch, 1.7), focal=focal)
     labels[:, 18], labels[:, 21] = 0.53, 0.46
@@ -83,7 +83,7 @@ def eg3d_files(scene: Scene) -> dict[str, bytes]:
 
 
 def nerf_files(scene: Scene, *, pixels: bool) -> dict[str, bytes]:
-    """transforms.json with matrices in OpenGL's axes; the lens in pixels, or as an angle and centred."""
+    """transforms.json with OpenGL axes; the lens in pixels, or as an angle with a centred principal point."""
     frames = []
     for name, label in zip(scene.names, scene.labels.astype(np.float64), strict=True):
         pose = label[:16].reshape(4, 4) @ np.diag([1, -1, -1, 1])

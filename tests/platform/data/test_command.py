@@ -1,4 +1,4 @@
-"""Data sets by the command, as a user gives it: in, looked at, checked, out, and stopped in the middle."""
+"""`mimic3d data`: ingest, inspect, verify, export; interrupted ingestions resume."""
 
 import json
 import os
@@ -58,7 +58,7 @@ ingest_dataset(sys.argv[1], sys.argv[2], here=True, shard_bytes=1500,
 
 
 def ingest_in_a_process(*arguments: object, **limits: int) -> subprocess.Popen:
-    """Runs `INGEST`; with `largest`, no file may grow beyond so many bytes, as on a disk that is full."""
+    """Runs `INGEST`; with `largest`, no file may grow beyond so many bytes, as on a full disk."""
     text = "".join(
         f"import resource; resource.setrlimit(resource.RLIMIT_FSIZE, ({most}, {most}))\n"
         for most in limits.values()

@@ -1,4 +1,4 @@
-"""A set goes back to EG3D's zip: what came from one has the same bytes and the same numbers again."""
+"""Export to EG3D's zip: a set that was ingested from one gets the same bytes and numbers back."""
 
 import io
 import json
@@ -50,7 +50,7 @@ def test_a_zip_round_trips_byte_for_byte(
 ) -> None:
     folder = str(tmp_path) if place == "local" else request.getfixturevalue("s3_folder")
     labels = NUMBERS[numbers](scene.labels)
-    # The listing's order is its own: neither that of names nor that of the zip.
+    # The listing's order is neither that of the names nor that of the zip.
     order = [4, 0, 5, 1, 3, 2]
     listing = dataset_json([scene.names[index] for index in order], labels[order])
     original = eg3d_files(scene) | {"dataset.json": listing.encode()}
@@ -62,7 +62,7 @@ def test_a_zip_round_trips_byte_for_byte(
 
 
 class DatasetOfEG3D(torch.utils.data.Dataset):
-    """Reads a zip as EG3D's documentation describes its format: sorted names, labels by name, PNG to CHW."""
+    """Reads a zip as EG3D's documentation describes it: sorted names, labels by name, PNG to CHW."""
 
     def __init__(self, path: Path) -> None:
         self.archive = zipfile.ZipFile(path)

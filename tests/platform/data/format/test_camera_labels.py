@@ -1,4 +1,4 @@
-"""Labels are changed as images are: a mirrored or cropped camera sees the mirrored or cropped image."""
+"""Camera labels are transformed with their images: a mirrored label sees the mirrored image, and so on."""
 
 from pathlib import Path
 
@@ -39,7 +39,7 @@ def test_a_mirrored_camera_sees_the_mirrored_world_as_a_mirrored_image(mesh: Mes
     there, _ = geometry.project(twins, points * torch.tensor([-1.0, 1, 1]))
     assert torch.allclose(there, torch.stack([1 - here[..., 0], here[..., 1]], dim=-1), atol=1e-5)
     assert not label_faults(twins.numpy())
-    # The renderer lights a world from one side: only who is in front is compared, not how bright.
+    # The renderer lights the world from one side: coverage is compared, not brightness.
     seen = take_pictures(world, labels, 32)
     seen_there = take_pictures(beyond, twins, 32)
     covered, covered_there = (seen < 255).any(-1), (seen_there < 255).any(-1)

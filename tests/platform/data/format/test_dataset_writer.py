@@ -1,4 +1,4 @@
-"""A data set is plain Parquet of bounded shards, sealed by a manifest that is written last."""
+"""A data set is plain Parquet in shards of bounded size, with a manifest that is written last."""
 
 import hashlib
 import json
@@ -94,7 +94,7 @@ def test_a_writer_that_fails_leaves_a_set_seen_as_half_written(tmp_path: Path, w
         open_dataset(uri)
 
 
-def test_a_complete_set_is_not_overwritten_unless_told_so(tmp_path: Path, write_set) -> None:
+def test_a_complete_set_is_overwritten_only_on_request(tmp_path: Path, write_set) -> None:
     write_set(tmp_path / "set", 900, shard_bytes=60_000)
     with pytest.raises(UserError, match="already holds a data set"):
         write_set(tmp_path / "set", 10)

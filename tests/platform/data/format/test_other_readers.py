@@ -1,4 +1,4 @@
-"""The programs that people have open a set as what it is: Parquet. These are the lines of docs/data.md."""
+"""Other programs read a data set, since it is plain Parquet; the code is that of docs/data.md."""
 
 import io
 from pathlib import Path

@@ -44,7 +44,7 @@ def refused(source: object, dest: Path, **options) -> str:
 
 
 def relabelled(files: Files, change: Callable[[list], object]) -> Files:
-    """The files with other labels: `change` gets the [name, numbers] and changes them, or gives others."""
+    """The files with other labels: `change` changes the list of [name, numbers], or returns another."""
     labels = json.loads(files["dataset.json"])["labels"]
     changed = change(labels)
     content = {"labels": labels if changed is None else changed}

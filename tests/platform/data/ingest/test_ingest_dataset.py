@@ -1,4 +1,4 @@
-"""Posed images of every form become the same rows: the images as given, the cameras that took them."""
+"""Sources of every form give the same rows: the images byte for byte, the cameras that took them."""
 
 import io
 import json

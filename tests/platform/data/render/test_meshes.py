@@ -1,4 +1,4 @@
-"""Meshes of all formats arrive coloured, centred and of one size; broken ones are skipped by name."""
+"""Meshes of all formats are loaded coloured, centred and scaled; broken ones are skipped with a warning."""
 
 import io
 import lzma
@@ -75,7 +75,7 @@ def test_no_usable_mesh(tmp_path: Path) -> None:
 
 
 def debian_package(path: Path) -> None:
-    """Writes a package of the real one's form: one car in each of the three libraries, of the same shape."""
+    """Writes a package with the structure of the real one: one car in each of the three libraries."""
     tar = io.BytesIO()
     with tarfile.open(fileobj=tar, mode="w") as data:
         for number, (library, cars) in enumerate(CARS.items()):

@@ -25,7 +25,7 @@ def render(mesh: Mesh, cameras: torch.Tensor, side: int = SIDE, supersample: int
 
 
 def surface_points(views: Views, cameras: torch.Tensor, view: int) -> tuple[np.ndarray, np.ndarray]:
-    """World points that the depth of a view says were hit, and which pixels (flat) they are of."""
+    """World points at the depths of a view, and the (flat) indices of their pixels."""
     depth = views.depth[view].reshape(-1)
     hit = np.isfinite(depth)
     origins, directions = geometry.rays(cameras[view : view + 1], geometry.pixel_grid(views.depth.shape[1]))
@@ -63,7 +63,7 @@ def test_two_views_of_a_point_agree_in_colour(mesh: Mesh) -> None:
     seen = np.abs(views.depth[1][row, column] - distance[0].numpy()) < 0.01
     here, there = views.images[0].reshape(-1, 3)[pixels], views.images[1][row, column]
     apart = np.abs(here[seen].astype(int) - there[seen].astype(int)).max(axis=1)
-    # What disagrees are pixels on an edge between two faces, which mix both.
+    # Pixels on an edge between two faces mix the colours of both, and may disagree.
     assert seen.sum() > 100 and np.median(apart) <= 1 and (apart <= 12).mean() > 0.85
 
 

@@ -1,4 +1,4 @@
-"""Meshes become a data set on Ray: the same bytes however often the run is killed and taken up."""
+"""Rendering a data set on Ray: the same bytes however often the run is interrupted and resumed."""
 
 import os
 import signal
@@ -86,7 +86,7 @@ def test_a_shard_mixes_models_and_holds_what_the_schema_says(
 
 
 @pytest.mark.parametrize("stop", [signal.SIGKILL, signal.SIGTERM])
-def test_a_run_that_was_stopped_is_taken_up(
+def test_an_interrupted_run_is_resumed(
     stack, s3_folder: str, mesh_folder: Path, tmp_path: Path, stop: signal.Signals
 ) -> None:
     paths = os.pathsep.join(path for path in sys.path if path)

@@ -1,6 +1,6 @@
-"""What may go wrong between a shard and a batch: it passes and changes nothing, or it is one clear line.
+"""Faults between storage and a batch: transient ones change nothing, the others give one clear line.
 
-On the real object store, behind a proxy that cuts, delays, corrupts and refuses as it is told.
+The object storage is real; a proxy before it interrupts, delays, corrupts and refuses requests.
 """
 
 import concurrent.futures
@@ -29,7 +29,7 @@ from mimic3d_platform.errors import UserError
 from mimic3d_platform.settings import get_settings
 
 COUNT, BATCH, SEED = 60, 10, 5
-# How long storage is gone in the test of an outage; a minute, or longer, is tried with this variable.
+# How long storage is unreachable in the test of an outage; set the variable to test longer ones.
 CUT_S = float(os.environ.get("MIMIC3D_TEST_CUT_S", "2"))
 
 
@@ -47,7 +47,7 @@ def folder(stack) -> Iterator[str]:
 
 @pytest.fixture
 def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A cache of the test's own, and little patience."""
+    """A cache for this test alone, and little patience."""
     monkeypatch.setenv("MIMIC3D_CACHE", str(tmp_path / "cache"))
     monkeypatch.setenv("MIMIC3D_PATIENCE_S", "1")
     return tmp_path / "cache"
@@ -80,10 +80,10 @@ def first_error(uri: str, **options) -> str:
     return str(caught.value)
 
 
-# What passes changes nothing.
+# Transient faults change nothing.
 
 
-PASSING = {
+TRANSIENT = {
     "a bit flipped on its way": lambda proxy: proxy.corrupt(path=".parquet", times=2),
     "a transfer cut short": lambda proxy: proxy.truncate(path=".parquet", times=2),
     "a busy server": lambda proxy: proxy.answer(503, path=".parquet", times=4),
@@ -93,13 +93,13 @@ PASSING = {
 }
 
 
-@pytest.mark.parametrize("what", PASSING)
-def test_it_passes_and_changes_nothing(
+@pytest.mark.parametrize("what", TRANSIENT)
+def test_a_transient_fault_changes_nothing(
     what: str, proxy: FaultProxy, folder: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("MIMIC3D_PATIENCE_S", "60")
     whole = expected(folder, COUNT // BATCH)
-    fault = PASSING[what](proxy)
+    fault = TRANSIENT[what](proxy)
     assert rows_of(folder) == whole
     assert fault.hits >= (fault.times or 3)
 
@@ -112,7 +112,7 @@ def test_an_outage_is_waited_out(
     whole = expected(folder, COUNT // BATCH)
     with stream_of(folder, loaders=1) as stream:
         rows = row_numbers(next(stream).images)
-        # The loader that takes this one's place finds neither cache nor storage.
+        # The process that replaces this one finds neither cache nor storage.
         os.kill(stream.loader_pids[0], 9)
         for shard in stream.manifest.shards:
             ShardCache(cache, 2**30).discard(shard)
@@ -121,7 +121,7 @@ def test_an_outage_is_waited_out(
         assert rows == whole and stream.wait_seconds > 0.8 * CUT_S
 
 
-# What does not pass is one line that names the shard and the row.
+# Lasting faults give one line that names the shard and the row.
 
 
 @pytest.mark.parametrize(
@@ -135,7 +135,7 @@ def test_an_outage_is_waited_out(
         (lambda proxy: proxy.truncate(path=".parquet"), "nothing answers at"),
     ],
 )
-def test_what_lasts_is_one_line(proxy: FaultProxy, folder: str, spoil, says: str) -> None:
+def test_a_lasting_fault_is_one_line(proxy: FaultProxy, folder: str, spoil, says: str) -> None:
     spoil(proxy)
     said = first_error(folder)
     assert says in said and ".parquet" in said and "(wanted for its row " in said
@@ -211,7 +211,7 @@ def test_the_bound_holds_and_the_least_recently_used_goes_first(
     names = {path.stem for path in cache.glob("*.rows")}
     assert second.sha256 not in names and {first.sha256, third.sha256, fourth.sha256} <= names
     assert kept.used() <= kept.limit
-    # What is open is not evicted; when all is, that is said.
+    # Open files are not evicted; if all are open, the error says so.
     kept.limit = in_use.size + 100
     with pytest.raises(UserError, match=r"all of it is in use; raise data.cache_bytes"):
         kept.ensure(uri, second)
@@ -339,7 +339,7 @@ def test_loaders_end_with_a_parent_that_is_killed(cache: Path, folder: str) -> N
 
 @pytest.fixture
 def spoilt(tmp_path: Path) -> str:
-    """A set in which rows 7 and 21 are no images, though every checksum is right."""
+    """A set in which rows 7 and 21 are not images, though every checksum is right."""
     uri = str(tmp_path / "spoilt")
     with DatasetWriter(uri, 2, {}, columns=("image", "camera"), shard_bytes=1000) as writer:
         for row in range(COUNT):

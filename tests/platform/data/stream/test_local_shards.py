@@ -1,4 +1,4 @@
-"""Training from a local folder in one process: the platform's order, and the page that shows how."""
+"""Training from a local folder in one process gives the platform's order; the example of the docs runs."""
 
 import re
 import subprocess

@@ -1,4 +1,4 @@
-"""Ten times the images take no more memory: neither to bring them in, nor to train on them."""
+"""Memory does not grow with the data set, neither in ingestion nor in training."""
 
 import json
 import os
@@ -17,14 +17,14 @@ FEW, MANY = 300, 3000
 SHARD_BYTES = 4 * 2**20
 SPARE_MIB = 48
 
-# Each prints the most memory that it had, in MiB.
+# Each program prints its peak memory, in MiB.
 INGEST = f"""
 import resource, sys
 from mimic3d_platform.data.ingest.ingest_dataset import ingest_dataset
 ingest_dataset(sys.argv[1], sys.argv[2], here=True, shard_bytes={SHARD_BYTES})
 print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
 """
-# Files that are mapped are the cache's, and not counted: the system takes their pages back as it needs them.
+# Pages of files are not counted: the system frees them when it needs memory.
 TRAIN = """
 import re, sys
 from mimic3d_platform.data.stream.training_stream import TrainingStream

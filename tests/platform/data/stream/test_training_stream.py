@@ -1,4 +1,4 @@
-"""Every image once an epoch over all ranks, in an order that no restart and no world size changes."""
+"""Every image occurs once per epoch, in an order that neither restarts nor world sizes change."""
 
 import io
 import json
@@ -31,7 +31,7 @@ BATCH = 12
 
 
 def global_rows(uri: str, batches: int, *, world_size: int = 1, nimg: int = 0, **options) -> list[int]:
-    """The rows of `batches` global batches, put together from all ranks."""
+    """The rows of `batches` global batches, assembled from all ranks."""
     seen: list[list[int]] = [[] for _ in range(batches)]
     for rank in range(world_size):
         options = {"seed": 3, "global_batch": BATCH, "loaders": 0} | options
@@ -151,7 +151,7 @@ def test_a_set_larger_than_a_window_is_shuffled_by_windows(
         assert len(ahead) == 2 or ahead[-1].start % 2000 <= last % 2000
 
 
-def test_no_shard_of_the_batches_ahead_is_left_to_the_loaders(tmp_path: Path, write_set) -> None:
+def test_the_shards_of_the_next_batches_are_prefetched(tmp_path: Path, write_set) -> None:
     manifest = write_set(tmp_path / "set", 600, columns=("image", "camera"), shard_bytes=1000)
     plan = BatchPlan(
         uri=str(tmp_path / "set"),
@@ -165,7 +165,7 @@ def test_no_shard_of_the_batches_ahead_is_left_to_the_loaders(tmp_path: Path, wr
         batch_size=BATCH,
         stride=BATCH,
     )
-    # The last of them is in another of the small windows that the epoch begins with than the first.
+    # The epoch begins with small windows: the last batch is in another one than the first.
     last = 6
     windows = EpochOrder(manifest, 0).windows(0)
     assert windows[1].stop <= last * BATCH
@@ -294,7 +294,7 @@ def test_an_image_of_another_size_is_named(tmp_path: Path, write_set) -> None:
 
 
 def test_pictures_say_their_row(tmp_path: Path, write_set) -> None:
-    """The tests' own instrument: a row's stored PNG decodes to its number."""
+    """A check of the tests themselves: the PNG of a row decodes to its number."""
     import pyarrow.parquet as pq
 
     write_set(tmp_path / "set", 300)
