@@ -1,4 +1,4 @@
-"""Sweeps small enough for a test: the networks are tiny, the data set is a box."""
+"""Sweeps for tests: the networks are tiny, the data set is a box."""
 
 from pathlib import Path
 from typing import Any
@@ -35,7 +35,7 @@ OBJECTIVE = {"metric": "frechet/3d", "mode": "min"}
 
 
 def render_box(folder: Path) -> str:
-    """Renders a box from eight sides in two colours, as a data set in object storage; its URI."""
+    """Renders a box from eight sides in two colours; returns the URI of the data set in object storage."""
     trimesh.creation.box((1.0, 0.4, 0.5)).export(folder / "0.ply")
     data = f"s3://mimic3d/test-{folder.name}"
     sizes = ("--colourings", 2, "--views", 8, "--resolution", 32, "--supersample", 1)
@@ -45,7 +45,7 @@ def render_box(folder: Path) -> str:
 
 
 def written(folder: Path, name: str, data: str, **keys: Any) -> Path:
-    """A sweep file of stage 2 at 32²; `keys` replace its own."""
+    """Writes a sweep file of stage 2 at 32²; `keys` replace its own."""
     path = folder / f"{name}.yaml"
     base = {
         "recipe": "cars-demo",
@@ -59,7 +59,7 @@ def written(folder: Path, name: str, data: str, **keys: Any) -> Path:
 
 
 def records(sweep: str) -> list[Trial]:
-    """The trials of a sweep, as it keeps them."""
+    """The records of a sweep's trials."""
     return TrialRecords(f"{DEFAULT_RUNS_URI}/{sweep}").all()
 
 
@@ -70,6 +70,6 @@ def run_of(name: str, parent: str | None = None) -> Any:
 
 
 def children_of(run_id: str) -> list[Any]:
-    """The runs below a run in MLflow."""
+    """The child runs of a run in MLflow."""
     experiment = client().get_experiment_by_name("mimic3d").experiment_id
     return client().search_runs([experiment], f"tags.`{tracking.PARENT_TAG}` = '{run_id}'")

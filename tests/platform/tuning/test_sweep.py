@@ -1,4 +1,4 @@
-"""Sweep files, what they may not say, and which trial comes next; nothing here needs a service."""
+"""Sweep files, their checks, the search for the next trial, records and reports; no service is needed."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ def refusal(folder: Path, **changes: object) -> str:
 def simulated(
     sweep: Sweep, stop_every: int = 0, fail: tuple[int, ...] = (), until: int = 1000
 ) -> list[Trial]:
-    """The trials of a sweep, one after the other, whose result depends on their learning rate alone."""
+    """The trials of a sweep, one after the other; their results depend on the learning rate alone."""
     trials: list[Trial] = []
     while len(trials) < until:
         proposal = propose(sweep, trials, hours=0.0)
@@ -92,7 +92,7 @@ def simulated(
 
 @pytest.mark.parametrize("path", SWEEPS, ids=lambda path: path.stem)
 def test_a_shipped_sweep_loads_and_its_whole_space_makes_configs(path: Path) -> None:
-    sweep = load_sweep(path)  # Builds configs of all values, bounds and corners.
+    sweep = load_sweep(path)  # Builds the configs of all values, bounds and corners.
     for point in sweep.points.grid():
         full = sweep.points.sample(0, 0) | point
         trial = Trial(0, "t", full)
@@ -131,7 +131,7 @@ def test_patch_scale_is_pixels_of_the_full_image_and_each_trains(case: str, side
     assert any(not torch.equal(weight, before[name]) for name, weight in trainer.patch.named_parameters())
 
 
-def test_there_are_the_sweeps_that_the_documentation_names() -> None:
+def test_the_sweeps_that_the_documentation_names_exist() -> None:
     assert {"imitation", "minutes"} <= {path.stem for path in SWEEPS}
     assert len(SWEEPS) >= 4
 
@@ -201,7 +201,7 @@ def test_a_mistake_is_one_line_that_says_where(tmp_path: Path, changes: dict, wo
     assert all(word in said for word in words), said
 
 
-def test_a_sweep_that_would_starve_itself_is_refused_by_arithmetic(tmp_path: Path) -> None:
+def test_a_sweep_whose_trials_would_wait_for_each_other_is_refused(tmp_path: Path) -> None:
     cpus = {"CPU": 2.0, "memory": 1e9}
     assert concurrency(loaded(tmp_path), cpus) == 2
     assert concurrency(loaded(tmp_path, trials={"workers": 2}), cpus) == 1
@@ -240,7 +240,7 @@ def test_a_grid_is_every_combination_once(tmp_path: Path) -> None:
     assert best_trials(sweep, trials)[0].point["optimizer.generator_lr"] == 0.003
 
 
-def test_tpe_looks_where_results_were_good_and_goes_on_alike_after_a_pause(tmp_path: Path) -> None:
+def test_tpe_searches_where_results_were_good_and_is_a_function_of_the_trials(tmp_path: Path) -> None:
     sweep = loaded(tmp_path, search={"algorithm": "tpe", "startup": 6}, budget={"trials": 30})
     trials = simulated(sweep, fail=(3,), stop_every=7)
 
@@ -268,7 +268,7 @@ def test_several_objectives_have_a_front(tmp_path: Path) -> None:
         assert beaten == []
 
 
-def test_a_population_takes_over_the_weights_of_its_best_and_perturbs_their_values(tmp_path: Path) -> None:
+def test_a_population_copies_the_weights_of_its_best_and_perturbs_their_values(tmp_path: Path) -> None:
     scheduler = {"name": "pbt", "population": 4, "interval_kimg": 0.8}
     sweep = loaded(tmp_path, scheduler=scheduler, budget={})
     assert generations(sweep) == 4 and size(sweep) == 16
@@ -322,7 +322,7 @@ def test_cases_are_named_sets_of_overrides(tmp_path: Path) -> None:
     assert weights == [sweep.base.imitation.patch_gan_weight, 0]
 
 
-def test_records_are_read_back_as_they_were(tmp_path: Path) -> None:
+def test_records_are_read_back_unchanged(tmp_path: Path) -> None:
     sweep = loaded(tmp_path)
     trials = simulated(sweep, until=3)
     records = TrialRecords(str(tmp_path))
@@ -334,7 +334,7 @@ def test_records_are_read_back_as_they_were(tmp_path: Path) -> None:
         TrialRecords(str(tmp_path))
 
 
-def test_a_trial_whose_record_was_deleted_is_the_next(tmp_path: Path) -> None:
+def test_a_trial_whose_record_was_deleted_is_proposed_again(tmp_path: Path) -> None:
     sweep = loaded(tmp_path)
     trials, records = simulated(sweep, until=4), TrialRecords(str(tmp_path))
     for trial in trials:
@@ -347,7 +347,7 @@ def test_a_trial_whose_record_was_deleted_is_the_next(tmp_path: Path) -> None:
     assert isinstance(proposal, Proposal) and proposal.point == trials[1].point
 
 
-def test_objectives_are_what_the_runs_measure(tmp_path: Path) -> None:
+def test_an_objective_is_a_metric_that_the_runs_measure(tmp_path: Path) -> None:
     names = {"frechet/2d": "fd_mobilenetv2/2d", "warp_psnr/3d": "warp_psnr/3d"}
     objectives = [{"metric": metric, "mode": "min"} for metric in names]
     sweep = with_metric_names(loaded(tmp_path, objectives=objectives), "mobilenetv2")
@@ -358,12 +358,12 @@ def test_objectives_are_what_the_runs_measure(tmp_path: Path) -> None:
             with_metric_names(odd, "mobilenetv2")
 
 
-def test_a_sweep_keeps_to_the_stage1_that_its_first_start_found(tmp_path: Path) -> None:
+def test_a_sweep_keeps_the_stage1_that_it_was_first_started_with(tmp_path: Path) -> None:
     assert pin_stage1("models:/cars/3", str(tmp_path)) == "models:/cars/3"
     assert pin_stage1("models:/cars/4", str(tmp_path)) == "models:/cars/3"
 
 
-def test_a_named_stage1_is_found_whole_and_fitting_before_anything_starts(tmp_path: Path) -> None:
+def test_a_named_stage1_is_verified_before_anything_starts(tmp_path: Path) -> None:
     base = loaded(tmp_path).base
     small = replace(base.model, channel_base=128, channel_max=8, z_dim=8, w_dim=8)
     config = replace(base, model=small, schedule=replace(base.schedule, stage1_kimg=0.8))
@@ -393,7 +393,7 @@ def test_a_named_stage1_is_found_whole_and_fitting_before_anything_starts(tmp_pa
         found(tmp_path / "run")
 
 
-def test_a_sweep_file_resolves_to_one_that_needs_no_other(tmp_path: Path) -> None:
+def test_a_sweep_file_resolves_to_one_that_depends_on_no_other(tmp_path: Path) -> None:
     (tmp_path / "base.yaml").write_text("schedule: {stage2_kimg: 6.4, stage1_kimg: 3.2}\n")
     sweep = loaded(tmp_path, recipe=None, config="base.yaml", overrides={"seed": 3})
     again = parse_sweep(sweep_to_yaml(sweep), "stored")

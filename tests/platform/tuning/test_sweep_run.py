@@ -35,7 +35,7 @@ class Swept:
     file: Path
     report: Path
     killed_with: list[str]
-    """The names of the trials that were over when the driver was killed."""
+    """The names of the trials that had ended when the driver was killed."""
     said: str
     """What the killed driver had printed."""
     run: subprocess.CompletedProcess
@@ -67,21 +67,21 @@ def swept(cars: str, tmp_path_factory: pytest.TempPathFactory) -> Swept:
     command = ["sweep", file, "--report", root / "report"]
     process = start_mimic3d(*command, log=root / "killed.log")
     deadline = time.monotonic() + PATIENCE_S
-    while not (over := over_of("scales")):
+    while not (ended := ended_trials("scales")):
         assert process.poll() is None and time.monotonic() < deadline, (root / "killed.log").read_text()
         time.sleep(0.2)
     process.kill()
     process.wait()
     run = mimic3d(*command, timeout=PATIENCE_S)
     said = (root / "killed.log").read_text()
-    return Swept(file, root / "report", over, said, run, mimic3d(*command, timeout=PATIENCE_S))
+    return Swept(file, root / "report", ended, said, run, mimic3d(*command, timeout=PATIENCE_S))
 
 
-def over_of(sweep: str) -> list[str]:
+def ended_trials(sweep: str) -> list[str]:
     return [trial.name for trial in records(sweep) if trial.ended]
 
 
-def test_a_sweep_goes_on_after_a_kill_and_past_a_trial_that_fails(swept: Swept) -> None:
+def test_a_sweep_resumes_after_a_kill_and_continues_past_a_failed_trial(swept: Swept) -> None:
     assert swept.run.returncode == 0, swept.run.stderr
     trials = records("scales")
     assert [trial.status for trial in trials] == ["finished", "failed", "finished"]
@@ -89,7 +89,7 @@ def test_a_sweep_goes_on_after_a_kill_and_past_a_trial_that_fails(swept: Swept) 
     assert "trial 1 failed and is tried again: " in swept.said + swept.run.stdout
     # Ray itself warns of many processes on few CPUs.
     assert all("(raylet)" in line for line in swept.run.stderr.splitlines())
-    # What was over when the driver was killed is not started again.
+    # Trials that had ended when the driver was killed are not started again.
     started = re.findall(r"trial (\d+) starts", swept.run.stdout)
     assert not {f"scales-{int(index):03d}" for index in started} & set(swept.killed_with)
 
@@ -153,7 +153,7 @@ def test_the_winning_config_is_one_that_trains(swept: Swept) -> None:
     assert "fd_mobilenetv2/3d" in told.stdout
 
 
-def test_a_sweep_that_is_over_is_only_told_again(swept: Swept) -> None:
+def test_a_finished_sweep_only_reports_again(swept: Swept) -> None:
     assert swept.again.returncode == 0, swept.again.stderr
     assert "starts" not in swept.again.stdout
     assert "3 trials, 2 at once with 1 workers each, 3 of them over already" in swept.again.stdout
@@ -164,7 +164,7 @@ def test_a_name_stands_for_one_sweep(swept: Swept) -> None:
     assert "exists with other settings (config.seed 0 -> 4)" in said and "--name" in said
 
 
-def test_a_sweep_that_would_starve_itself_says_so_before_it_starts(cars: str, tmp_path: Path) -> None:
+def test_a_sweep_that_cannot_run_is_refused_before_it_starts(cars: str, tmp_path: Path) -> None:
     keys = {"space": {"seed": {"grid": [0, 1]}}, "search": {"algorithm": "grid"}}
     for words, trials in {
         "4 workers needs as many CPUs": {"workers": 4},

@@ -1,4 +1,4 @@
-"""Sweeps by other ways than a grid, on real Ray Tune, Ray Train, MLflow and object storage.
+"""Sweeps by other searches than a grid, on real Ray Tune, Ray Train, MLflow and object storage.
 
 A population of two goes through two generations; successive halving stops trials early and goes on after a
 Ctrl-C; TPE looks for two objectives within a budget of images.
@@ -75,7 +75,7 @@ def test_a_population_copies_weights_and_perturbs_values(stage1: str, cars: str,
     assert (tmp_path / "report" / "curves.png").is_file()
 
 
-def test_successive_halving_stops_the_worse_and_remembers_them_after_ctrl_c(
+def test_successive_halving_stops_the_worse_and_resumes_after_ctrl_c(
     stage1: str, cars: str, tmp_path: Path
 ) -> None:
     # One trial after the other, so that what each is compared with is known.
@@ -120,7 +120,7 @@ def test_successive_halving_stops_the_worse_and_remembers_them_after_ctrl_c(
         assert [stage.info.status for stage in children_of(run.info.run_id)] == ["FINISHED"]
 
 
-def test_tpe_looks_for_a_front_within_a_budget_of_images(stage1: str, cars: str, tmp_path: Path) -> None:
+def test_tpe_searches_for_a_front_within_a_budget_of_images(stage1: str, cars: str, tmp_path: Path) -> None:
     file = written(
         tmp_path,
         "front",

@@ -1,0 +1,53 @@
+"""`mimic3d evaluate` of a registered model, on real Ray Train, MLflow and object storage."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from data_samples import camera_of, png
+
+from mimic3d.checkpoints.generator_folder import save_generator
+from mimic3d.config import override
+from mimic3d.config.recipes import get_recipe
+from mimic3d.networks.generator import build_generator
+from mimic3d_command import mimic3d
+from mimic3d_platform.data.format.write_shards import DatasetWriter
+from mimic3d_platform.tracking.server import client
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
+MODEL = "cars-evaluated"
+
+
+@pytest.fixture
+def model(s3_folder: str, tmp_path: Path) -> str:
+    """A registered generator, whose config names a data set of noise in object storage."""
+    random = np.random.default_rng(0)
+    writer = DatasetWriter(f"{s3_folder}/noise", 32, {"tool": "test"}, columns=("image", "camera"))
+    for row in range(12):
+        image = png(random.integers(0, 256, (32, 32, 3), dtype=np.uint8))
+        writer.write({"image": image, "camera": camera_of(300 * row).numpy()})
+    writer.close()
+    sizes = {"output.metric_images": 8, "output.metric_identities": 1}
+    config = override(get_recipe("cars-demo"), {"data.uri": f"{s3_folder}/noise", **sizes})
+    torch.manual_seed(0)
+    save_generator(tmp_path / "generator", build_generator(config), config)
+    registered = mimic3d("register", tmp_path / "generator", MODEL, "--alias", "champion")
+    assert registered.returncode == 0, registered.stderr
+    return f"models:/{MODEL}@champion"
+
+
+def test_metrics_are_printed_and_reach_mlflow_s_run_and_model(model: str) -> None:
+    evaluated = mimic3d("evaluate", model, "--workers", 1, timeout=1500)
+    assert evaluated.returncode == 0, evaluated.stderr
+    version = client().get_model_version_by_alias(MODEL, "champion")
+    logged = client().get_logged_model(version.source.removeprefix("models:/"))
+    metrics = {metric.key: metric.value for metric in logged.metrics}
+    assert {name.split("_")[0] for name in metrics} >= {"warp", "precision", "recall"}, metrics
+    assert {name.split("/")[1] for name in metrics} == {"2d", "3d"}
+    for name, value in metrics.items():
+        assert name in evaluated.stdout and f"{value:.4g}" in evaluated.stdout
+    [run_id] = {metric.run_id for metric in logged.metrics}
+    run = client().get_run(run_id)
+    assert run.info.status == "FINISHED" and run.data.metrics == metrics
+    assert run.data.tags["mlflow.parentRunId"] == version.run_id
