@@ -30,7 +30,8 @@ LAYERS: dict[str, tuple[tuple[str, ...], ...]] = {
         ("networks",),
         ("rendering",),
         ("config",),
-        ("cameras", "randomness", "sample_noise"),
+        ("sample_noise",),
+        ("cameras", "randomness"),
     ),
     "mimic3d_platform": (
         ("cli",),

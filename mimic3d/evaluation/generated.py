@@ -12,6 +12,7 @@ from mimic3d.features.pooled import FeatureExtractor
 from mimic3d.networks.generator import DEFAULT_MAX_POINTS, Generator
 from mimic3d.randomness import counter_generator
 from mimic3d.rendering.images import to_uint8
+from mimic3d.sample_noise import noise_of_images
 
 
 @torch.no_grad()
@@ -26,36 +27,44 @@ def generated_images(
     max_points: int = DEFAULT_MAX_POINTS,
     other_camera: bool = False,
 ) -> Iterator[dict[str, Tensor]]:
-    """The images that metrics judge: no truncation, cameras drawn from the data, G told the same camera.
+    """The images that metrics compare with the reals: no truncation, noise and jitter as in training.
 
-    With `other_camera` G is told another one, drawn likewise: a generator that bakes the camera into the
-    object, instead of turning it, is found out (CGS-GAN's FID3D).
-
-    Image i is a function of (seed, i) alone, so workers may share out `indices` in any way.
+    Cameras are drawn from the data set's labels. Image i is a function of (seed, i) alone: it depends neither
+    on the batch nor on how workers share the indices.
 
     Args:
         cameras: (M, 25), all labels of the data set.
-        indices: which of the images to draw.
-        branches: any of "2d" and "3d", drawn from one tri-plane; all that the generator has by default.
+        indices: of the images to generate.
+        branches: any of "2d" and "3d", rendered from one tri-plane; all that the generator has by default.
+        batch: images that are generated at a time.
+        max_points: sample points in memory at a time; see `Generator.view`.
+        other_camera: conditions the generator on another camera, drawn likewise, which penalises generators
+            that make the object depend on the camera (CGS-GAN's FID3D).
     Yields:
-        by branch, (n, 3, R, R) uint8, n at most `batch`.
+        by branch, (n, 3, R, R) uint8 on the CPU, n at most `batch`.
     """
     branches = branches or G.branches
     device = next(G.parameters()).device
     for start in range(0, len(indices), batch):
-        sources = [counter_generator(seed, "metric", i) for i in indices[start : start + batch]]
+        images = indices[start : start + batch]
+        sources = [counter_generator(seed, "metric", image) for image in images]
         z = torch.stack([torch.randn(G.config.z_dim, generator=source) for source in sources])
-        picked = [int(torch.randint(len(cameras), (), generator=source)) for source in sources]
-        camera = cameras[picked].to(device)
-        told = camera
+        camera = conditioning = _random_cameras(cameras, sources).to(device)
         if other_camera:
-            picked = [int(torch.randint(len(cameras), (), generator=source)) for source in sources]
-            told = cameras[picked].to(device)
-        w = G.mapping(z.to(device), told)
-        planes = G.planes(w, detail="3d" in branches, noise="const")
-        yield {
-            branch: to_uint8(G.view(planes, w, camera, branch, max_points).image).cpu() for branch in branches
-        }
+            conditioning = _random_cameras(cameras, sources).to(device)
+        w = G.mapping(z.to(device), conditioning)
+        with noise_of_images(seed, "metric", images):
+            planes = G.planes(w, detail="3d" in branches, noise="random")
+            rendered = {
+                branch: G.view(planes, w, camera, branch, max_points, stochastic=True).image
+                for branch in branches
+            }
+        yield {branch: to_uint8(image).cpu() for branch, image in rendered.items()}
+
+
+def _random_cameras(cameras: Tensor, sources: Sequence[torch.Generator]) -> Tensor:
+    """(N, 25): for each source, one of `cameras` (M, 25)."""
+    return cameras[[int(torch.randint(len(cameras), (), generator=source)) for source in sources]]
 
 
 def generated_statistics(
@@ -63,8 +72,8 @@ def generated_statistics(
 ) -> dict[str, FeatureStatistics]:
     """By branch, the feature statistics of `generated_images(G, cameras, indices, **options)`."""
     result: dict[str, FeatureStatistics] = {}
-    for drawn in generated_images(G, cameras, indices, **options):
-        for branch, images in drawn.items():
+    for images_by_branch in generated_images(G, cameras, indices, **options):
+        for branch, images in images_by_branch.items():
             statistics = result.setdefault(branch, FeatureStatistics.empty(extractor.dim))
             statistics.add(extractor(images.to(next(extractor.buffers()).device)))
     return result

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 import torch
@@ -120,15 +120,23 @@ class Generator(nn.Module):
         *,
         outputs: int | None = None,
         stochastic: bool = False,
+        first: int = 0,
     ) -> Composite:
-        """Two-pass volume rendering along rays (N, M, 3); the branch is that of `planes`.
+        """Two-pass volume rendering along rays; the branch is that of `planes`.
 
-        `stochastic` jitters the samples as in training; otherwise they are at fixed quantiles.
+        Args:
+            origins, directions: (N, M, 3).
+            outputs: the number of features that are rendered (3 is RGB); all when None.
+            stochastic: jitters the samples, as in training; otherwise they are at fixed quantiles.
+            first: index of the first ray among those of the image, for `sample_noise`.
         """
         settings = self.rendering
         batch, count = origins.shape[:2]
         shape = (batch, count, settings.coarse_samples, 1)
-        jitter = uniform_rows(shape, origins.device) if stochastic else origins.new_full(shape, 0.5)
+        if stochastic:
+            jitter = uniform_rows(shape, origins.device, stream="coarse", first=first)
+        else:
+            jitter = origins.new_full(shape, 0.5)
         depths = stratified_depths(settings.near, settings.far, settings.coarse_samples, jitter)
         densities, features = self._sample(planes, origins, directions, depths, outputs)
 
@@ -137,7 +145,7 @@ class Generator(nn.Module):
             weights = composite(densities.detach(), features.detach(), depths, white).weights
         shape = (batch, count, settings.importance_samples)
         if stochastic:
-            u = uniform_rows(shape, origins.device)
+            u = uniform_rows(shape, origins.device, stream="importance", first=first)
         else:
             u = torch.linspace(0, 1, settings.importance_samples, device=origins.device).expand(shape)
         fine_depths = importance_depths(depths, weights, u)
@@ -169,8 +177,8 @@ class Generator(nn.Module):
         resolution = self.config.neural_rendering_resolution
         coarse = TriPlanes(planes.coarse, None)
 
-        def render(uv: Tensor) -> Composite:
-            return self.render_rays(coarse, *rays(camera, uv), stochastic=stochastic)
+        def render(uv: Tensor, first: int) -> Composite:
+            return self.render_rays(coarse, *rays(camera, uv), stochastic=stochastic, first=first)
 
         features, depth, opacity, *intervals = self._render_image(
             render, resolution, camera, max_points, intervals=self.rendering.guided_samples > 0
@@ -186,34 +194,50 @@ class Generator(nn.Module):
         *,
         stochastic: bool = False,
         intervals: Tensor | None = None,
+        first: int = 0,
     ) -> Composite:
-        """The 3D branch: RGB of coarse + detail at image points (M, 2) or (N, M, 2); features (N, M, 3).
+        """The 3D branch: RGB of coarse + detail at image points.
 
-        Guided samples need `intervals`, the depth intervals of the 2D branch's view of the same planes and
-        cameras; when None, they are rendered here.
+        Args:
+            uv: (M, 2) or (N, M, 2).
+            stochastic: jitters the samples, as in training.
+            intervals: for guided samples, the depth intervals of the 2D branch's view of the same planes and
+                cameras; when None, they are rendered here.
+            first: index of the first ray among those of the image, for `sample_noise`.
+        Returns:
+            features (N, M, 3).
         """
         if planes.detail is None:
             raise ValueError("the 3D branch needs detail planes: call planes(w, detail=True)")
         origins, directions = rays(camera, uv)
         count = self.rendering.guided_samples
         if not count:
-            return self.render_rays(planes, origins, directions, outputs=3, stochastic=stochastic)
+            return self.render_rays(
+                planes, origins, directions, outputs=3, stochastic=stochastic, first=first
+            )
         intervals = self.depth_intervals(planes, camera) if intervals is None else intervals
         shape = (*origins.shape[:2], count, 1)
-        jitter = uniform_rows(shape, origins.device) if stochastic else origins.new_full(shape, 0.5)
+        if stochastic:
+            jitter = uniform_rows(shape, origins.device, stream="guided", first=first)
+        else:
+            jitter = origins.new_full(shape, 0.5)
         depths = interval_depths(interval_at(intervals, uv, self.rendering.far), jitter)
         densities, features = self._sample(planes, origins, directions, depths, outputs=3)
         return composite(densities, features, depths, self.rendering.white_background)
 
     @torch.no_grad()
-    def depth_intervals(self, planes: TriPlanes, camera: Tensor, max_points: int | None = None) -> Tensor:
+    def depth_intervals(
+        self, planes: TriPlanes, camera: Tensor, max_points: int | None = None, *, stochastic: bool = False
+    ) -> Tensor:
         """(N, 2, r, r): the depth intervals of the small render's rays through the coarse planes."""
         coarse, resolution = TriPlanes(planes.coarse, None), self.config.neural_rendering_resolution
         uv = pixel_grid(resolution, device=camera.device)
-        intervals = [
-            depth_interval(self.render_rays(coarse, *rays(camera, part), outputs=0))
-            for part in self._chunks(uv, len(camera), max_points)
-        ]
+        intervals = []
+        for first, part in self._chunks(uv, len(camera), max_points):
+            rendered = self.render_rays(
+                coarse, *rays(camera, part), outputs=0, stochastic=stochastic, first=first
+            )
+            intervals.append(depth_interval(rendered))
         return _as_image(torch.cat(intervals, dim=1), resolution)
 
     def view(
@@ -223,6 +247,8 @@ class Generator(nn.Module):
         camera: Tensor,
         branch: str = "3d",
         max_points: int = DEFAULT_MAX_POINTS,
+        *,
+        stochastic: bool = False,
     ) -> View:
         """Renders whole images; at most `max_points` sample points are in memory at once.
 
@@ -232,15 +258,17 @@ class Generator(nn.Module):
             camera: (N, 25).
             branch: one of `self.branches`.
             max_points: see `points_within` for a bound in bytes.
+            stochastic: jitters the samples, as in training; otherwise they are at fixed quantiles.
         """
         self.require_branch(branch)
         if branch == "2d":
-            return self.branch_2d(planes, w, camera, max_points=max_points)
-        guided = self.rendering.guided_samples > 0
-        intervals = self.depth_intervals(planes, camera, max_points) if guided else None
+            return self.branch_2d(planes, w, camera, stochastic=stochastic, max_points=max_points)
+        intervals = None
+        if self.rendering.guided_samples:
+            intervals = self.depth_intervals(planes, camera, max_points, stochastic=stochastic)
 
-        def render(uv: Tensor) -> Composite:
-            return self.branch_3d(planes, camera, uv, intervals=intervals)
+        def render(uv: Tensor, first: int) -> Composite:
+            return self.branch_3d(planes, camera, uv, stochastic=stochastic, intervals=intervals, first=first)
 
         resolution = self.config.image_resolution
         image, depth, opacity = self._render_image(render, resolution, camera, max_points)
@@ -248,31 +276,38 @@ class Generator(nn.Module):
 
     def _render_image(
         self,
-        render: Callable[[Tensor], Composite],
+        render: Callable[[Tensor, int], Composite],
         resolution: int,
         camera: Tensor,
         max_points: int | None,
         *,
         intervals: bool = False,
     ) -> tuple[Tensor, ...]:
-        """Features (N, C, resolution, resolution), depth and opacity of `render` at each pixel.
+        """Features (N, C, resolution, resolution), depth and opacity of each pixel.
 
-        With `intervals`, the depth intervals as well.
+        Args:
+            render: image points (M, 2), and the index of the first of them, to their rays' composite.
+            intervals: whether the depth intervals are returned as well.
         """
         uv = pixel_grid(resolution, device=camera.device)
         parts = []
-        for part in self._chunks(uv, len(camera), max_points):
-            rendered = render(part)
+        for first, part in self._chunks(uv, len(camera), max_points):
+            rendered = render(part, first)
             outputs = (rendered.features, rendered.depth, rendered.weights.sum(dim=-2))
             parts.append((*outputs, depth_interval(rendered)) if intervals else outputs)
         joined = (torch.cat(output, dim=1) for output in zip(*parts, strict=True))
         return tuple(_as_image(output, resolution) for output in joined)
 
-    def _chunks(self, uv: Tensor, batch: int, max_points: int | None) -> tuple[Tensor, ...]:
-        """Parts of `uv`, for which one pass over all cameras' rays takes at most `max_points` points."""
+    def _chunks(self, uv: Tensor, batch: int, max_points: int | None) -> Iterator[tuple[int, Tensor]]:
+        """Parts of `uv`, for which one pass over all cameras' rays takes at most `max_points` points.
+
+        Yields:
+            the index of a part's first point, and the part.
+        """
         settings = self.rendering
         samples = max(settings.coarse_samples, settings.importance_samples, settings.guided_samples)
-        return (uv,) if max_points is None else uv.split(max(1, max_points // (samples * batch)))
+        size = len(uv) if max_points is None else max(1, max_points // (samples * batch))
+        yield from ((first, uv[first : first + size]) for first in range(0, len(uv), size))
 
 
 def _as_image(values: Tensor, resolution: int) -> Tensor:
