@@ -152,7 +152,7 @@ def _first_side(source: Source, table: pa.Table, edit: Edit, partial: bool) -> i
         row = table.slice(start, 1)
         name = row["name"][0].as_py()
         try:
-            data = next(read_entries(source.uri, entries_of(row)))
+            (data,) = read_entries(source.uri, entries_of(row))
             return edit_image(data, edit, f"{name} of {source.uri}").side
         except UserError:
             if not partial:

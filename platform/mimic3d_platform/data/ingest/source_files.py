@@ -76,7 +76,8 @@ class Source:
 
     def read(self, name: str) -> bytes:
         """The whole content of a small file."""
-        return next(read_entries(self.uri, [self.entries[name]]))
+        (content,) = read_entries(self.uri, [self.entries[name]])
+        return content
 
     def within(self, folder: str, name: str) -> str | None:
         """The file that a listing in `folder` calls `name`; None if the source has no such file.
