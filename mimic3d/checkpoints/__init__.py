@@ -1,1 +1,1 @@
-"""Generators on disk: safetensors and a config, nothing executable."""
+"""Generators on disk: folders of safetensors and a config, and the import of released checkpoints."""

@@ -1,4 +1,4 @@
-"""A generator as a folder: `generator.safetensors`, its weights, and `config.yaml`, the run's config."""
+"""A generator's folder: `generator.safetensors` with its weights, and `config.yaml` with the run's config."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from mimic3d.networks.generator import Generator, build_generator
 
 
 def save_generator(folder: str | Path, generator: Generator, config: Config) -> Path:
-    """Writes the generator's weights and its config into `folder`, which is made if need be."""
+    """Writes a generator's weights and config into `folder`, which is created if it does not exist."""
     return save_weights(folder, generator.state_dict(), config)
 
 
 def save_weights(folder: str | Path, weights: Mapping[str, Tensor], config: Config) -> Path:
-    """As `save_generator`, of the generator's `state_dict`."""
+    """Writes a generator's folder from its `state_dict`; see `save_generator`."""
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in weights.items()}
@@ -30,10 +30,10 @@ def save_weights(folder: str | Path, weights: Mapping[str, Tensor], config: Conf
 
 
 def load_generator(folder: str | Path) -> tuple[Generator, Config]:
-    """The generator of a folder, ready to draw, and its config. Nothing in the folder is executed.
+    """Loads the generator of a folder, in evaluation mode, and its config. Nothing in it is executed.
 
     Raises:
-        ValueError: a file is missing or damaged, or the weights are not those of the config's generator.
+        ValueError: a file is missing or damaged, or the weights do not fit the config.
     """
     folder = Path(folder)
     for name in (CONFIG, GENERATOR_WEIGHTS):
@@ -44,7 +44,7 @@ def load_generator(folder: str | Path) -> tuple[Generator, Config]:
     try:
         tensors = load_file(folder / GENERATOR_WEIGHTS)
     except SafetensorError as error:
-        raise ValueError(f"{folder / GENERATOR_WEIGHTS} is damaged ({error}): fetch it again") from None
+        raise ValueError(f"{folder / GENERATOR_WEIGHTS} is damaged ({error}): copy it again") from None
     expected = {name: tuple(tensor.shape) for name, tensor in generator.state_dict().items()}
     found = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
     if expected != found:

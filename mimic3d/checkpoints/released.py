@@ -1,7 +1,8 @@
-"""EG3D's and Mimic3D's released checkpoints, brought into this project's own format without running them.
+"""Converts EG3D's and Mimic3D's released checkpoints to this project's format, without running them.
 
-The averaged generator becomes a generator's folder. What a training goes on with, the generator that was not
-averaged and the discriminators, lies beside it where the pickle has it, and `start` takes it from there.
+The averaged generator (G_ema) becomes a generator's folder. The networks that only a training needs, the
+generator that is not averaged and the discriminators, are written beside it if the pickle has them; `start`
+reads them.
 """
 
 from __future__ import annotations
@@ -25,11 +26,11 @@ from mimic3d.networks.discriminators import DualDiscriminator, PatchDiscriminato
 from mimic3d.networks.generator import Generator
 
 NETWORK = "G_ema"
-# The other networks of a pickle, and their names in a run's start.
+# The other networks of a pickle -> their names in `mimic3d.training.start`.
 _OTHERS = {"G": "generator", "D": "dual", "D_patch": "patch"}
-# Deeper than the released networks nest their parts.
+# The released networks nest their modules less deeply.
 _MAX_DEPTH = 16
-# Several times the largest of the released files, all of which is read into memory.
+# Several times the size of the largest released file; files are read into memory.
 _MAX_BYTES = 4 * 2**30
 _FIR = np.outer([1, 3, 3, 1], [1, 3, 3, 1]) / 64
 
@@ -37,15 +38,15 @@ _FIR = np.outer([1, 3, 3, 1], [1, 3, 3, 1]) / 64
 def import_released(file: str | Path, destination: str | Path, *, generator_only: bool = False) -> Config:
     """Writes the networks of a network pickle as a generator's folder, and returns its config.
 
-    Nothing in the file is executed. The folder appears whole or not at all.
+    Nothing in the file is executed. The folder appears complete or not at all.
 
     Args:
         file: a network pickle of EG3D or Mimic3D.
         destination: a folder that is empty or does not exist yet.
-        generator_only: leaves out, unread, what only a training needs.
+        generator_only: imports G_ema only, and does not read the networks that only a training needs.
     Raises:
         ValueError: the file is not such a pickle, or is damaged, or holds a network that is not supported;
-            the destination is taken or cannot be written.
+            the destination is not empty or cannot be written.
     """
     destination = Path(destination)
     if destination.exists() and (not destination.is_dir() or any(destination.iterdir())):
@@ -63,13 +64,8 @@ def import_released(file: str | Path, destination: str | Path, *, generator_only
     return config
 
 
-def read_released(file: str | Path) -> tuple[Generator, Config]:
-    """The averaged generator of a network pickle, ready to draw, and its config; see `import_released`."""
-    return _networks(file, generator_only=True)[:2]
-
-
 def _networks(file: str | Path, generator_only: bool) -> tuple[Generator, Config, dict[str, Tensor]]:
-    """The averaged generator, its config, and the tensors of the other networks by their parts' names."""
+    """The averaged generator, its config, and the other networks' tensors, named NETWORK.TENSOR."""
     try:
         data = _read(Path(file))
         root = read_network_pickle(data)
@@ -80,7 +76,7 @@ def _networks(file: str | Path, generator_only: bool) -> tuple[Generator, Config
         for name in () if generator_only else _OTHERS:
             if root.get(name) is not None:
                 if not isinstance(root[name], Module):
-                    raise ValueError(f"its {name} is no network")
+                    raise ValueError(f"its {name} is not a network")
                 found[name] = _named(name, lambda part=root[name]: dict(_tensors(part)))
         _require_own_numbers(found, len(data))
         shapes = {name: _shapes(tensors) for name, tensors in found.items()}
@@ -97,7 +93,7 @@ def _networks(file: str | Path, generator_only: bool) -> tuple[Generator, Config
 
 
 def _other(name: str, config: Config, tensors: dict[str, np.ndarray], scale: float) -> dict[str, Tensor]:
-    """The state of a network that only a training needs."""
+    """The `state_dict` of a network that only a training needs, from its released tensors."""
     if name == "G":
         return {
             key: value.contiguous() for key, value in _generator(config, tensors, scale).state_dict().items()
@@ -114,7 +110,7 @@ def _other(name: str, config: Config, tensors: dict[str, np.ndarray], scale: flo
 
 
 def _named(name: str, read: Callable[[], Any]) -> Any:
-    """What `read` gives; its errors say that they are of the network `name`."""
+    """The result of `read`; names the network `name` in its errors."""
     try:
         return read()
     except ValueError as error:
@@ -122,39 +118,41 @@ def _named(name: str, read: Callable[[], Any]) -> Any:
 
 
 def _require_own_numbers(networks: dict[str, dict[str, np.ndarray]], size: int) -> None:
-    """Raises ValueError where tensors share their numbers, by which a small file would become a large one."""
+    """Raises ValueError if tensors share memory, which would expand a small file to large tensors."""
     held = sum(array.nbytes for tensors in networks.values() for array in tensors.values())
     if held > size:
-        raise ValueError(f"its tensors share their numbers: they are {held} bytes in a file of {size}")
+        raise ValueError(f"its tensors share memory: they have {held} bytes in a file of {size}")
 
 
 def _read(file: Path) -> bytes:
     if file.is_dir():
         raise ValueError("it is a folder, not a network pickle (.pkl)")
     if not file.is_file():
-        raise ValueError("there is no such file")
+        raise ValueError("no such file")
     try:
         size = file.stat().st_size
         if size > _MAX_BYTES:
-            raise ValueError(f"it is of {size} bytes, larger than any network pickle ({_MAX_BYTES} at most)")
+            raise ValueError(f"it has {size} bytes, more than any network pickle ({_MAX_BYTES} at most)")
         data = file.read_bytes()
     except OSError as error:
         raise ValueError(f"it cannot be read ({error.strerror or error})") from None
     if not data:
         raise ValueError("it is empty")
     if data.startswith(b"PK\x03\x04"):
-        raise ValueError("it is a zip file, as torch.save writes them, not a network pickle (.pkl)")
+        raise ValueError("it is a zip file, as torch.save writes, not a network pickle (.pkl)")
     return data
 
 
 def _tensors(network: Module) -> Iterator[tuple[str, np.ndarray]]:
-    """All parameters and buffers by their full names, each part of the network visited once."""
+    """All parameters and buffers by their full names; each module is visited once."""
     seen: set[int] = set()
     waiting = [("", network)]
     while waiting:
         prefix, module = waiting.pop()
         if id(module) in seen or prefix.count(".") > _MAX_DEPTH:
-            raise ValueError(f"the network is no tree of parts: {quoted(prefix)} is in it twice or too deep")
+            raise ValueError(
+                f"the network is not a tree: {quoted(prefix)} occurs twice or is nested too deeply"
+            )
         seen.add(id(module))
         for name, array in (_entries(module, "_parameters") | _entries(module, "_buffers")).items():
             if not isinstance(array, np.ndarray):
@@ -162,7 +160,7 @@ def _tensors(network: Module) -> Iterator[tuple[str, np.ndarray]]:
             yield prefix + name, array
         for name, part in _entries(module, "_modules").items():
             if not isinstance(part, Module):
-                raise ValueError(f"{quoted(prefix + name)} is not a part of a network")
+                raise ValueError(f"{quoted(prefix + name)} is not a module")
             waiting.append((f"{prefix}{name}.", part))
 
 
@@ -174,14 +172,14 @@ def _entries(module: Module, kind: str) -> dict[str, Any]:
 
 
 def _generator(config: Config, tensors: dict[str, np.ndarray], label_scale: float) -> Generator:
-    """Our generator with the released tensors, each of which must have its place and its shape."""
-    with torch.device("meta"):  # Only shapes: nothing is allocated for a file that does not fit them.
+    """A generator with the released tensors, whose names and shapes must be its own."""
+    with torch.device("meta"):  # Shapes only: nothing is allocated before the file is known to fit.
         generator = Generator(config.model, config.rendering)
     wanted = _wanted(generator)
     tensors = dict(tensors)
     for name in wanted.keys() | tensors.keys():
-        if _is_idle(name):
-            # S2D draws without noise; some releases have the buffers all the same.
+        if _is_unused(name):
+            # S2D has no noise, but some releases have its buffers.
             tensors.setdefault(name, np.zeros(wanted.get(name, ()), np.float32))
             wanted.setdefault(name, tensors[name].shape)
     state = _state(f"{config.model.architecture} generator", wanted, tensors)
@@ -202,7 +200,7 @@ def _shapes(tensors: dict[str, np.ndarray]) -> Shapes:
 def _state(
     kind: str, wanted: dict[str, tuple[int, ...]], tensors: dict[str, np.ndarray]
 ) -> dict[str, Tensor]:
-    """The released tensors of a network, each of which must have its place and its shape."""
+    """The released tensors as a `state_dict`; names and shapes must be the wanted ones."""
     tensors = dict(tensors)
     for name in [name for name in tensors if name.endswith("resample_filter")]:
         taps = tensors.pop(name)
@@ -216,7 +214,7 @@ def _state(
     return {name: _tensor(name, array, wanted[name]) for name, array in tensors.items()}
 
 
-def _is_idle(name: str) -> bool:
+def _is_unused(name: str) -> bool:
     return name.startswith("superresolution.") and name.endswith((".noise_const", ".noise_strength"))
 
 
@@ -229,5 +227,5 @@ def _tensor(name: str, array: np.ndarray, shape: tuple[int, ...]) -> Tensor:
     with np.errstate(over="ignore"):
         values = array.astype(np.float32).reshape(shape)
     if array.dtype.kind != "f" or not np.isfinite(values).all():
-        raise ValueError(f"the tensor {quoted(name)} holds something other than finite numbers")
+        raise ValueError(f"the tensor {quoted(name)} has values that are not finite numbers")
     return torch.from_numpy(values)

@@ -1,4 +1,4 @@
-"""The config of a released generator: sizes read off its tensors, rendering from its plain settings."""
+"""The config of a released generator: sizes from the shapes of its tensors, rendering from its settings."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ RECIPE = "imported"
 
 Shapes = Mapping[str, tuple[int, ...]]
 
-# Image size to what S2D resizes the 2D branch's render to first.
+# Image size -> the size to which S2D resizes the 2D branch's render first.
 _SUPERRESOLUTION_INPUT = {128: 64, 256: 128, 512: 128}
 _PATCH_RESOLUTION = 64
 _SYNTHESIS, _MAPPING = "backbone.synthesis", "backbone.mapping"
-# What the networks here do; a checkpoint that was trained to do otherwise would draw something else.
+# The settings that these networks implement; a checkpoint with others would render differently.
 _SUPPORTED = {
     "disparity_space_sampling": False,
     "clamp_mode": "softplus",
@@ -37,12 +37,12 @@ _PLAIN = (bool, int, float, str, type(None))
 def released_config(
     shapes: Shapes, attributes: Mapping[str, Any], discriminator: Shapes | None = None
 ) -> Config:
-    """The config under which `Generator` has these tensors.
+    """The config with which `Generator` has tensors of these shapes.
 
     Args:
-        shapes: of all parameters and buffers of the released generator, by their full names.
-        attributes: the released generator's own: `rendering_kwargs`, `neural_rendering_resolution`.
-        discriminator: of the released dual discriminator, where there is one.
+        shapes: the shapes of all parameters and buffers of the released generator, by their full names.
+        attributes: the released generator's attributes, such as `rendering_kwargs`.
+        discriminator: the shapes of the released dual discriminator, if there is one.
     Raises:
         ValueError: the tensors are not those of an EG3D or Mimic3D generator of a known size, or it renders
             in a way that is not supported.
@@ -56,9 +56,9 @@ def released_config(
     if discriminator is not None:
         model = _with_discriminator(model, discriminator)
     size = model.image_resolution
-    # EG3D's has no 3D branch that a second stage could train.
+    # EG3D has no 3D branch, which stage 2 would train.
     stages = {} if model.architecture == "mimic3d" else {"stage2_kimg": 0.0}
-    # The data sets that were released at 128 are of ShapeNet's cars, the others of faces.
+    # Generators released at 128 are of ShapeNet's cars, the others of faces.
     base = cars128() if size == 128 else Config()
     return replace(
         base,
@@ -90,7 +90,7 @@ def _model(shapes: Shapes, attributes: Mapping[str, Any]) -> ModelConfig:
     channel_base, channel_max = _channels(widths, f"{_SYNTHESIS}.b")
     w_dim, labels = _shape(shapes, f"{_MAPPING}.embed.weight", 2)
     if labels != LABEL_SIZE:
-        raise ValueError(f"{_MAPPING}.embed reads labels of {labels} numbers, but cameras have {LABEL_SIZE}")
+        raise ValueError(f"{_MAPPING}.embed takes labels of {labels} numbers, but cameras have {LABEL_SIZE}")
     z_dim = _shape(shapes, f"{_MAPPING}.fc0.weight", 2)[1] - w_dim
     layers = 1
     while f"{_MAPPING}.fc{layers}.weight" in shapes:
@@ -132,27 +132,24 @@ def _with_discriminator(model: ModelConfig, shapes: Shapes) -> ModelConfig:
 
 
 def _channels(widths: Mapping[int, int], prefix: str) -> tuple[int, int]:
-    """The base and the maximum of which each width is min(base / resolution, maximum)."""
+    """The base and the maximum with which each width is min(base / resolution, maximum)."""
     widest = max(widths.values())
     base = max(r * width for r, width in widths.items())
     for r, width in widths.items():
         if width != min(base // r, widest):
             raise ValueError(
-                f"{prefix}{r} is {width} channels wide, where the other blocks ask for "
-                f"{min(base // r, widest)}"
+                f"{prefix}{r} has {width} channels, but the other blocks imply {min(base // r, widest)}"
             )
     return base, widest
 
 
 def _image_resolution(shapes: Shapes, attributes: Mapping[str, Any]) -> int:
-    # S2D's convolutions are the same at every size; it is the noise buffers, unused, that tell it.
+    # S2D's convolutions have the same shapes at every size; its unused noise buffers have the image's.
     name = "superresolution.block1.conv1.noise_const"
     size = shapes[name][-1] if shapes.get(name) else attributes.get("img_resolution")
     if type(size) is not int or size not in _SUPERRESOLUTION_INPUT:
         known = ", ".join(map(str, _SUPERRESOLUTION_INPUT))
-        raise ValueError(
-            f"the images are of size {_shown(size)}, but the known super-resolutions are for {known}"
-        )
+        raise ValueError(f"its images have size {_shown(size)}, but the supported sizes are {known}")
     return size
 
 
@@ -172,7 +169,7 @@ def _rendering(base: RenderingConfig, settings: Mapping[str, Any]) -> RenderingC
         box_warp=_number(settings, "box_warp", base.box_warp),
         coarse_samples=_samples(settings, "depth_resolution", base.coarse_samples),
         importance_samples=_samples(settings, "depth_resolution_importance", base.importance_samples),
-        # Where there are settings, not to mention a white background is not to have one.
+        # Settings without this key mean a black background.
         white_background=_flag(settings, "white_back", base.white_background and not settings),
     )
 
@@ -188,7 +185,7 @@ def _camera(base: CameraConfig, settings: Mapping[str, Any]) -> CameraConfig:
 def _number(settings: Mapping[str, Any], key: str, default: float) -> float:
     value = settings.get(key, default)
     if type(value) not in (int, float) or not abs(value) < 1e9:
-        raise ValueError(f"rendering_kwargs: {key} is {_shown(value)}, but only plain numbers are supported")
+        raise ValueError(f"rendering_kwargs: {key} is {_shown(value)}, but must be a plain number")
     return float(value)
 
 
@@ -217,6 +214,6 @@ def _require_supported(values: Mapping[str, Any], supported: Mapping[str, Any]) 
 
 def _shown(value: object) -> str:
     items = value if isinstance(value, list | tuple) else [value]
-    # What nests deeper is named by its type alone: to print it could take for ever.
+    # Nested values are shown by their type only: printing them could take very long.
     plain = all(isinstance(item, _PLAIN) for item in items)
     return quoted(repr(value)) if plain else f"a {type(value).__name__}"

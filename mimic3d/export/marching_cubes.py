@@ -1,4 +1,4 @@
-"""Marching cubes in slabs: the surface of a volume of which only a few slices are in memory at a time."""
+"""Marching cubes in slabs: only a few slices of the volume are in memory at a time."""
 
 from __future__ import annotations
 
@@ -7,62 +7,61 @@ from collections.abc import Iterator
 
 import numpy as np
 
-# No density is nearer to the level than this share of its neighbours' distance from it. A vertex then keeps
-# off the corners of its cell by as much. There the vertices of several edges would fall on one place, and
-# programs that read the mesh would join them, which tears it.
+# The least distance of a density from the level, as a share of its neighbours' distance. It keeps vertices by
+# as much away from the corners of their cells, where the vertices of several edges would coincide: programs
+# that read the mesh would merge them, which tears the surface.
 _CLEARANCE = 1e-3
-# What stands outside of a closed volume is so many times as far below the level as the sample at its side is
-# above: the surface lies at the side, a two-hundredth of a cell outside of it.
-_EMPTY = 200.0
-# So that no sample lies on the level where all its neighbours do.
+# Outside a closed volume, the density is this many times as far below the level as the sample at the side is
+# above it: the surface is a two-hundredth of a cell outside the side.
+_OUTSIDE = 200.0
+# The least distance of a density from the level where all its neighbours are on it.
 _LEAST = 1e-20
 
 
-class NoSurface(ValueError):
+class NoSurfaceError(ValueError):
     """The density does not cross the level anywhere in the volume."""
 
 
-def slab_surface(
+def marching_cubes_in_slabs(
     slices: Iterator[np.ndarray], level: float, *, closed: bool, slab: int = 16
 ) -> tuple[np.ndarray, np.ndarray]:
     """The surface on which a volume has the value `level`, as one mesh (Lewiner et al., 2003).
 
-    A slab begins with the slice that the one before ended with. Both cut it into the same vertices, to the
-    last bit, since they do the same arithmetic in the same order there; by that their halves are joined.
+    Each slab begins with the last slice of the one before. Both compute the same vertices in that slice, to
+    the last bit, since the arithmetic is the same: by their positions the two surfaces are joined.
 
     Args:
-        slices: (B, C) float arrays of one size, which follow one another along the volume's first axis.
-        level: larger values are inside.
-        closed: as if nothing lay outside of the volume: what reaches its side is closed there.
+        slices: (B, C) float arrays of one size, in order along the volume's first axis.
+        level: values above it are inside.
+        closed: closes the surface at the sides of the volume.
         slab: slices in memory at a time.
     Returns:
-        (V, 3) float64 vertices in units of samples, the first sample at 0, and (F, 3) faces, outwards.
+        (V, 3) float64 vertices in units of samples, the first sample at 0, and (F, 3) faces, facing outwards.
     Raises:
-        NoSurface: no value lies above the level, or, unless `closed`, none below.
+        NoSurfaceError: no value is above the level or, unless `closed`, none is below.
     """
     vertices, faces = [], []
-    before: tuple[np.ndarray, np.ndarray] | None = None  # the seam: its vertices' places and their numbers
+    seam: tuple[np.ndarray, np.ndarray] | None = None  # positions and indices of the last slice's vertices
     start, count, highest = 0, 0, -np.inf
     cleared = _cleared(slices, level)
     for volume in _slabs(_padded(cleared) if closed else cleared, slab):
         highest = max(highest, float(volume.max()))
-        found, triangles = _march(volume)
-        at_start, at_end = found[:, 0] == 0, found[:, 0] == len(volume) - 1
-        number = np.full(len(found), -1, np.int64)
-        if before is not None:
-            number[at_start] = _matched(found[at_start, 1:], *before)
-        new = number < 0
-        number[new] = count + np.arange(new.sum())
-        before = found[at_end, 1:], number[at_end]
-        # Not the slab's own numbers: float32 would lose what slab-local coordinates have.
-        vertices.append(found[new] + [start, 0, 0])
-        faces.append(number[triangles])
+        positions, triangles = _march(volume)
+        at_start, at_end = positions[:, 0] == 0, positions[:, 0] == len(volume) - 1
+        index = np.full(len(positions), -1, np.int64)
+        if seam is not None:
+            index[at_start] = _matched(positions[at_start, 1:], *seam)
+        new = index < 0
+        index[new] = count + np.arange(new.sum())
+        seam = positions[at_end, 1:], index[at_end]
+        vertices.append(positions[new] + [start, 0, 0])
+        faces.append(index[triangles])
         count += int(new.sum())
         start += len(volume) - 1
     if count == 0:
-        raise NoSurface(
-            f"no surface: the density reaches {highest + level:.3g} in the box, level {level:g} is not below "
-            "it; give a lower level or train for longer"
+        raise NoSurfaceError(
+            f"no surface: the density reaches {highest + level:.3g} in the box, below the level {level:g}; "
+            "give a lower level or train for longer"
             if highest <= 0
             else f"no surface: the density is above {level:g} in the whole box; give a higher level"
         )
@@ -71,7 +70,7 @@ def slab_surface(
 
 
 def _slabs(slices: Iterator[np.ndarray], size: int) -> Iterator[np.ndarray]:
-    """Volumes of at most `size` slices, each of which begins with the last slice of the one before."""
+    """Volumes of at most `size` slices, each beginning with the last slice of the one before."""
     held: list[np.ndarray] = []
     for one in slices:
         held.append(one)
@@ -83,7 +82,7 @@ def _slabs(slices: Iterator[np.ndarray], size: int) -> Iterator[np.ndarray]:
 
 
 def _cleared(slices: Iterator[np.ndarray], level: float) -> Iterator[np.ndarray]:
-    """How far above the level each sample is, float32; see `_CLEARANCE`."""
+    """The signed distance of each sample from the level, float32, at least that of `_CLEARANCE`."""
     before: np.ndarray | None = None
     here: np.ndarray | None = None
     for one in itertools.chain(slices, [None]):
@@ -94,7 +93,7 @@ def _cleared(slices: Iterator[np.ndarray], level: float) -> Iterator[np.ndarray]
 
 
 def _clear(here: np.ndarray, beside: list[np.ndarray]) -> np.ndarray:
-    """One slice, between those `beside` it, kept off zero."""
+    """The signed distances of one slice, moved away from zero; `beside` are its neighbouring slices."""
     size = np.abs(here)
     reach = size.copy()
     for first, second in ((np.s_[1:], np.s_[:-1]), (np.s_[:, 1:], np.s_[:, :-1])):
@@ -107,10 +106,10 @@ def _clear(here: np.ndarray, beside: list[np.ndarray]) -> np.ndarray:
 
 
 def _padded(slices: Iterator[np.ndarray]) -> Iterator[np.ndarray]:
-    """With nothing around them."""
+    """The slices with a border of densities below the level on all sides, two more slices included."""
     last: np.ndarray | None = None
     for one in slices:
-        empty = np.abs(np.pad(one, 1, mode="edge")) * -np.float32(_EMPTY)
+        empty = np.abs(np.pad(one, 1, mode="edge")) * -np.float32(_OUTSIDE)
         if last is None:
             yield empty
         padded = empty.copy()
@@ -122,7 +121,7 @@ def _padded(slices: Iterator[np.ndarray]) -> Iterator[np.ndarray]:
 
 
 def _march(above: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The surface within one slab: float64 vertices, the first axis first, and faces."""
+    """The surface in one slab: float64 vertices and faces."""
     from skimage.measure import marching_cubes
 
     if above.min() > 0 or above.max() < 0:
@@ -131,10 +130,10 @@ def _march(above: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return vertices.astype(np.float64), faces.astype(np.int64)
 
 
-def _matched(places: np.ndarray, before: np.ndarray, numbers: np.ndarray) -> np.ndarray:
-    """The number that each vertex of a seam got in the slab before."""
-    here, there = np.lexsort(places.T), np.lexsort(before.T)
-    assert np.array_equal(places[here], before[there]), "the two sides of a seam differ"
-    matched = np.empty(len(places), np.int64)
-    matched[here] = numbers[there]
+def _matched(positions: np.ndarray, before: np.ndarray, indices: np.ndarray) -> np.ndarray:
+    """The index that each vertex of a seam has in the slab before."""
+    here, there = np.lexsort(positions.T), np.lexsort(before.T)
+    assert np.array_equal(positions[here], before[there]), "the two sides of a seam differ"
+    matched = np.empty(len(positions), np.int64)
+    matched[here] = indices[there]
     return matched

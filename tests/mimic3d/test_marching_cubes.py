@@ -12,7 +12,7 @@ import torch.nn.functional as F
 import trimesh
 from trimesh import Trimesh
 
-from mimic3d.export.marching_cubes import NoSurface, slab_surface
+from mimic3d.export.marching_cubes import NoSurfaceError, marching_cubes_in_slabs
 
 ROOT = Path(__file__).parents[2]
 
@@ -25,7 +25,7 @@ def rough_volume(size: int, cell: int) -> np.ndarray:
 
 
 def mesh_of(volume: np.ndarray, level: float, **settings) -> Trimesh:
-    return Trimesh(*slab_surface(iter(volume), level, **settings), process=False)
+    return Trimesh(*marching_cubes_in_slabs(iter(volume), level, **settings), process=False)
 
 
 @pytest.mark.parametrize("cell", [2, 4, 8])
@@ -87,10 +87,10 @@ def test_a_reader_that_joins_near_vertices_tears_nothing(ending: str, steepness:
 def test_a_volume_without_a_surface_is_said_to_be_one() -> None:
     volume = np.full((4, 4, 4), 2.0, np.float32)
     for closed in (False, True):
-        with pytest.raises(NoSurface, match="the density reaches 2 in the box, level 3 is not below it"):
-            slab_surface(iter(volume), 3.0, closed=closed)
-    with pytest.raises(NoSurface, match="above 1 in the whole box; give a higher level"):
-        slab_surface(iter(volume), 1.0, closed=False)
+        with pytest.raises(NoSurfaceError, match="the density reaches 2 in the box, below the level 3"):
+            marching_cubes_in_slabs(iter(volume), 3.0, closed=closed)
+    with pytest.raises(NoSurfaceError, match="above 1 in the whole box; give a higher level"):
+        marching_cubes_in_slabs(iter(volume), 1.0, closed=False)
     assert mesh_of(volume, 1.0, closed=True).volume == pytest.approx(27, rel=0.01)
 
 

@@ -115,9 +115,9 @@ def refusal(tmp_path: Path, data: bytes) -> str:
     [
         ({"b64.conv0.bias": None}, "in D, its discriminator lacks b64.conv0.bias (to import the generator"),
         ({"b4.fc.extra": torch.zeros(2)}, "in D, its discriminator has the surplus tensor b4.fc.extra"),
-        ({"b4.fc.weight": torch.zeros(5, 192)}, "in D, b4 is 5 channels wide"),
+        ({"b4.fc.weight": torch.zeros(5, 192)}, "in D, b4 has 5 channels"),
         ({"b4.fc.weight": None}, "in D, the tensor b4.fc.weight is missing"),
-        ({"b4.out.bias": torch.full((12,), torch.inf)}, "b4.out.bias holds something other than finite"),
+        ({"b4.out.bias": torch.full((12,), torch.inf)}, "b4.out.bias has values that are not finite"),
         ({"b128.fromrgb.weight": torch.zeros(2, 3, 1, 1)}, "has the shape (2, 3, 1, 1), but must have"),
     ],
 )
@@ -126,7 +126,7 @@ def test_tensors_that_make_no_discriminator_are_named(tmp_path, change, said) ->
 
 
 def test_what_stands_for_a_network_and_is_none_is_refused(tmp_path) -> None:
-    assert "its D is no network" in refusal(tmp_path, released(D=[1]))
+    assert "its D is not a network" in refusal(tmp_path, released(D=[1]))
     assert "in G, its mimic3d generator lacks" in refusal(tmp_path, released(G=Persistent("G", {})))
 
 

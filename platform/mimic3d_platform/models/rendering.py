@@ -181,7 +181,7 @@ def write_mesh(
         NoSurfaceError: the density nowhere reaches the level.
         UserError: another suffix, or a place that cannot be written.
     """
-    from mimic3d.export.marching_cubes import NoSurface
+    from mimic3d.export import marching_cubes
     from mimic3d.export.mesh import DENSITY_LEVEL, FORMATS, MAX_POINTS, extract_mesh, save_mesh
 
     if path.suffix.lower() not in FORMATS:
@@ -202,7 +202,7 @@ def write_mesh(
         )
     except ValueError as error:
         what = options.latents or f"latent {options.seeds[0]}"
-        kind = NoSurfaceError if isinstance(error, NoSurface) else UserError
+        kind = NoSurfaceError if isinstance(error, marching_cubes.NoSurfaceError) else UserError
         raise kind(f"no mesh of {what}: {error}") from error
     partial = path.with_name(f".{path.stem}.{os.getpid()}.partial{path.suffix}")
     with storage.translate_errors(path, "write"):
