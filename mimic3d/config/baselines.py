@@ -1,4 +1,4 @@
-"""What any recipe becomes when something of the method is left out or done otherwise, for comparison."""
+"""Baselines: what a recipe is compared with, derived from its config."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ EPIGRAF_ANNEAL_KIMG = 10_000.0
 
 
 def joint(config: Config, recipe: str) -> Config:
-    """Both branches from scratch, for as many images as both stages take (the supplement, II.1)."""
+    """Both branches trained together from scratch, on the images of both stages (supplement, II.1)."""
     schedule = config.schedule
     both = schedule.stage1_kimg + schedule.stage2_kimg
     return replace(config, recipe=recipe, schedule=replace(schedule, stage1_kimg=0.0, stage2_kimg=both))
@@ -22,32 +22,32 @@ def eg3d(config: Config, recipe: str, r1_gamma: float | None = None) -> Config:
     return replace(
         config,
         recipe=recipe,
-        model=replace(config.model, architecture="eg3d"),  # which has no stage 2
+        model=replace(config.model, architecture="eg3d"),  # It has no stage 2.
         regularization=replace(regular, r1_gamma=regular.r1_gamma if r1_gamma is None else r1_gamma),
     )
 
 
 def patch_gan(config: Config, recipe: str) -> Config:
-    """The 3D branch alone, taught by a patch discriminator as in EpiGRAF (Skorokhodov et al., 2022).
+    """The 3D branch alone, trained by a patch discriminator as in EpiGRAF (Skorokhodov et al., 2022).
 
-    Nothing is imitated. Windows shrink from the whole image to the recipe's patch scale, and the
-    discriminator is told which it sees; the generator is not told the camera: its conditioning is always
-    another sample's. Rays take both passes: samples guided by the coarse planes would find no way back once
-    a ray has lost its light, since no 2D branch restores it.
+    There is no imitation. The scale of patches is annealed from the whole image to the recipe's, and the
+    discriminator is conditioned on scale and position. The generator is not conditioned on its camera: the
+    label is always another sample's. Samples are not guided: a ray whose density has vanished has all its
+    guided samples at one depth and no gradient, and no 2D branch would restore it.
     """
     schedule = config.schedule
     both = schedule.stage1_kimg + schedule.stage2_kimg
     return replace(
         config,
         recipe=recipe,
-        # No stage 1 has taught the coarse planes anything: detail begins at random, as they do.
+        # Without stage 1, coarse and detail planes both begin at random.
         model=replace(config.model, branch_2d=False, detail_init=1.0),
         rendering=replace(config.rendering, guided_samples=0),
         imitation=replace(
             config.imitation,
             lpips_weight=0.0,
             patch_gan_weight=1.0,
-            # The paper's, as a share of its 25 Mimg: shorter runs anneal as early.
+            # EpiGRAF's, as a share of its 25 Mimg, so that shorter runs anneal in proportion.
             patch_anneal_kimg=EPIGRAF_ANNEAL_KIMG * both / 25_000,
             patch_label="window",
         ),

@@ -1,4 +1,4 @@
-"""Named recipes: the settings of an experiment, each derived from another by what differs."""
+"""Named recipes: the configs of experiments, each derived from another by its differences."""
 
 from __future__ import annotations
 
@@ -22,15 +22,15 @@ from mimic3d.config import (
 )
 from mimic3d.config.baselines import eg3d, joint, patch_gan
 
-# How long: EG3D takes 24 s for 1000 images on eight V100 and stage 2 half as long again, so at 512² the two
-# stages are about 7 and 6 days of eight such GPUs. Smaller images, of which no time is published, take less.
+# Times in the docstrings: EG3D takes 24 s per 1000 images at 512² on eight V100 GPUs, stage 2 half as much
+# again: the two stages take about 7 and 6 days. No times are published for smaller images, which take less.
 
 
 def ffhq512() -> Config:
     """Faces at 512², as published: FID 5.37 of the 3D branch, 50 000 images against all reals.
 
-    mimic3d train ffhq512 --data s3://…, FFHQ as EG3D aligns it, with its mirror images and camera labels. The
-    paper trained on 25 + 15 million images, 32 at a time on eight GPUs; about 13 days on V100s.
+    mimic3d train ffhq512 --data s3://…, with FFHQ as EG3D aligns it, mirrored images and camera labels. The
+    paper trains on 25 + 15 million images, batch 32, on eight GPUs; about 13 days on V100s.
     """
     return Config(recipe="ffhq512", model=ModelConfig(precision="mixed"))
 
@@ -38,8 +38,8 @@ def ffhq512() -> Config:
 def ffhq256() -> Config:
     """Faces at 256², as published: FID 5.14 of the 3D branch.
 
-    mimic3d train ffhq256 --data s3://…; data and images as `ffhq512`, on eight GPUs, 31 GB on each; at most
-    its 13 days of V100s.
+    mimic3d train ffhq256 --data s3://…; data and number of images as `ffhq512`; eight GPUs, 31 GB on each; at
+    most 13 days on V100s.
     """
     base = ffhq512()
     return replace(
@@ -51,7 +51,7 @@ def ffhq256() -> Config:
 
 
 def _of_cats(base: Config, recipe: str) -> Config:
-    """AFHQ's cats: few images, so stronger R1 and adaptive augmentation; a camera that looks elsewhere."""
+    """AFHQ's cats: stronger R1 and adaptive augmentation, since images are few; another camera pivot."""
     return replace(
         base,
         recipe=recipe,
@@ -64,8 +64,9 @@ def _of_cats(base: Config, recipe: str) -> Config:
 def cats512() -> Config:
     """AFHQ's cats at 512², as published: FID 4.29 of the 3D branch.
 
-    mimic3d train cats512 --data s3://…, AFHQv2's cats with mirror images and camera labels; images, GPUs and
-    days as `ffhq512`. EG3D's authors begin cats with faces: --set start=… takes a trained run's weights.
+    mimic3d train cats512 --data s3://…, with AFHQv2's cats, mirrored images and camera labels; number of
+    images, GPUs and time as `ffhq512`. EG3D's authors begin cats with faces: --set start=… takes a trained
+    run's weights.
     """
     return _of_cats(ffhq512(), "cats512")
 
@@ -73,16 +74,16 @@ def cats512() -> Config:
 def cats256() -> Config:
     """AFHQ's cats at 256², as published: FID 4.14 of the 3D branch.
 
-    mimic3d train cats256 --data s3://…; data as `cats512`; sizes, weights, eight GPUs and days as `ffhq256`.
+    mimic3d train cats256 --data s3://…; data as `cats512`; sizes, loss weights, GPUs and time as `ffhq256`.
     """
     return _of_cats(ffhq256(), "cats256")
 
 
 def cars128() -> Config:
-    """Cars at 128², with the paper's settings for ShapeNet-Cars; the paper publishes no FID of them.
+    """Cars at 128², with the paper's settings for ShapeNet-Cars, of which it publishes no FID.
 
-    mimic3d train cars128 --data s3://…; the paper trained on 40 million images, 32 at a time on eight GPUs;
-    at most the 13 days of `ffhq512`.
+    mimic3d train cars128 --data s3://…; the paper trains on 40 million images, batch 32, on eight GPUs; at
+    most 13 days on V100s, as `ffhq512`.
     """
     return Config(
         recipe="cars128",
@@ -110,7 +111,7 @@ def cars128() -> Config:
 def cars64() -> Config:
     """Cars at 64²: cars128 at half the size and a tenth of its images, for one GPU.
 
-    mimic3d train cars64 --data s3://… on cars that `mimic3d data render --resolution 64` made.
+    mimic3d train cars64 --data s3://…, with cars from `mimic3d data render --resolution 64`.
     """
     base = cars128()
     return replace(
@@ -138,14 +139,14 @@ def cars64() -> Config:
 def cars_small() -> Config:
     """Cars at 64² with networks of 2 million parameters, for half an hour of one large GPU.
 
-    mimic3d train cars-small --data s3://… on one GPU, or `make pretrained` without any service. The data are
-    `mimic3d data render` with --resolution 64 --focal 1.4 --colourings 32 --views 32: 13 models of Debian's,
-    13 312 images.
+    mimic3d train cars-small --data s3://… on one GPU, or `make pretrained` without services. The data are
+    those of `mimic3d data render` with --resolution 64 --focal 1.4 --colourings 32 --views 32: 13 312 images
+    of 13 models.
 
-    Own settings: planes of half the image's size and detail planes of its own, as the paper has them at 512²;
-    TF32, and one render for both discriminators (a third faster each on an H100); no blur, as images are
-    small; R1 weaker, as images of fewer pixels need less of it (StyleGAN2-ADA's rule); label swapping that
-    ends early, and rates that cool down.
+    It differs from the paper in: planes of half the image's resolution, detail planes of the image's, as in
+    the paper at 512²; TF32, and one render for both discriminators, each a third faster on an H100; no blur,
+    since images are small; weaker R1, as images of fewer pixels need (StyleGAN2-ADA's rule); a shorter
+    annealing of the label swap; and a cool-down of the learning rates.
     """
     base = cars64()
     return replace(
@@ -183,16 +184,15 @@ def cars_small() -> Config:
 
 
 def cars_demo() -> Config:
-    """Cars at 32²: the same method as small as it goes, for two CPU cores and a few minutes.
+    """Cars at 32²: the method at its smallest, for two CPU cores and a few minutes.
 
-    `make demo`. Networks as small as these learn at higher rates than the paper's, and the more of the image
-    and of the box the cars fill, the fewer pixels and cells have nothing to learn. With few samples on a ray,
-    those of the 3D branch are worth placing around the depth that the coarse planes have. As minutes count,
-    detail begins at nothing, so that stage 2 need not unlearn a random start, and most of the time is stage
-    2's, in which both branches learn. How far a run of a few minutes comes is counted in steps, so a step has
-    few images; the rates start high and fall all through stage 2, so that it does not end at a moment's whim.
-    Both discriminators share the generated images, which saves a render in each step of stage 2, and Adam's
-    moments are kept from stage 1: at these rates new ones would throw the trained networks back.
+    `make demo`. It differs from the paper in: higher learning rates, which small networks need; cars that
+    fill more of the image and of the box, so that fewer pixels and cells are empty; guided samples, since
+    rays have few; detail planes that begin as zeros, so that stage 2 begins with what stage 1 has learnt;
+    most images in stage 2, in which both branches learn; small batches, since the result of a few minutes
+    depends on the number of steps; a cool-down over all of stage 2, since at high rates the last steps decide
+    how the result looks; one render for both discriminators, which saves time in each step of stage 2; and
+    Adam's moments kept from stage 1, since at these rates new ones would set the networks back.
     """
     base = cars64()
     return replace(
@@ -247,8 +247,8 @@ def cars_demo() -> Config:
 def ffhq256_joint() -> Config:
     """Faces at 256², both branches from scratch: FID 5.03 in the supplement (II.1).
 
-    mimic3d train ffhq256-joint --data s3://…; data, images and eight GPUs as `ffhq256`. Each image takes
-    stage 2's time: at most 17 days of V100s.
+    mimic3d train ffhq256-joint --data s3://…; data, number of images and GPUs as `ffhq256`. All steps take as
+    long as stage 2's: at most 17 days on V100s.
     """
     return joint(ffhq256(), "ffhq256-joint")
 
@@ -259,17 +259,17 @@ def cars_demo_joint() -> Config:
 
 
 def ffhq512_eg3d() -> Config:
-    """EG3D on faces at 512²: FID 4.70 published, about 7 days of eight V100.
+    """EG3D on faces at 512²: FID 4.70 published, about 7 days on eight V100 GPUs.
 
-    mimic3d train ffhq512-eg3d --data s3://…; what stage 1 is compared with.
+    mimic3d train ffhq512-eg3d --data s3://…; the baseline that stage 1 is compared with.
     """
     return eg3d(ffhq512(), "ffhq512-eg3d")
 
 
 def cars128_eg3d() -> Config:
-    """EG3D on cars at 128², with its own R1 weight of 0.3.
+    """EG3D on cars at 128², with its R1 weight of 0.3.
 
-    mimic3d train cars128-eg3d --data s3://…; 25 million images, 32 at a time on eight GPUs: at most 7 days of
+    mimic3d train cars128-eg3d --data s3://…; 25 million images, batch 32, on eight GPUs: at most 7 days on
     V100s.
     """
     return eg3d(cars128(), "cars128-eg3d", r1_gamma=0.3)
@@ -278,8 +278,7 @@ def cars128_eg3d() -> Config:
 def cars_demo_eg3d() -> Config:
     """cars-demo by EG3D alone, on two CPU cores: mimic3d train cars-demo-eg3d --data s3://…
 
-    The demo's stage 1 is short because stage 2 goes on with the 2D branch; here nothing follows it, and it
-    has the images of both.
+    It has no stage 2: stage 1 has the number of images of the demo's both stages.
     """
     demo = cars_demo()
     base = eg3d(demo, "cars-demo-eg3d")
@@ -287,10 +286,10 @@ def cars_demo_eg3d() -> Config:
 
 
 def ffhq512_patch_gan() -> Config:
-    """EpiGRAF's way of training on faces at 512²: EpiGRAF itself publishes FID 9.92.
+    """EpiGRAF's training on faces at 512²; EpiGRAF itself publishes FID 9.92.
 
-    mimic3d train ffhq512-patch-gan --data s3://…; 64² rays of windows from the whole image down to an eighth,
-    40 million images on eight GPUs: at most 17 days of V100s.
+    mimic3d train ffhq512-patch-gan --data s3://…; patches of 64² rays, of scales from 1 to an eighth; 40
+    million images on eight GPUs: at most 17 days on V100s.
     """
     return patch_gan(ffhq512(), "ffhq512-patch-gan")
 
@@ -298,8 +297,8 @@ def ffhq512_patch_gan() -> Config:
 def cars_demo_patch_gan() -> Config:
     """cars-demo by a patch discriminator alone, on two CPU cores.
 
-    mimic3d train cars-demo-patch-gan --data s3://…. Where nothing is imitated, the demo's rates and weak R1
-    leave empty images within a few hundred steps; these are gentler.
+    mimic3d train cars-demo-patch-gan --data s3://…. Without imitation, the demo's learning rates and weak R1
+    lead to empty images within a few hundred steps; rates are lower and R1 stronger here.
     """
     base = patch_gan(cars_demo(), "cars-demo-patch-gan")
     return replace(
@@ -332,7 +331,7 @@ def get_recipe(name: str) -> Config:
     """The config of a named recipe.
 
     Raises:
-        ConfigError: no recipe bears the name.
+        ConfigError: there is no recipe of that name.
     """
     if name not in RECIPES:
         near = difflib.get_close_matches(name, RECIPES, n=1)
