@@ -15,6 +15,7 @@ from mimic3d_platform.cluster.connect import join_ray
 from mimic3d_platform.data.format.dataset import check_trainable, open_dataset
 from mimic3d_platform.errors import UserError
 from mimic3d_platform.evaluation import feature_weights
+from mimic3d_platform.evaluation.metrics import Evaluator
 from mimic3d_platform.models import model_uris, registry
 from mimic3d_platform.settings import DEFAULT_RUNS_URI
 from mimic3d_platform.tracking import EXPERIMENT
@@ -142,8 +143,6 @@ def measure_worker(arguments: MeasureArguments) -> dict[str, float]:
     """Measures a worker's share; every worker returns the metrics of the whole."""
     import ray.train
     from ray.train.torch import get_device
-
-    from mimic3d_platform.evaluation.metrics import Evaluator
 
     context, device = ray.train.get_context(), get_device()
     with tempfile.TemporaryDirectory(prefix="mimic3d-evaluate-") as name:

@@ -26,6 +26,8 @@ from http.client import HTTPResponse
 from pathlib import Path
 from urllib.parse import urlsplit
 
+from safetensors import SafetensorError, safe_open
+
 from mimic3d_platform import storage
 from mimic3d_platform.errors import UserError
 from mimic3d_platform.evaluation.feature_networks import NETWORKS, FeatureNetwork, Wheel
@@ -329,8 +331,6 @@ def _store(cached: Path, data: bytes) -> None:
 
 def _is_whole(cached: Path, network: FeatureNetwork) -> bool:
     """Whether the cache has the network: undamaged, of the pinned file, by the present conversion."""
-    from safetensors import SafetensorError, safe_open
-
     try:
         expected = _digest_file(cached).read_text().split()[:1]
         if expected != [_sha256(cached)]:

@@ -9,20 +9,25 @@ import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, TypedDict
+from typing import TypedDict
+
+import torch
 
 from mimic3d.config import CameraConfig, Config
+from mimic3d.export import latents as export_latents
+from mimic3d.export import marching_cubes
+from mimic3d.export.camera_files import read_cameras
+from mimic3d.export.grid import render_grid
+from mimic3d.export.mesh import DENSITY_LEVEL, FORMATS, MAX_POINTS, extract_mesh, save_mesh
+from mimic3d.export.orbits import front, orbit, turntable
+from mimic3d.export.video import render_video
+from mimic3d.networks.generator import Generator, points_within
 from mimic3d_platform import storage
 from mimic3d_platform.errors import UserError
 
-if TYPE_CHECKING:
-    import torch
-
-    from mimic3d.networks.generator import Generator
-
 
 class NoSurfaceError(UserError):
-    """The density nowhere reaches the level: the model has hardly trained."""
+    """The density nowhere crosses the level: the model has hardly trained."""
 
 
 @dataclass(frozen=True)
@@ -71,19 +76,14 @@ def latents_of(generator: Generator, config: Config, options: RenderOptions) -> 
         raise UserError(
             f"truncation is {options.truncation}: give a number, 1 for none and 0 for the average object"
         )
-    import torch
-
-    from mimic3d.export.latents import latents_of_seeds, read_latents
-    from mimic3d.export.orbits import front
-
     mapping = generator.backbone.mapping
     device = next(generator.parameters()).device
     truncation = (options.truncation, options.truncation_cutoff)
     with torch.no_grad(), _user_errors():
         if options.latents:
-            latents = read_latents(options.latents, generator).to(device)
+            latents = export_latents.read_latents(options.latents, generator).to(device)
         else:
-            latents = latents_of_seeds(config.model, options.seeds).to(device)
+            latents = export_latents.latents_of_seeds(config.model, options.seeds).to(device)
         if latents.dim() == 3:
             return mapping.truncate(latents, *truncation)
         cameras = front(config.camera).to(device).expand(len(latents), -1)
@@ -96,10 +96,8 @@ def parse_seeds(text: str) -> tuple[int, ...]:
     Raises:
         UserError: the text is no list of numbers and ranges.
     """
-    from mimic3d.export import latents
-
     with _user_errors():
-        return latents.parse_seeds(text)
+        return export_latents.parse_seeds(text)
 
 
 def camera_path(settings: CameraConfig, file: Path | None, count: int, *, closed: bool) -> torch.Tensor:
@@ -110,9 +108,6 @@ def camera_path(settings: CameraConfig, file: Path | None, count: int, *, closed
     Raises:
         UserError: the file holds no camera path.
     """
-    from mimic3d.export.camera_files import read_cameras
-    from mimic3d.export.orbits import orbit, turntable
-
     if file is not None:
         with _user_errors():
             return read_cameras(file, settings)
@@ -123,8 +118,6 @@ def write_grid(
     generator: Generator, config: Config, path: Path, options: RenderOptions, cameras: torch.Tensor
 ) -> None:
     """Writes a PNG with one row for each latent: each branch from all `cameras` (C, 25)."""
-    from mimic3d.export.grid import render_grid
-
     w = latents_of(generator, config, options)
     with _user_errors():
         grid = render_grid(generator, w, cameras, **_shared(generator, options))
@@ -148,12 +141,9 @@ def write_video(
         interpolate: show one object that changes from latent to latent, in place of all side by side.
         progress: called with the number of frames rendered and their total.
     """
-    from mimic3d.export.latents import interpolate as interpolated
-    from mimic3d.export.video import render_video
-
     w = latents_of(generator, config, options)
     if interpolate:
-        w = interpolated(w, len(cameras))[:, None]
+        w = export_latents.interpolate(w, len(cameras))[:, None]
     with storage.translate_errors(path, "write"), _user_errors():
         render_video(path, generator, w, cameras, progress=progress, **_shared(generator, options))
 
@@ -178,12 +168,9 @@ def write_mesh(
         watertight: whether the surface is closed at the sides of the box.
         largest_only: whether only the largest connected piece is kept.
     Raises:
-        NoSurfaceError: the density nowhere reaches the level.
+        NoSurfaceError: the density nowhere crosses the level.
         UserError: another suffix, or a place that cannot be written.
     """
-    from mimic3d.export import marching_cubes
-    from mimic3d.export.mesh import DENSITY_LEVEL, FORMATS, MAX_POINTS, extract_mesh, save_mesh
-
     if path.suffix.lower() not in FORMATS:
         raise UserError(f"{path} is no {' or '.join(FORMATS)}: name one")
     w = latents_of(generator, config, options)
@@ -214,8 +201,6 @@ def write_mesh(
 
 
 def _shared(generator: Generator, options: RenderOptions) -> _Shared:
-    from mimic3d.networks.generator import points_within
-
     with _user_errors():
         for branch in options.branches or ():
             generator.require_branch(branch)
