@@ -159,7 +159,7 @@ def ray_data(source: Source, workers: int) -> Batches:
         os.environ.pop("RAY_ADDRESS", None)
         ray.init("local", num_cpus=workers, include_dashboard=False, log_to_driver=False)
     ray.data.DataContext.get_current().enable_progress_bars = False
-    files, path = storage.filesystem(f"{source.uri}/parquet")
+    files, path = storage.arrow_filesystem(f"{source.uri}/parquet")
     rows = ray.data.read_parquet(path, filesystem=files, columns=["image", "camera"], shuffle="files")
     side = source.side
 

@@ -39,6 +39,8 @@ def own_home() -> Iterator[Path]:
         os.environ["MIMIC3D_WEIGHTS"] = str(weights)
     home = Path(tempfile.mkdtemp(prefix="m3d-test-", dir="/tmp"))
     os.environ["MIMIC3D_HOME"] = str(home)
+    for variable in ("AWS_CONFIG_FILE", "AWS_SHARED_CREDENTIALS_FILE"):
+        os.environ[variable] = str(home / "no-file-of-aws")
     yield home
     shutil.rmtree(home, ignore_errors=True)
     for name in [name for name in os.environ if name.startswith(_SERVICES)]:

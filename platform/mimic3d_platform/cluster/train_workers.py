@@ -95,7 +95,7 @@ def run_train_workers(
     """
     timeout = ELASTIC_START_TIMEOUT_S if scale.elastic else START_TIMEOUT_S
     os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", str(timeout))
-    filesystem, path = storage.filesystem(storage_uri)
+    filesystem, path = storage.arrow_filesystem(storage_uri)
     call = _WorkerCall(function, arguments, scale.threads, (ray.put(get_settings().export()),))
     all_callbacks: list[Any] = list(callbacks)  # Ray annotates public ones only, and takes both kinds.
     if on_worker_start is not None:

@@ -19,7 +19,6 @@ from mimic3d_platform.data.format.read_shards import row_groups
 from mimic3d_platform.data.ingest.eg3d import LISTING
 from mimic3d_platform.data.ingest.source_files import check_name
 from mimic3d_platform.errors import UserError
-from mimic3d_platform.storage.whole_file import whole_file
 
 # One time for all files, so that equal data sets give equal zips.
 _TIME = (1980, 1, 1, 0, 0, 0)
@@ -58,7 +57,7 @@ def export_dataset(
     done = 0
     with (
         tempfile.TemporaryFile("w+", encoding="utf-8") as labels,
-        whole_file(dest_uri) as file,
+        storage.atomic_write(dest_uri) as file,
         zipfile.ZipFile(file, "w", zipfile.ZIP_STORED) as archive,
     ):
         for shard in manifest.shards:

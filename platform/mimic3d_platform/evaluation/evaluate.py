@@ -70,7 +70,7 @@ def evaluate(
     Raises:
         UserError: no such model or data set, or a service that does not answer.
     """
-    model = storage.rooted(model)
+    model = storage.absolute(model)
     tracking.check_tracking()
     join_ray()
     version = registry.version_of(model) if registry.is_registered(model) else None
@@ -112,7 +112,7 @@ def _config_of(
         raise UserError(f"{model} is no generator (it has no {CONFIG}): name a generator's folder or a model")
     config = config_from_yaml(file.read_text(), f"{model}/{CONFIG}")
     given = {
-        "data.uri": storage.rooted(data_uri) if data_uri else None,
+        "data.uri": storage.absolute(data_uri) if data_uri else None,
         "output.metric_images": images,
         "output.metric_identities": identities,
     }

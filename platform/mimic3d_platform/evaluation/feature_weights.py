@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
-import hashlib
 import importlib.metadata
 import json
 import subprocess
@@ -32,6 +31,7 @@ from mimic3d_platform import storage
 from mimic3d_platform.errors import UserError
 from mimic3d_platform.evaluation.feature_networks import NETWORKS, FeatureNetwork, Wheel
 from mimic3d_platform.settings import get_settings
+from mimic3d_platform.storage.digests import format_sha256sums, sha256, sha256_of_file
 
 CONNECT_TIMEOUT_S = 3.0
 READ_TIMEOUT_S = 20.0
@@ -140,7 +140,7 @@ def stage(wanted: list[str], destination: str, say: Callable[[str], None] | None
 def describe() -> list[WeightsStatus]:
     """The status of every network. It asks no server and fetches nothing."""
     staged = get_settings().weights_uri
-    local_folder = storage.local_path(staged) if staged and not storage.is_s3(staged) else None
+    local_folder = storage.local_path(staged) if staged and storage.is_local(staged) else None
     result = []
     for network in NETWORKS.values():
         cached = _cache() / network.converted
@@ -177,7 +177,7 @@ def _from_staged(
     root = get_settings().weights_uri
     if not root:
         return None
-    if not storage.is_s3(root) and not storage.local_path(root).is_dir():
+    if storage.is_local(root) and not storage.local_path(root).is_dir():
         raise UserError(f"MIMIC3D_WEIGHTS names {root}, which is not a folder: correct or unset it")
     uri = storage.join(root, network.converted)
     if storage.exists(uri):
@@ -185,7 +185,7 @@ def _from_staged(
         data = storage.read_bytes(uri)
         digest = f"{uri}.sha256"
         expected = storage.read_bytes(digest).decode().split()[:1] if storage.exists(digest) else []
-        if expected != [hashlib.sha256(data).hexdigest()]:
+        if expected != [sha256(data)]:
             raise UserError(
                 f"{uri} does not match the digest beside it: stage it again with `mimic3d weights`"
             )
@@ -221,7 +221,7 @@ def _from_internet(
     except (urllib.error.URLError, TimeoutError, ConnectionError):
         _remember_offline(str(host))
         return None
-    if not _sha256(path).startswith(network.sha256):
+    if not sha256_of_file(path).startswith(network.sha256):
         say(f"{host} sent something that is not {network.file}")  # A firewall's page, for example.
         return None
     return path
@@ -324,7 +324,7 @@ def _digest_file(path: Path) -> Path:
 
 def _store(cached: Path, data: bytes) -> None:
     """Writes a converted file into the cache, after its digest in the form of `sha256sum`."""
-    line = f"{hashlib.sha256(data).hexdigest()}  {cached.name}\n"
+    line = format_sha256sums({cached.name: sha256(data)})
     storage.write_bytes(_digest_file(cached), line.encode())
     storage.write_bytes(cached, data)
 
@@ -333,7 +333,7 @@ def _is_whole(cached: Path, network: FeatureNetwork) -> bool:
     """Whether the cache has the network: undamaged, of the pinned file, by the present conversion."""
     try:
         expected = _digest_file(cached).read_text().split()[:1]
-        if expected != [_sha256(cached)]:
+        if expected != [sha256_of_file(cached)]:
             return False
         with safe_open(cached, framework="numpy") as file:
             origin = json.loads((file.metadata() or {}).get("mimic3d", "{}"))
@@ -347,22 +347,17 @@ def _convert(network: FeatureNetwork, source: Path, cached: Path) -> None:
     from safetensors.torch import save
 
     tensors = {key: value.contiguous() for key, value in network.convert(source).items()}
-    origin = {"name": network.name, "conversion": CONVERSION, "source_sha256": _sha256(source)}
+    origin = {"name": network.name, "conversion": CONVERSION, "source_sha256": sha256_of_file(source)}
     _store(cached, save(tensors, metadata={"mimic3d": json.dumps(origin)}))
 
 
 def _check(network: FeatureNetwork, path: Path, where: str) -> None:
-    found = _sha256(path)
+    found = sha256_of_file(path)
     if not found.startswith(network.sha256):
         raise UserError(
             f"{where} is not {network.file}: its SHA-256 begins {found[:12]}, not {network.sha256[:12]}; "
             "remove or replace it"
         )
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _temporary(stack: contextlib.ExitStack) -> Path:

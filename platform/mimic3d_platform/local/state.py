@@ -18,6 +18,7 @@ from typing import Any
 from mimic3d_platform.errors import UserError
 from mimic3d_platform.local.processes import Leader
 from mimic3d_platform.settings import stack_file
+from mimic3d_platform.storage import atomic_file
 
 LOCK_PATIENCE_S = 180.0
 # A process that was killed is a zombie before its last thread lets go of its ports.
@@ -207,13 +208,10 @@ def write_environment(stack: Stack, environment: Mapping[str, str]) -> None:
 
 def write_private(path: Path, text: str) -> None:
     """Write a file whole or not at all, readable by its owner only."""
-    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)  # Made with mode 0600.
     try:
-        with os.fdopen(handle, "w") as stream:
-            stream.write(text)
-        os.replace(name, path)
+        with atomic_file(path, private=True) as file:
+            file.write(text.encode())
     except OSError as error:
-        Path(name).unlink(missing_ok=True)
         raise UserError(
             f"cannot write {path}: {error.strerror}; free some space or set MIMIC3D_HOME"
         ) from None

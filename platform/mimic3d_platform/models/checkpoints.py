@@ -7,7 +7,6 @@ The token is random, so that two processes that both train the run never write t
 
 from __future__ import annotations
 
-import hashlib
 import json
 import secrets
 from collections.abc import Mapping, Sequence
@@ -18,6 +17,7 @@ from typing import Any
 from mimic3d.config import Config
 from mimic3d_platform import storage
 from mimic3d_platform.errors import UserError
+from mimic3d_platform.storage.digests import sha256_of_files, sha256_of_json
 
 FOLDER = "checkpoints"
 MANIFEST = "manifest.json"
@@ -52,7 +52,7 @@ class StoredCheckpoint:
     @property
     def digest(self) -> str:
         """One SHA-256 of all files."""
-        return combined_digest(self.files)
+        return sha256_of_json(dict(self.files))
 
 
 @dataclass(frozen=True)
@@ -146,7 +146,7 @@ class CheckpointStore:
                 can be made again.
         """
         uri = storage.join(self.uri, name)
-        files = digests(folder)
+        files = sha256_of_files(folder, leave_out=[MANIFEST])
         storage.copy_tree(folder, uri)
         sizes = storage.file_sizes(uri)
         for file in files:
@@ -170,7 +170,7 @@ class CheckpointStore:
         if not checkpoint.files:
             raise DamagedCheckpoint(f"the checkpoint {checkpoint.uri} is damaged: {MANIFEST} is unreadable")
         storage.copy_tree(checkpoint.uri, folder)
-        found = digests(folder)
+        found = sha256_of_files(folder, leave_out=[MANIFEST])
         for name, digest in checkpoint.files.items():
             if found.get(name) != digest:
                 size = (folder / name).stat().st_size if name in found else None
@@ -202,19 +202,3 @@ class CheckpointStore:
         for name in sorted(names - complete):
             storage.delete_tree(storage.join(self.uri, name))
         return sorted(names - complete)
-
-
-def digests(folder: Path) -> dict[str, str]:
-    """The SHA-256 of every file below a folder except the manifest, by its path there."""
-    found = {}
-    for path in sorted(path for path in folder.rglob("*") if path.is_file()):
-        name = path.relative_to(folder).as_posix()
-        if name != MANIFEST:
-            with path.open("rb") as file:
-                found[name] = hashlib.file_digest(file, "sha256").hexdigest()
-    return found
-
-
-def combined_digest(files: Mapping[str, str]) -> str:
-    """One SHA-256 of files' names and digests."""
-    return hashlib.sha256(json.dumps(dict(files), sort_keys=True).encode()).hexdigest()

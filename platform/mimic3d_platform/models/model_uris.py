@@ -13,9 +13,10 @@ from typing import TYPE_CHECKING
 from mimic3d.config import Config
 from mimic3d_platform import storage
 from mimic3d_platform.errors import UserError
-from mimic3d_platform.models.checkpoints import GENERATOR, MANIFEST, combined_digest, digests
+from mimic3d_platform.models.checkpoints import GENERATOR, MANIFEST
 from mimic3d_platform.models.registry import is_registered, pull
 from mimic3d_platform.settings import use_services
+from mimic3d_platform.storage.digests import sha256_of_files, sha256_of_json
 
 if TYPE_CHECKING:
     from mimic3d.networks.generator import Generator
@@ -53,7 +54,7 @@ def fingerprint(uri: str) -> str:
 
 def folder_digest(folder: Path) -> str:
     """One SHA-256 of all files below a folder except a checkpoint's manifest."""
-    return combined_digest(digests(folder))
+    return sha256_of_json(sha256_of_files(folder, leave_out=[MANIFEST]))
 
 
 def generator_folder(folder: Path) -> Path:
@@ -68,7 +69,7 @@ def load_generator(uri: str) -> tuple[Generator, Config]:
     Raises:
         UserError: as `fetch`, or the files do not make a generator.
     """
-    if not is_registered(uri) and not storage.is_s3(uri):
+    if not is_registered(uri) and storage.is_local(uri):
         return _load(storage.local_path(uri), uri)
     use_services()
     with tempfile.TemporaryDirectory(prefix="mimic3d-model-") as folder:
@@ -96,7 +97,7 @@ def _verify_manifest(folder: Path, uri: str) -> None:
         listed = dict(json.loads(manifest.read_text())["files"])
     except (ValueError, KeyError, TypeError):
         raise UserError(f"the checkpoint {uri} is damaged: {MANIFEST} is unreadable; name another") from None
-    found = digests(folder)
+    found = sha256_of_files(folder, leave_out=[MANIFEST])
     changed = sorted(name for name, digest in listed.items() if found.get(name) != digest)
     if changed:
         raise UserError(

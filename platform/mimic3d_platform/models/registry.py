@@ -7,7 +7,6 @@ of its files' SHA-256. No pickle is written or read.
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import os
 import re
 import shutil
@@ -19,6 +18,7 @@ from typing import TYPE_CHECKING
 from mimic3d.config import to_dict
 from mimic3d_platform import storage
 from mimic3d_platform.errors import UserError
+from mimic3d_platform.storage.digests import format_sha256sums, parse_sha256sums, sha256, sha256_of_files
 from mimic3d_platform.tracking import EXPERIMENT, finish_run, start_or_resume_run
 from mimic3d_platform.tracking.server import (
     check_tracking,
@@ -128,7 +128,7 @@ def register_folder(folder: str | Path, name: str, alias: str | None = None) -> 
         raise UserError(str(error)) from error
     check_tracking()
     digests = _digests(folder)
-    digest = _combined(digests)
+    digest = sha256(digests.encode())
     tags = {"mimic3d.model": str(folder), "mimic3d.model.sha256": digest}
     run_id = start_or_resume_run(EXPERIMENT, f"register-{digest[:12]}", to_dict(config), tags)
     try:
@@ -217,7 +217,7 @@ def _register(
         raise UserError(
             f"{folder} holds no generator.safetensors; name a folder that a training has exported"
         )
-    digest = _combined(digests)
+    digest = sha256(digests.encode())
     check_tracking()
     mlflow_client = client()
     with tracking_errors(f"register {name!r} in"):
@@ -304,18 +304,7 @@ def _link_or_copy(source: str, target: str) -> None:
 
 def _digests(folder: str | Path) -> str:
     """What `sha256sum` prints for all files below `folder`, by name."""
-    folder = Path(folder)
-    files = sorted(path for path in folder.rglob("*") if path.is_file() and path.name != DIGESTS)
-    return "".join(f"{_sha256(path)}  {path.relative_to(folder).as_posix()}\n" for path in files)
-
-
-def _combined(digests: str) -> str:
-    return hashlib.sha256(digests.encode()).hexdigest()
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    return format_sha256sums(sha256_of_files(Path(folder), leave_out=[DIGESTS]))
 
 
 def _verify(folder: Path, uri: str) -> None:
@@ -323,17 +312,15 @@ def _verify(folder: Path, uri: str) -> None:
     expected = folder / DIGESTS
     if not expected.is_file():
         raise UserError(f"{uri} has no {DIGESTS}: it was not registered by `mimic3d`")
-    listed, present = _by_name(expected.read_text()), _by_name(_digests(folder))
+    try:
+        listed = parse_sha256sums(expected.read_text())
+    except ValueError as error:
+        raise UserError(f"{uri}: its {DIGESTS} is damaged ({error}); register the model again") from error
+    present = sha256_of_files(folder, leave_out=[DIGESTS])
     for name in sorted(listed.keys() | present.keys()):
         if listed.get(name) != present.get(name):
             state = "is missing" if name not in present else "is not the file that was registered"
             raise UserError(f"{uri}: {name} {state}; nothing was kept, register the model again")
-
-
-def _by_name(digests: str) -> dict[str, str]:
-    """The digest of each file in a list as `sha256sum` prints it."""
-    lines = (line.partition("  ") for line in digests.splitlines())
-    return {name: digest for digest, _, name in lines}
 
 
 def _download(uri: str, folder: str) -> None:

@@ -1,5 +1,6 @@
-"""Every place by its URI: local files and object storage, faults of one line, retries, atomic writes."""
+"""Storage: every place by its URI, errors of one line, one retry policy, atomic files, digests."""
 
+from mimic3d_platform.storage.atomic import atomic_file, atomic_write
 from mimic3d_platform.storage.errors import StorageError, translate_errors
 from mimic3d_platform.storage.files import (
     copy_tree,
@@ -7,36 +8,38 @@ from mimic3d_platform.storage.files import (
     ensure_bucket,
     exists,
     file_sizes,
-    filesystem,
-    is_s3,
-    join,
     list_files,
-    local_path,
     read_bytes,
-    rooted,
-    s3_client,
-    split_s3,
     write_bytes,
 )
+from mimic3d_platform.storage.filesystems import arrow_filesystem, open_filesystem
 from mimic3d_platform.storage.retries import access, retry
+from mimic3d_platform.storage.s3 import s3_client
+from mimic3d_platform.storage.uris import Uri, absolute, is_local, is_s3, join, local_path, scheme, split_s3
 
 __all__ = [
     "StorageError",
+    "Uri",
+    "absolute",
     "access",
+    "arrow_filesystem",
+    "atomic_file",
+    "atomic_write",
     "copy_tree",
     "delete_tree",
     "ensure_bucket",
     "exists",
     "file_sizes",
-    "filesystem",
+    "is_local",
     "is_s3",
     "join",
     "list_files",
     "local_path",
+    "open_filesystem",
     "read_bytes",
     "retry",
-    "rooted",
     "s3_client",
+    "scheme",
     "split_s3",
     "translate_errors",
     "write_bytes",

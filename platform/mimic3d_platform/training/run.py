@@ -91,9 +91,9 @@ def train(
         KeyboardInterrupt: it was told to stop; what it had done is stored.
     """
     runs.check_name(name)
-    runs_uri = storage.rooted(runs_uri)
+    runs_uri = storage.absolute(runs_uri)
     places = {"data.uri": config.data.uri, "start": config.start}
-    config = override(config, {key: storage.rooted(place) for key, place in places.items()})
+    config = override(config, {key: storage.absolute(place) for key, place in places.items()})
     manifest = open_dataset(config.data.uri)
     check_trainable(manifest, resolution=config.model.image_resolution, where=config.data.uri)
     tracking.check_tracking()

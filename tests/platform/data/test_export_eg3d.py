@@ -20,7 +20,6 @@ from mimic3d_platform.data.format.dataset_writer import DatasetWriter
 from mimic3d_platform.data.ingest.ingest_dataset import ingest_dataset
 from mimic3d_platform.data.render.meshes import load_folder
 from mimic3d_platform.errors import UserError
-from mimic3d_platform.storage.whole_file import whole_file
 
 
 @pytest.fixture
@@ -154,12 +153,12 @@ def test_a_full_disk_is_one_line_and_leaves_nothing(tmp_path: Path, write_set) -
 
 def test_an_upload_of_several_parts_appears_whole_or_not_at_all(s3_folder: str) -> None:
     block = np.random.default_rng(0).bytes(3 * 2**20)
-    with whole_file(f"{s3_folder}/large.bin") as file:
+    with storage.atomic_write(f"{s3_folder}/large.bin") as file:
         for _ in range(7):
             file.write(block)
         assert not storage.exists(f"{s3_folder}/large.bin")
     assert storage.read_bytes(f"{s3_folder}/large.bin") == block * 7
-    with pytest.raises(RuntimeError), whole_file(f"{s3_folder}/never.bin") as file:
+    with pytest.raises(RuntimeError), storage.atomic_write(f"{s3_folder}/never.bin") as file:
         file.write(block * 7)
         raise RuntimeError
     assert not storage.exists(f"{s3_folder}/never.bin")

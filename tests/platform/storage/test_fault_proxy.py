@@ -31,8 +31,10 @@ def test_it_passes_on_what_it_is_not_told_to_spoil(proxy: FaultProxy, s3_folder:
 
 def test_it_spoils_what_it_is_told_to(proxy: FaultProxy, s3_folder: str) -> None:
     storage.write_bytes(f"{s3_folder}/file", bytes(1000))
+    files, path = storage.arrow_filesystem(f"{s3_folder}/file")  # It verifies no checksum.
     spoilt = proxy.corrupt(path="/file", times=1)
-    assert storage.read_bytes(f"{s3_folder}/file") == bytes(500) + b"\1" + bytes(499)
+    with files.open_input_file(path) as stream:
+        assert stream.read() == bytes(500) + b"\1" + bytes(499)
     assert spoilt.hits == 1 and storage.read_bytes(f"{s3_folder}/file") == bytes(1000)
     late = proxy.delay(0.5, path="/file", times=1)
     began = time.monotonic()

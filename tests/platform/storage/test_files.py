@@ -132,6 +132,24 @@ def test_a_local_file_is_replaced_whole_or_not_at_all(tmp_path: Path) -> None:
     assert path.read_bytes() == b"new" and list(tmp_path.iterdir()) == [path]
 
 
+def test_a_private_file_is_its_owners(tmp_path: Path) -> None:
+    with storage.atomic_file(tmp_path / "folder" / "keys", private=True) as file:
+        file.write(b"secret")
+        assert [stat.S_IMODE(path.stat().st_mode) for path in (tmp_path / "folder").iterdir()] == [0o600]
+    assert (tmp_path / "folder" / "keys").read_bytes() == b"secret"
+    assert stat.S_IMODE((tmp_path / "folder" / "keys").stat().st_mode) == 0o600
+
+
+def test_links_are_followed_and_unfinished_files_left_out(tmp_path: Path) -> None:
+    storage.write_bytes(tmp_path / "elsewhere" / "file", b"content")
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "folder" / "link").symlink_to(tmp_path / "elsewhere")
+    with storage.atomic_file(tmp_path / "folder" / "half"):
+        assert storage.file_sizes(tmp_path / "folder") == {f"{tmp_path}/folder/link/file": 7}
+    storage.delete_tree(tmp_path / "folder")
+    assert (tmp_path / "elsewhere" / "file").exists()
+
+
 def test_a_full_disk_is_one_line() -> None:
     assert "no space is left" in error_of(storage.write_bytes, "/dev/full", b"x" * 4096)
 
@@ -249,6 +267,6 @@ def test_a_damaged_stack_file_is_one_line(stored, tmp_path: Path) -> None:
 
 def test_a_relative_place_is_the_same_in_every_folder(tmp_path: Path, monkeypatch) -> None:
     monkeypatch.chdir(tmp_path)
-    assert storage.rooted("cars") == str(tmp_path / "cars")
+    assert storage.absolute("cars") == str(tmp_path / "cars")
     for same in ("", "/data/cars", "s3://bucket/cars", "models:/cars@champion", "models:/cars/3"):
-        assert storage.rooted(same) == same
+        assert storage.absolute(same) == same

@@ -96,7 +96,7 @@ def _read_column(uri: str, manifest: Manifest, column: str) -> list[pa.Table]:
     """One column of every shard, read by ranges, without the images."""
 
     def read(place: str) -> pa.Table:
-        files, path = storage.filesystem(place)
+        files, path = storage.arrow_filesystem(place)
         with files.open_input_file(path) as stream:
             return pq.ParquetFile(stream).read(columns=[column])
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import logging
 import time
 from collections.abc import Iterator
@@ -14,6 +13,7 @@ import pyarrow.parquet as pq
 from mimic3d_platform import storage
 from mimic3d_platform.data.format.manifest import CAMERA_SIZE, REWRITE, Shard
 from mimic3d_platform.errors import UserError
+from mimic3d_platform.storage.digests import sha256
 
 log = logging.getLogger(__name__)
 
@@ -33,15 +33,22 @@ def verified_bytes(place: str, shard: Shard, *, patience_s: float | None = None)
     """
     for attempt in range(_TRANSFERS):
         time.sleep(attempt * 0.2)
-        data = storage.read_bytes(place, patience_s=patience_s)
+        data = storage.access(place, "read", lambda: _read(place), patience_s=patience_s)
         if len(data) != shard.bytes:
             problem = f"has {len(data)} bytes and the manifest says {shard.bytes}"
-        elif hashlib.sha256(data).hexdigest() != shard.sha256:
+        elif sha256(data) != shard.sha256:
             problem = "is not the file that the manifest describes (SHA-256 differs)"
         else:
             return data
         log.warning("%s %s, in transfer %d of %d", place, problem, attempt + 1, _TRANSFERS)
     raise UserError(f"{place} {problem}: it is damaged or was replaced; {REWRITE}")
+
+
+def _read(place: str) -> bytes:
+    """The content of a file, by pyarrow's S3 client, which a loader process imports faster than s3fs."""
+    files, path = storage.arrow_filesystem(place)
+    with files.open_input_file(path) as stream:
+        return bytes(stream.read())
 
 
 def open_shard(uri: str, shard: Shard) -> pq.ParquetFile:

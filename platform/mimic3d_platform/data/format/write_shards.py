@@ -11,7 +11,6 @@ run of the same plan left (`read_record`).
 
 from __future__ import annotations
 
-import hashlib
 import json
 import re
 import secrets
@@ -29,6 +28,7 @@ from mimic3d_platform.data.format.dataset_card import dataset_card
 from mimic3d_platform.data.format.manifest import CARD, COLUMNS, MANIFEST, Manifest, Shard, fingerprint
 from mimic3d_platform.data.format.parquet_schema import arrow_schema, row_group_rows, shard_name
 from mimic3d_platform.errors import UserError
+from mimic3d_platform.storage.digests import sha256
 
 SHARD_BYTES = 64 * 2**20
 
@@ -102,12 +102,12 @@ def open_layout(
             raise UserError(f"{uri} already holds a data set: give another folder, or use --overwrite")
         replaced = storage.read_bytes(manifest)
         token = secrets.token_bytes(8) if plan is None else plan.encode()
-        generation = hashlib.sha256(replaced + token).hexdigest()[:8]
+        generation = sha256(replaced + token)[:8]
     elif others := [name for name in _file_names(uri) if not _OURS.fullmatch(name) and name != CARD]:
         raise UserError(f"{uri} holds other files ({others[0]}) and no data set: give an empty folder")
     storage.ensure_bucket(uri)
     # Ray tasks run in working directories of their own, where a relative path is another one.
-    uri = uri if storage.is_s3(uri) else str(storage.local_path(uri))
+    uri = storage.absolute(uri)
     return Layout(uri, resolution, columns, dict(extras or {}), generation)
 
 
@@ -130,12 +130,12 @@ def write_shard(layout: Layout, index: int, rows: list[Row], left_out: Iterable[
         use_dictionary=["identity"],
         write_statistics=[_leaf(name) for name in columns if name not in _LARGE],
     )
-    data = sink.getvalue()
+    data = sink.getvalue().to_pybytes()
     name = shard_name(index, layout.generation)
     storage.write_bytes(storage.join(layout.uri, name), data)
     has_cameras = bool(rows) and "camera" in columns
     return ShardRecord(
-        Shard(name, len(rows), len(data), hashlib.sha256(data).hexdigest()),
+        Shard(name, len(rows), len(data), sha256(data)),
         sorted({row["identity"] for row in rows}) if "identity" in columns else [],
         camera_ranges(np.array([row["camera"] for row in rows], dtype=np.float32)) if has_cameras else {},
         list(left_out),
@@ -222,7 +222,7 @@ def read_record(layout: Layout, index: int, plan: str) -> ShardRecord | None:
     if not same_plan:
         return None
     data = storage.read_bytes(place)
-    complete = len(data) == record.shard.bytes and hashlib.sha256(data).hexdigest() == record.shard.sha256
+    complete = len(data) == record.shard.bytes and sha256(data) == record.shard.sha256
     return record if complete else None
 
 

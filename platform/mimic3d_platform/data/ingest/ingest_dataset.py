@@ -72,7 +72,7 @@ def ingest_dataset(
     """
     _check_options(resize, background, up)
     # Ray tasks run in working directories of their own, where a relative path is another one.
-    source = Source(source_uri if storage.is_s3(source_uri) else str(storage.local_path(source_uri)))
+    source = Source(storage.absolute(source_uri))
     listing = read_listing(source, form=form, cameras=cameras_file, by_folder=by_folder, partial=partial)
     edit = Edit(crop, resize or 0, background or "")
     table, loses_digits = tabulate(source, listing, mirror, balance, up)

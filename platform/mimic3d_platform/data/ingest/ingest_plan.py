@@ -6,7 +6,6 @@ A source's listing becomes one Arrow table, a row for each image, which the task
 from __future__ import annotations
 
 import hashlib
-import json
 import posixpath
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -21,6 +20,7 @@ from mimic3d_platform.data.ingest.image_edits import Edit
 from mimic3d_platform.data.ingest.read_listing import Listing
 from mimic3d_platform.data.ingest.source_files import Entry, Source
 from mimic3d_platform.errors import UserError
+from mimic3d_platform.storage.digests import sha256_of_json
 
 # To be raised when the same source and options give other rows, so that shards of an older version are not
 # taken for shards of the same plan.
@@ -61,7 +61,7 @@ class IngestPlan:
     def digest(self) -> str:
         """SHA-256 of the plan without the source's URI."""
         content = {key: value for key, value in asdict(self).items() if key != "source"}
-        return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+        return sha256_of_json(content)
 
     @property
     def provenance(self) -> dict[str, Any]:

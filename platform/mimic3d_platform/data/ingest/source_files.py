@@ -65,7 +65,7 @@ class Source:
 
     def __init__(self, uri: str) -> None:
         self.uri = uri
-        files, path = storage.filesystem(uri)
+        files, path = storage.arrow_filesystem(uri)
         kind = storage.access(uri, "read", lambda: files.get_file_info(path)).type
         if kind == pa.fs.FileType.NotFound:
             raise UserError(f"there is nothing at {uri}: check the path")
@@ -107,7 +107,7 @@ def check_name(name: str, where: str) -> None:
 
 
 def _folder_entries(uri: str) -> dict[str, Entry]:
-    files, root = storage.filesystem(uri)
+    files, root = storage.arrow_filesystem(uri)
     below = pa.fs.FileSelector(root, recursive=True)
     found = storage.access(uri, "list", lambda: files.get_file_info(below))
     entries = {}
@@ -119,7 +119,7 @@ def _folder_entries(uri: str) -> dict[str, Entry]:
 
 
 def _list_zip(uri: str) -> list[zipfile.ZipInfo]:
-    files, path = storage.filesystem(uri)
+    files, path = storage.arrow_filesystem(uri)
     with files.open_input_file(path) as stream, zipfile.ZipFile(stream) as archive:
         return archive.infolist()
 
@@ -156,7 +156,7 @@ def read_entries(uri: str, entries: list[Entry]) -> Iterator[bytes]:
     Raises:
         UserError: a file is missing, truncated or damaged; the message names it.
     """
-    files, path = storage.filesystem(uri)
+    files, path = storage.arrow_filesystem(uri)
     if entries and entries[0].offset < 0:
         yield from _read_files(files, path, uri, entries)
         return

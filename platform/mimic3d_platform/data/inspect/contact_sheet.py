@@ -83,7 +83,7 @@ def _read_rows(uri: str, manifest: Manifest, rows: np.ndarray) -> list[tuple[byt
 
 def _read_row_group(place: str, group: int) -> pa.Table:
     def read() -> pa.Table:
-        files, path = storage.filesystem(place)
+        files, path = storage.arrow_filesystem(place)
         with files.open_input_file(path) as stream:
             return pq.ParquetFile(stream).read_row_group(group, ["image", "camera"])
 

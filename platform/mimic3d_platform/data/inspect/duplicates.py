@@ -67,7 +67,7 @@ def find_duplicates(uri: str, manifest: Manifest, *, here: bool = False) -> Dupl
     Raises:
         UserError: a shard is damaged, an image cannot be read, or storage or Ray cannot be reached.
     """
-    uri = uri if storage.is_s3(uri) else str(storage.local_path(uri))
+    uri = storage.absolute(uri)
     parts = run_pieces(sign_shard, len(manifest.shards), uri, manifest, here=here)
     signatures = np.concatenate(parts)
     _, first, group = np.unique(signatures["file"], return_index=True, return_inverse=True)

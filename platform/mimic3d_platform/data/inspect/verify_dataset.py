@@ -66,7 +66,7 @@ def verify_dataset(
     Raises:
         UserError: as `open_dataset`; storage or Ray cannot be reached.
     """
-    uri = uri if storage.is_s3(uri) else str(storage.local_path(uri))
+    uri = storage.absolute(uri)
     manifest = open_dataset(uri)
     done = 0
 

@@ -7,8 +7,6 @@ resumes with the shards that are missing, and the same call on a complete data s
 from __future__ import annotations
 
 import contextlib
-import hashlib
-import json
 import math
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
@@ -42,6 +40,7 @@ from mimic3d_platform.data.render.ray_caster import RayCaster
 from mimic3d_platform.data.render.recolour import recolour
 from mimic3d_platform.errors import UserError
 from mimic3d_platform.settings import get_settings
+from mimic3d_platform.storage.digests import sha256, sha256_of_json
 
 # Larger numbers are typing errors, or need more memory than a worker has.
 _LIMITS = {
@@ -109,7 +108,7 @@ class RenderPlan:
     @property
     def digest(self) -> str:
         """SHA-256 of the plan."""
-        return hashlib.sha256(json.dumps(asdict(self), sort_keys=True).encode()).hexdigest()
+        return sha256_of_json(asdict(self))
 
     @property
     def images(self) -> int:
@@ -247,7 +246,7 @@ def render_dataset(
         seed=seed,
         supersample=supersample,
         focal=focal,
-        meshes=hashlib.sha256("".join(mesh.digest() for mesh in loaded).encode()).hexdigest(),
+        meshes=sha256("".join(mesh.digest() for mesh in loaded).encode()),
     )
     if plan.images > _MOST_IMAGES:
         raise UserError(

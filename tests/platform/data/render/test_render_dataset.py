@@ -104,7 +104,7 @@ def test_an_interrupted_run_is_resumed(
     with pytest.raises(UserError, match="half-written"):
         open_dataset(s3_folder)
     kept = storage.list_files(s3_folder, ".parquet")[0]
-    files, path = storage.filesystem(kept)
+    files, path = storage.arrow_filesystem(kept)
     written = files.get_file_info(path).mtime
     spoilt = storage.join(s3_folder, "part-00001.parquet")
     storage.write_bytes(spoilt, b"cut short")

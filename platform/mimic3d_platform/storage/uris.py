@@ -1,0 +1,71 @@
+"""URIs: every place is `s3://bucket/key`, a local path, `file:///path`, or of another scheme fsspec knows."""
+
+from __future__ import annotations
+
+import os
+import re
+from pathlib import Path
+from urllib.parse import unquote, urlsplit
+
+from mimic3d_platform.errors import UserError
+
+Uri = str | os.PathLike[str]
+
+_SCHEME = re.compile(r"^([a-zA-Z][a-zA-Z0-9+.-]+)://")
+
+
+def scheme(uri: Uri) -> str:
+    """The scheme of a URI, such as `s3` or `gs`; `file` for a path."""
+    found = _SCHEME.match(os.fspath(uri))
+    return found[1] if found else "file"
+
+
+def is_s3(uri: Uri) -> bool:
+    """Whether `uri` names S3 object storage."""
+    return scheme(uri) == "s3"
+
+
+def is_local(uri: Uri) -> bool:
+    """Whether `uri` names a place in the local file system."""
+    return scheme(uri) == "file"
+
+
+def split_s3(uri: Uri) -> tuple[str, str]:
+    """The bucket and the key (may be empty) of an `s3://` URI.
+
+    Raises:
+        UserError: no bucket is named.
+    """
+    bucket, _, key = os.fspath(uri).removeprefix("s3://").partition("/")
+    if not bucket:
+        raise UserError(f"{uri}: no bucket is named; write s3://bucket/key")
+    return bucket, key.strip("/")
+
+
+def local_path(uri: Uri) -> Path:
+    """The absolute path of a local URI.
+
+    Raises:
+        UserError: `uri` is empty or not local.
+    """
+    text = os.fspath(uri)
+    if not text:
+        raise UserError("an empty path was given; name a folder or an s3:// URI")
+    if not is_local(uri):
+        raise UserError(f"{uri} is not a local path; name a file or folder of this machine")
+    if text.startswith("file://"):
+        text = unquote(urlsplit(text).path)
+    return Path(text).expanduser().absolute()
+
+
+def absolute(uri: str) -> str:
+    """`uri` with a relative path made absolute, since workers run in folders of their own.
+
+    URIs of other schemes, `models:/…` and the empty string stay as they are.
+    """
+    return str(local_path(uri)) if uri and is_local(uri) and not uri.startswith("models:/") else uri
+
+
+def join(uri: Uri, *parts: str) -> str:
+    """`uri` extended by `parts`, with single slashes between them."""
+    return "/".join([os.fspath(uri).rstrip("/"), *(part.strip("/") for part in parts)])

@@ -1,0 +1,44 @@
+"""What the programs import is what `pyproject.toml` declares."""
+
+import ast
+import re
+import sys
+import tomllib
+from importlib.metadata import packages_distributions
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+OWN = {"mimic3d", "mimic3d_platform", "jobs"}
+# Networks for the imitation loss that the user installs if wanted.
+OPTIONAL = {"timm"}
+
+
+def imported_by(file: Path) -> set[str]:
+    """The first parts of the names that a file imports, wherever in the file."""
+    names: set[str] = set()
+    for node in ast.walk(ast.parse(file.read_text())):
+        if isinstance(node, ast.Import):
+            names |= {alias.name.split(".")[0] for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module and node.level == 0:
+            names.add(node.module.split(".")[0])
+    return names
+
+
+def canonical(package: str) -> str:
+    """A package's name as registries compare it."""
+    return re.sub(r"[-_.]+", "-", package).lower()
+
+
+def test_every_library_that_is_imported_is_declared() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    lines = project["dependencies"] + project["optional-dependencies"]["server"]
+    declared = {canonical(re.split(r"[^\w.-]", line)[0]) for line in lines}
+    packages = packages_distributions()
+    undeclared = {
+        name: str(file.relative_to(ROOT))
+        for folder in ("mimic3d", "platform/mimic3d_platform", "jobs")
+        for file in (ROOT / folder).rglob("*.py")
+        for name in imported_by(file) - OWN - OPTIONAL - {"_typeshed", *sys.stdlib_module_names}
+        if not declared & {canonical(package) for package in packages.get(name, [])}
+    }
+    assert undeclared == {}
