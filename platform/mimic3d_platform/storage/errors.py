@@ -79,7 +79,8 @@ def _is_of_storage(error: Exception, uri: Uri) -> bool:
     if is_local(uri) or is_s3(uri):
         return library in _S3_LIBRARIES
     # Which libraries serve another scheme, and what they raise, is not known here.
-    return library not in ("builtins", "mimic3d", "mimic3d_platform")
+    ours = library in ("builtins", "mimic3d", "mimic3d_platform")
+    return isinstance(error, NotImplementedError) or not ours
 
 
 def _cause(error: Exception, uri: Uri) -> tuple[str, bool]:
@@ -98,6 +99,8 @@ def _cause(error: Exception, uri: Uri) -> tuple[str, bool]:
         return f"access is refused; check the credentials for {scheme(uri)}://", False
     if isinstance(error, ConnectionError | TimeoutError):
         return f"no answer ({_one_line(error)})", True
+    if isinstance(error, NotImplementedError):
+        return f"{scheme(uri)}:// places do not allow that; name another place", False
     return _one_line(error), False
 
 

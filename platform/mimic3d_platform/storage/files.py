@@ -20,7 +20,7 @@ from mimic3d_platform.storage.atomic import PARTIAL_SUFFIX, atomic_file, atomic_
 from mimic3d_platform.storage.errors import StorageError, translate_errors
 from mimic3d_platform.storage.filesystems import open_filesystem
 from mimic3d_platform.storage.retries import access
-from mimic3d_platform.storage.s3 import s3_client
+from mimic3d_platform.storage.s3 import bucket_options, s3_access, s3_client
 from mimic3d_platform.storage.uris import Uri, is_local, is_s3, join, local_path, scheme, split_s3
 
 if TYPE_CHECKING:
@@ -147,7 +147,7 @@ def ensure_bucket(uri: Uri, *, patience_s: float | None = None) -> None:
             bucket, client = split_s3(uri)[0], s3_client()
             if bucket not in {item["Name"] for item in client.list_buckets()["Buckets"]}:
                 with contextlib.suppress(client.exceptions.BucketAlreadyOwnedByYou):
-                    client.create_bucket(Bucket=bucket)
+                    client.create_bucket(Bucket=bucket, **bucket_options(s3_access()))
         else:
             files, path = open_filesystem(uri)
             files.makedirs(path, exist_ok=True)

@@ -69,9 +69,10 @@ def s3_access(settings: Settings | None = None) -> S3Access:
     if bool(key) != bool(secret):
         missing = "AWS_SECRET_ACCESS_KEY" if key else "AWS_ACCESS_KEY_ID"
         raise UserError(f"{missing} is not set though the other half of the key pair is; set both or none")
-    if not key and not _chain_has_credentials():
-        raise UserError(NO_CREDENTIALS)
-    variables = sorted((name, value) for name, value in os.environ.items() if name.startswith("AWS_"))
+    chain: tuple[tuple[str, str], ...] = ()
+    if not key:
+        chain = tuple(sorted(item for item in os.environ.items() if item[0].startswith("AWS_")))
+        _require_credentials(chain)
     return S3Access(
         endpoint=settings.s3_endpoint,
         region=settings.aws_region or DEFAULT_REGION,
@@ -79,7 +80,7 @@ def s3_access(settings: Settings | None = None) -> S3Access:
         access_key=key,
         secret_key=secret,
         session_token=_reveal(settings.aws_session_token) if key else None,
-        chain=() if key else tuple(variables),
+        chain=chain,
     )
 
 
@@ -122,14 +123,28 @@ def client_config(access: S3Access) -> dict[str, object]:
     }
 
 
+def bucket_options(access: S3Access) -> dict[str, object]:
+    """The arguments of boto3's `create_bucket`: Amazon makes buckets of other regions if these are named."""
+    if access.endpoint or access.region == DEFAULT_REGION:
+        return {}
+    return {"CreateBucketConfiguration": {"LocationConstraint": access.region}}
+
+
 def _reveal(secret: SecretStr | None) -> str | None:
     return secret.get_secret_value() if secret else None
 
 
-def _chain_has_credentials() -> bool:
+@functools.lru_cache(maxsize=4)
+def _require_credentials(chain: tuple[tuple[str, str], ...]) -> None:
+    """Raises a `UserError` if Amazon's chain has no credentials; that it has some is remembered.
+
+    Args:
+        chain: the environment variables that it depends on.
+    """
     import botocore.session
 
-    chain = botocore.session.Session()
-    chain.set_config_variable("metadata_service_timeout", 1)
-    chain.set_config_variable("metadata_service_num_attempts", 1)
-    return chain.get_credentials() is not None
+    session = botocore.session.Session()
+    session.set_config_variable("metadata_service_timeout", 1)
+    session.set_config_variable("metadata_service_num_attempts", 1)
+    if session.get_credentials() is None:
+        raise UserError(NO_CREDENTIALS)

@@ -70,6 +70,14 @@ def test_what_cannot_be_read_is_one_line(uri: str, says: str) -> None:
     assert says in str(caught.value) and uri in str(caught.value) and "\n" not in str(caught.value)
 
 
+def test_what_a_scheme_cannot_do_is_one_line() -> None:
+    with (
+        pytest.raises(UserError, match="cannot delete ftp://host/file: ftp:// places do not allow that"),
+        storage.translate_errors("ftp://host/file", "delete"),
+    ):
+        raise NotImplementedError
+
+
 def test_a_remote_place_is_never_taken_for_a_local_path(tmp_path: Path, monkeypatch) -> None:
     monkeypatch.chdir(tmp_path)
     for uri in ("s3://bucket/key", "memory://root/file"):

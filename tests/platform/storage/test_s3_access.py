@@ -10,7 +10,7 @@ import pytest
 from mimic3d_platform import local, storage
 from mimic3d_platform.errors import UserError
 from mimic3d_platform.settings import get_settings, stack_file
-from mimic3d_platform.storage.s3 import s3_access
+from mimic3d_platform.storage.s3 import bucket_options, s3_access
 
 CONFIG = """
 [default]
@@ -88,6 +88,9 @@ def test_without_a_region_it_is_amazons_first(profile, monkeypatch) -> None:
     monkeypatch.setenv("AWS_ACCESS_KEY_ID", "someone")
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "secret")
     assert s3_access().region == "us-east-1" and s3_access().endpoint is None
+    assert bucket_options(s3_access()) == {}
+    monkeypatch.setenv("AWS_REGION", "eu-west-1")
+    assert bucket_options(s3_access())["CreateBucketConfiguration"] == {"LocationConstraint": "eu-west-1"}
     assert "secret" not in repr(s3_access())
 
 
