@@ -34,7 +34,7 @@ from mimic3d.checkpoints.generator_folder import save_weights
 from mimic3d.config import Config, override
 from mimic3d.config.recipes import get_recipe
 from mimic3d.evaluation.frechet import FeatureStatistics
-from mimic3d.evaluation.generated import frechet_of_generator
+from mimic3d.evaluation.generated import frechet_by_branch, generated_images
 from mimic3d.export.grid import render_grid
 from mimic3d.export.latents import latents_of_seeds
 from mimic3d.export.orbits import turntable
@@ -156,8 +156,10 @@ class Run:
             self._reals = FeatureStatistics.of(batches, self.extractor.dim)
         ema = self.trainer.ema
         branches = ema.branches if self.trainer.stage == 2 else ("2d",)
-        options = {"seed": 0, "branches": branches, "batch": 64, "max_points": 2**24}
-        found = frechet_of_generator(ema, self.extractor, self.shards.cameras, self._reals, count, **options)
+        images = generated_images(
+            ema, self.shards.cameras, range(count), seed=0, branches=branches, batch=64, max_points=2**24
+        )
+        found = frechet_by_branch(self.extractor, images, branches, self._reals)
         self.log({name: round(value, 4) for name, value in found.items()})
 
 

@@ -118,7 +118,7 @@ def read_network_pickle(data: bytes) -> Any:
     def storage(data: Any) -> np.ndarray:
         return _storage(data, budget)
 
-    calls = _CALLS | {_STORAGE_CALL: storage}
+    calls = {**_CALLS, _STORAGE_CALL: storage}
     value = _follow(stream, _Rules(_is_part, calls), budget)
     if stream.read(1):
         raise RefusedPickle(f"the pickle ends at byte {stream.tell() - 1}, but the file goes on")
@@ -367,7 +367,7 @@ def _storage_id(identity: Any) -> _StorageId:
 
 
 _STORAGE_CALL = "torch.storage._load_from_bytes"
-_CALLS = {
+_CALLS: dict[str, Callable[..., Any]] = {
     "torch_utils.persistence._reconstruct_persistent_obj": _module,
     "collections.OrderedDict": _ordered_dict,
     "torch._utils._rebuild_parameter": _parameter,

@@ -7,8 +7,9 @@ reads them.
 
 from __future__ import annotations
 
+import contextlib
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -77,15 +78,17 @@ def _networks(file: str | Path, generator_only: bool) -> tuple[Generator, Config
             if root.get(name) is not None:
                 if not isinstance(root[name], Module):
                     raise ValueError(f"its {name} is not a network")
-                found[name] = _named(name, lambda part=root[name]: dict(_tensors(part)))
+                with _errors_name(name):
+                    found[name] = dict(_tensors(root[name]))
         _require_own_numbers(found, len(data))
         shapes = {name: _shapes(tensors) for name, tensors in found.items()}
         config = released_config(shapes[NETWORK], network.state, shapes.get("D"))
         scale = label_scale(network.state)
         generator = _generator(config, found.pop(NETWORK), scale)
-        others = {}
+        others: dict[str, Tensor] = {}
         for name, tensors in found.items():
-            state = _named(name, lambda: _other(name, config, tensors, scale))  # noqa: B023, called at once
+            with _errors_name(name):
+                state = _other(name, config, tensors, scale)
             others |= {f"{_OTHERS[name]}.{key}": tensor for key, tensor in state.items()}
         return generator, config, others
     except ValueError as error:
@@ -109,12 +112,13 @@ def _other(name: str, config: Config, tensors: dict[str, np.ndarray], scale: flo
     return _state("discriminator", _wanted(network), tensors)
 
 
-def _named(name: str, read: Callable[[], Any]) -> Any:
-    """The result of `read`; names the network `name` in its errors."""
+@contextlib.contextmanager
+def _errors_name(network: str) -> Iterator[None]:
+    """Names a network that only a training needs in the errors of the block."""
     try:
-        return read()
+        yield
     except ValueError as error:
-        raise ValueError(f"in {name}, {error} (to import the generator alone: --generator-only)") from None
+        raise ValueError(f"in {network}, {error} (to import the generator alone: --generator-only)") from None
 
 
 def _require_own_numbers(networks: dict[str, dict[str, np.ndarray]], size: int) -> None:
@@ -227,5 +231,5 @@ def _tensor(name: str, array: np.ndarray, shape: tuple[int, ...]) -> Tensor:
     with np.errstate(over="ignore"):
         values = array.astype(np.float32).reshape(shape)
     if array.dtype.kind != "f" or not np.isfinite(values).all():
-        raise ValueError(f"the tensor {quoted(name)} has values that are not finite numbers")
+        raise ValueError(f"the tensor {quoted(name)} must hold finite floating-point numbers")
     return torch.from_numpy(values)

@@ -56,17 +56,17 @@ def released_config(
     if discriminator is not None:
         model = _with_discriminator(model, discriminator)
     size = model.image_resolution
-    # EG3D has no 3D branch, which stage 2 would train.
-    stages = {} if model.architecture == "mimic3d" else {"stage2_kimg": 0.0}
     # Generators released at 128 are of ShapeNet's cars, the others of faces.
     base = cars128() if size == 128 else Config()
+    # EG3D has no 3D branch, which stage 2 would train.
+    stage2_kimg = 0.0 if model.architecture == "eg3d" else base.schedule.stage2_kimg
     return replace(
         base,
         recipe=RECIPE,
         model=model,
         rendering=_rendering(base.rendering, settings),
         camera=_camera(base.camera, settings),
-        schedule=replace(base.schedule, **stages),
+        schedule=replace(base.schedule, stage2_kimg=stage2_kimg),
         imitation=ImitationConfig(
             patch_scale=_PATCH_RESOLUTION / size,
             patch_gan_weight=0.1 if size == 512 else 0.2,

@@ -62,7 +62,8 @@ class Agreement(NamedTuple):
 
     def plus(self, other: Agreement) -> Agreement:
         """The sums over the pixels of both."""
-        return Agreement(*(a + b for a, b in zip(self, other, strict=True)))
+        error = self.squared_error + other.squared_error
+        return Agreement(error, self.compared + other.compared, self.visible + other.visible)
 
     @property
     def psnr(self) -> float:

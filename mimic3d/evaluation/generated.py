@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 import torch
 from torch import Tensor
@@ -67,37 +67,37 @@ def _random_cameras(cameras: Tensor, sources: Sequence[torch.Generator]) -> Tens
     return cameras[[int(torch.randint(len(cameras), (), generator=source)) for source in sources]]
 
 
-def generated_statistics(
-    G: Generator, extractor: FeatureExtractor, cameras: Tensor, indices: Sequence[int], **options: object
+def statistics_by_branch(
+    extractor: FeatureExtractor, images: Iterable[dict[str, Tensor]], branches: Sequence[str]
 ) -> dict[str, FeatureStatistics]:
-    """By branch, the feature statistics of `generated_images(G, cameras, indices, **options)`."""
-    result: dict[str, FeatureStatistics] = {}
-    for images_by_branch in generated_images(G, cameras, indices, **options):
-        for branch, images in images_by_branch.items():
-            statistics = result.setdefault(branch, FeatureStatistics.empty(extractor.dim))
-            statistics.add(extractor(images.to(next(extractor.buffers()).device)))
-    return result
+    """By branch, the feature statistics of images from `generated_images`.
+
+    Args:
+        branches: of the images; each has statistics, also where there are no images.
+    """
+    statistics = {branch: FeatureStatistics.empty(extractor.dim) for branch in branches}
+    device = next(extractor.buffers()).device
+    for batch in images:
+        for branch in branches:
+            statistics[branch].add(extractor(batch[branch].to(device)))
+    return statistics
 
 
-def frechet_of_generator(
-    G: Generator,
+def frechet_by_branch(
     extractor: FeatureExtractor,
-    cameras: Tensor,
+    images: Iterable[dict[str, Tensor]],
+    branches: Sequence[str],
     reals: FeatureStatistics,
-    count: int,
-    **options: object,
 ) -> dict[str, float]:
     """The Fréchet distance of each branch from all reals, under the names of `frechet_name`.
 
     Args:
-        cameras: (M, 25), all labels of the data set.
-        reals: features of every real image.
-        count: images to generate (50 000 in publications).
-        options: of `generated_images`.
+        images: from `generated_images` (50 000 in publications).
+        branches: of the images.
+        reals: feature statistics of every real image.
     """
-    generated = generated_statistics(G, extractor, cameras, range(count), **options)
     root = covariance_root(reals)
     return {
         frechet_name(extractor.name, branch): frechet_distance(reals, statistics, root)
-        for branch, statistics in generated.items()
+        for branch, statistics in statistics_by_branch(extractor, images, branches).items()
     }

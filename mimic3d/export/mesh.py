@@ -109,14 +109,19 @@ def save_mesh(mesh: Trimesh, path: str | Path) -> Path:
     Raises:
         ValueError: another extension.
     """
+    from trimesh import Trimesh
+    from trimesh.visual import ColorVisuals
+
     path = Path(path)
     if path.suffix.lower() not in FORMATS:
         raise ValueError(f"meshes are written as {' or '.join(FORMATS)}; got {path.name}")
     if path.suffix.lower() == ".glb":
-        mesh = mesh.copy()
-        mesh.visual.vertex_colors = _linear_light(mesh.visual.vertex_colors)
+        assert isinstance(mesh.visual, ColorVisuals)
+        colours = _linear_light(np.asarray(mesh.visual.vertex_colors))
+        mesh = Trimesh(mesh.vertices, mesh.faces, vertex_colors=colours, process=False)
     path.parent.mkdir(parents=True, exist_ok=True)
     data = mesh.export(file_type=path.suffix.lower()[1:])
+    assert isinstance(data, bytes)
     path.write_bytes(data)
     return path
 

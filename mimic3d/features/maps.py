@@ -25,9 +25,10 @@ class FeatureMaps(nn.Module):
         super().__init__()
         self.layers = nn.ModuleList(layers)
         self.taps = taps
+        # A feature map is read after the next layer has run, which must not overwrite it.
         for module in self.layers.modules():
             if hasattr(module, "inplace"):
-                module.inplace = False  # A feature map is read after the next layer has run.
+                setattr(module, "inplace", False)  # noqa: B010, mypy takes it for a submodule
 
     def forward(self, x: Tensor) -> list[Tensor]:
         """(N, 3, h, w) to feature maps (N, C, h', w'), finest first."""

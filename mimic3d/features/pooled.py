@@ -41,6 +41,8 @@ class MobileNetV2Features(FeatureExtractor):
     name = "mobilenetv2"
     dim = 1280
     input_size = 96
+    mean: Tensor
+    std: Tensor
 
     def __init__(self, weights: dict[str, Tensor]) -> None:
         """
@@ -77,8 +79,9 @@ def _fuse(network: nn.Module) -> None:
     """Fuses each batch normalisation into the convolution before it, which saves much time on CPUs."""
     for parent in [module for module in network.modules() if isinstance(module, nn.Sequential)]:
         for before, after in itertools.pairwise(range(len(parent))):
-            if isinstance(parent[before], nn.Conv2d) and isinstance(parent[after], nn.BatchNorm2d):
-                parent[before] = fuse_conv_bn_eval(parent[before], parent[after])
+            convolution, normalisation = parent[before], parent[after]
+            if isinstance(convolution, nn.Conv2d) and isinstance(normalisation, nn.BatchNorm2d):
+                parent[before] = fuse_conv_bn_eval(convolution, normalisation)
                 parent[after] = nn.Identity()
 
 

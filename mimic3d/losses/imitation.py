@@ -46,6 +46,9 @@ class WeightedDistances(nn.Module):
 class FeatureDistance(nn.Module):
     """LPIPS's distance on any network's feature maps: unit length over channels, squared difference, mean."""
 
+    mean: Tensor
+    std: Tensor
+
     def __init__(
         self,
         maps: nn.Module,

@@ -37,6 +37,9 @@ class PerceptualDistance(nn.Module):
         name: `lpips_vgg16` for LPIPS itself, `perceptual_hedvgg16` for the stand-in.
     """
 
+    shift: Tensor
+    scale: Tensor
+
     def __init__(self, weights: dict[str, Tensor], name: str) -> None:
         """
         Args:

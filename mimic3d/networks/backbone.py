@@ -81,7 +81,9 @@ class Synthesis(nn.Module):
 
     def forward(self, w: Tensor, *, detail: bool, noise: str) -> TriPlanes:
         """(N, num_ws, w_dim) to tri-planes; S3D runs only with `detail`."""
-        x = accumulated = aware = None
+        x: Tensor | None = None
+        accumulated: Tensor | None = None
+        aware: Tensor | None = None
         first = 0
         for r in self.resolutions:
             block = getattr(self, f"b{r}")
@@ -91,12 +93,12 @@ class Synthesis(nn.Module):
             if self.aware3d:
                 planes = accumulated if aware is None else accumulated + aware
                 aware = getattr(self, f"b3d{r}")(planes, w_block[:, -1], noise)
-        if not self.aware3d:
-            return TriPlanes(_split(accumulated), None)
-        if not detail:
-            return TriPlanes(_split(aware), None)
+        coarse = aware if self.aware3d else accumulated
+        assert coarse is not None, "there is at least the block of 4x4"
+        if not self.aware3d or not detail:
+            return TriPlanes(_split(coarse), None)
         last = getattr(self, f"b3d{self.resolutions[-1]}")
-        return TriPlanes(_split(aware), _split(last.super_resolve(aware, w[:, -1], noise)))
+        return TriPlanes(_split(coarse), _split(last.super_resolve(coarse, w[:, -1], noise)))
 
     def scale_detail(self, factor: float) -> None:
         """Multiplies S3D's last weights by `factor`; at 0 the detail planes begin as zeros."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -30,6 +32,7 @@ class Decoder(nn.Module):
         """
         hidden = _softplus(self.net["0"](features))
         last = self.net["2"]
+        assert isinstance(last, FullyConnected)
         rows = slice(None if outputs is None else 1 + outputs)
         x = F.linear(hidden, last.weight[rows] * last.weight_gain, last.bias[rows])
         return x[..., :1], torch.sigmoid(x[..., 1:]) * (1 + 2 * 0.001) - 0.001
@@ -43,11 +46,11 @@ class _CpuSoftplus(torch.autograd.Function):
     """Softplus by sigmoid and log, which PyTorch vectorises on CPUs, unlike log1p."""
 
     @staticmethod
-    def forward(ctx, x: Tensor) -> Tensor:
+    def forward(ctx: Any, x: Tensor) -> Tensor:
         ctx.save_for_backward(x)
         return x.relu() - x.abs().sigmoid_().log_()
 
     @staticmethod
-    def backward(ctx, grad: Tensor) -> Tensor:
+    def backward(ctx: Any, grad: Tensor) -> Tensor:
         (x,) = ctx.saved_tensors
         return grad * x.sigmoid()

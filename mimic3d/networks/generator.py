@@ -143,11 +143,11 @@ class Generator(nn.Module):
         white = settings.white_background
         with torch.no_grad():
             weights = composite(densities.detach(), features.detach(), depths, white).weights
-        shape = (batch, count, settings.importance_samples)
+        quantiles = (batch, count, settings.importance_samples)
         if stochastic:
-            u = uniform_rows(shape, origins.device, stream="importance", first=first)
+            u = uniform_rows(quantiles, origins.device, stream="importance", first=first)
         else:
-            u = torch.linspace(0, 1, settings.importance_samples, device=origins.device).expand(shape)
+            u = torch.linspace(0, 1, settings.importance_samples, device=origins.device).expand(quantiles)
         fine_depths = importance_depths(depths, weights, u)
         fine_densities, fine_features = self._sample(planes, origins, directions, fine_depths, outputs)
 

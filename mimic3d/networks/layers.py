@@ -1,4 +1,4 @@
-"""The building blocks of StyleGAN2 (Karras et al., 2020) that every network here is made of.
+"""The layers of StyleGAN2 (Karras et al., 2020), of which all networks here are made.
 
 All weights are equalised: stored N(0, 1) / m and scaled at run time by m / sqrt(fan_in), where m is the
 layer's learning-rate multiplier.
@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import math
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -27,15 +28,15 @@ DEMODULATION_EPSILON = 1e-8
 def leaky(x: Tensor, clamp: float | None = None) -> Tensor:
     """Leaky ReLU with slope 0.2, in place, then a clamp to +-`clamp`.
 
-    Its gain of sqrt(2) is multiplied into the weights and biases before it: leaky ReLU commutes with
-    positive factors, and a factor on a small tensor costs nothing.
+    Its gain of sqrt(2) is multiplied into the weights and biases before it, which are smaller tensors: leaky
+    ReLU commutes with positive factors.
     """
     return clamped(F.leaky_relu(x, LEAKY_SLOPE, inplace=True), clamp)
 
 
 def clamped(x: Tensor, limit: float | None) -> Tensor:
     """x within +-`limit`, if there is one."""
-    # Not `clamp`, whose gradient takes six operations instead of one.
+    # The gradient of torch.clamp takes six operations, that of hardtanh one.
     return x if limit is None else F.hardtanh(x, -limit, limit)
 
 
@@ -119,7 +120,7 @@ class FullyConnected(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         gain = LEAKY_GAIN if self.activation else 1.0
         alpha, beta = self.weight_gain * gain, self.bias_gain * gain
-        if x.dim() == 2:  # One operation instead of three: the smaller the network, the more it shows.
+        if x.dim() == 2:  # One operation instead of three, which matters in small networks.
             x = torch.addmm(self.bias, x, self.weight.t(), beta=beta, alpha=alpha)
         else:
             x = F.linear(x, self.weight * alpha, self.bias * beta)
@@ -167,7 +168,7 @@ def convolve(x: Tensor, weight: Tensor, *, up: bool = False, groups: int = 1) ->
 
     Args:
         x: (N, groups * in, H, W).
-        weight: (groups * out, in, k, k). Up-sampling convolves with it, otherwise it is correlated.
+        weight: (groups * out, in, k, k); convolved with x when up-sampling, otherwise correlated.
     """
     if not up:
         return F.conv2d(x, weight.to(x.dtype), padding=weight.shape[-1] // 2, groups=groups)
@@ -189,7 +190,9 @@ def demodulation(weight: Tensor, style: Tensor) -> Tensor:
 
 
 class NoiseBiasActivation(nn.Module):
-    """What follows every modulated convolution: demodulation, noise, bias and leaky ReLU, in few passes."""
+    """The operations after a modulated convolution: demodulation, noise, bias and leaky ReLU."""
+
+    noise_const: Tensor
 
     def __init__(self, channels: int, resolution: int, *, noise: bool) -> None:
         super().__init__()
@@ -203,8 +206,8 @@ class NoiseBiasActivation(nn.Module):
 
         Random noise is one map for each group; the stored constant map is one for all.
         """
-        drawn = self._noise(x, noise) if self.has_noise and noise != "none" else None
-        return clamped(_ScaleNoiseBiasLeaky.apply(x, scale, drawn, self.noise_strength, self.bias), clamp)
+        maps = self._noise(x, noise) if self.has_noise and noise != "none" else None
+        return clamped(_ScaleNoiseBiasLeaky.apply(x, scale, maps, self.noise_strength, self.bias), clamp)
 
     def _noise(self, x: Tensor, mode: str) -> Tensor:
         if mode == "const":
@@ -214,15 +217,15 @@ class NoiseBiasActivation(nn.Module):
 
 
 class _ScaleNoiseBiasLeaky(torch.autograd.Function):
-    """leaky(x * scale + noise * strength + bias) as one operation with a gradient of its own.
+    """leaky(x * scale + noise * strength + bias) as one operation with its own gradient.
 
-    Written with PyTorch's, it is a dozen operations forwards and two dozen backwards; where networks are
-    small, that many calls take longer than the arithmetic.
+    In PyTorch's operations it takes a dozen forwards and two dozen backwards; in small networks the calls
+    take longer than the arithmetic.
     """
 
     @staticmethod
     def forward(
-        ctx, x: Tensor, scale: Tensor, noise: Tensor | None, strength: Tensor, bias: Tensor
+        ctx: Any, x: Tensor, scale: Tensor, noise: Tensor | None, strength: Tensor, bias: Tensor
     ) -> Tensor:
         groups = x.shape[1] // len(bias)
         offset = (bias * LEAKY_GAIN).to(x.dtype)
@@ -241,7 +244,7 @@ class _ScaleNoiseBiasLeaky(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx, grad: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         x, factor, noise, y = ctx.saved_tensors
         scale_kind, bias_kind = ctx.kinds
         grad = torch.ops.aten.leaky_relu_backward(grad, y, LEAKY_SLOPE, True)
@@ -280,7 +283,8 @@ class SynthesisLayer(NoiseBiasActivation):
 
     def forward(self, x: Tensor, w: Tensor, noise: str = "random") -> Tensor:
         """(N, in, h, w) and (N, w_dim) to (N, out, resolution, resolution)."""
-        weight, style = self.weight, self.affine(w)
+        weight: Tensor = self.weight
+        style = self.affine(w)
         if x.dtype == torch.float16:
             weight, style = scaled_for_half(weight, style)
         x = convolve(x * style[:, :, None, None].to(x.dtype), weight, up=self.up)

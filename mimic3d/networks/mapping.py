@@ -14,6 +14,8 @@ LR_MULTIPLIER = 0.01
 class Mapping(nn.Module):
     """Maps z and a camera label to w, one for each layer (StyleGAN2; conditioned as in EG3D, sec. 4.3)."""
 
+    w_avg: Tensor
+
     def __init__(self, z_dim: int, w_dim: int, num_ws: int, layers: int, w_avg_beta: float = 0.998) -> None:
         super().__init__()
         self.num_ws, self.layers, self.w_avg_beta = num_ws, layers, w_avg_beta

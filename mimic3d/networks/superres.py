@@ -30,9 +30,10 @@ class SuperresolutionBlock(nn.Module):
     ) -> None:
         super().__init__()
         self.up, self.border = up, border
-        layer = {"noise": False, "clamp": CLAMP}
-        self.conv0 = SynthesisLayer(in_channels, out_channels, w_dim, resolution, up=up, **layer)
-        self.conv1 = SynthesisLayer(out_channels, out_channels, w_dim, resolution, **layer)
+        self.conv0 = SynthesisLayer(
+            in_channels, out_channels, w_dim, resolution, up=up, noise=False, clamp=CLAMP
+        )
+        self.conv1 = SynthesisLayer(out_channels, out_channels, w_dim, resolution, noise=False, clamp=CLAMP)
         self.torgb = ToRGB(out_channels, 3, w_dim, clamp=CLAMP)
 
     def forward(self, x: Tensor, rgb: Tensor, w: Tensor) -> tuple[Tensor, Tensor]:

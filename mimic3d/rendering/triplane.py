@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -44,7 +46,7 @@ class _GatherPlanes(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx, planes: Tensor, across: Tensor, along: Tensor) -> Tensor:
+    def forward(ctx: Any, planes: Tensor, across: Tensor, along: Tensor) -> Tensor:
         batch, _, channels, size, _ = planes.shape
         # With a border of zeros, points outside the planes need no case of their own.
         side = size + 2
@@ -71,7 +73,7 @@ class _GatherPlanes(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx, grad: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         index, weight = ctx.saved_tensors
         channels = grad.shape[-1]
         shares = weight[..., None] * grad.reshape(-1, 1, channels)

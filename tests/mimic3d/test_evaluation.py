@@ -17,7 +17,7 @@ from mimic3d.evaluation.frechet import (
     kernel_distance,
     kernel_name,
 )
-from mimic3d.evaluation.generated import frechet_of_generator, generated_images
+from mimic3d.evaluation.generated import frechet_by_branch, generated_images
 from mimic3d.evaluation.texture import spatiotemporal_texture, stack_row
 from mimic3d.export.orbits import orbit
 from mimic3d.features.pooled import FeatureExtractor, InceptionFeatures, MobileNetV2Features
@@ -301,11 +301,12 @@ def test_generated_images_do_not_depend_on_batches_workers_or_memory(G, cameras)
     assert not torch.equal(other["3d"], whole[0]["3d"][:1])
 
 
-def test_frechet_of_generator_names_each_branch_and_is_zero_for_its_own_images(G, cameras):
+def test_the_frechet_distance_names_each_branch_and_is_zero_for_its_own_images(G, cameras):
     extractor = MeanColour()
     own = [part["3d"] for part in generated_images(G, cameras, range(6), seed=1, batch=4)]
     reals = FeatureStatistics.of([extractor(images) for images in own], extractor.dim)
-    found = frechet_of_generator(G, extractor, cameras, reals, 6, seed=1, batch=4)
+    images = generated_images(G, cameras, range(6), seed=1, batch=4)
+    found = frechet_by_branch(extractor, images, G.branches, reals)
     assert set(found) == {"fd_meancolour/2d", "fd_meancolour/3d"}
     assert found["fd_meancolour/3d"] == pytest.approx(0, abs=1e-9)
     assert found["fd_meancolour/2d"] > 1e-6

@@ -221,7 +221,7 @@ def test_a_glb_has_linear_colours_and_a_ply_the_pictures_own(tmp_path):
 def test_meshes_that_cannot_be(G, w, tmp_path):
     with pytest.raises(ValueError, match=r"no surface: the density reaches .* lower level"):
         extract_mesh(G, w[:1], resolution=8, level=1e6)
-    with pytest.raises(ValueError, match="of one identity; got 2"):
+    with pytest.raises(ValueError, match="from one latent; got 2"):
         extract_mesh(G, w, resolution=8)
     with pytest.raises(ValueError, match="branch is '4d'"):
         extract_mesh(G, w[:1], branch="4d")

@@ -162,7 +162,7 @@ def test_several_networks_are_weighted(weights, images, tmp_path):
 def test_an_extractor_that_cannot_be_had_is_one_line(monkeypatch):
     with pytest.raises(ValueError, match="names 'vgg', but known are lpips-vgg16, "):
         imitation_distance("vgg", str)
-    with pytest.raises(ValueError, match="torchvision has no network nonsense of use here"):
+    with pytest.raises(ValueError, match="torchvision has no usable network nonsense"):
         imitation_distance("torchvision.nonsense", str)
     monkeypatch.setitem(sys.modules, "timm", None)
     with pytest.raises(ValueError, match=r"timm.resnet18 needs the package timm: pip install timm"):

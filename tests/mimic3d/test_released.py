@@ -307,9 +307,9 @@ CHANGES = {
     f"the tensor {B8}.bias has the shape (7,), but must have (8,)": {f"{B8}.bias": torch.zeros(7)},
     f"the tensor {B8}.weight has the shape (8, 3), not 4": {f"{B8}.weight": torch.zeros(8, 3)},
     "b8 has 5 channels, but the other blocks imply 8": {f"{B8}.weight": torch.zeros(5, 8, 3, 3)},
-    f"the tensor {FC0}.bias has values that are not finite": {f"{FC0}.bias": torch.full((16,), torch.nan)},
-    f"the tensor {FC0}.bias holds something": {f"{FC0}.bias": torch.full((16,), 1e300, dtype=torch.float64)},
-    f"the tensor {FC0}.bias holds something other": {f"{FC0}.bias": torch.zeros(16, dtype=torch.int64)},
+    f"the tensor {FC0}.bias must hold finite": {f"{FC0}.bias": torch.full((16,), torch.nan)},
+    f"the tensor {FC0}.bias must hold": {f"{FC0}.bias": torch.full((16,), 1e300, dtype=torch.float64)},
+    f"the tensor {FC0}.bias must hold finite floating": {f"{FC0}.bias": torch.zeros(16, dtype=torch.int64)},
     "resample_filter is not the filter [1, 3, 3, 1]": {
         "superresolution.resample_filter": torch.full((4, 4), 1 / 16)
     },

@@ -117,7 +117,7 @@ def refusal(tmp_path: Path, data: bytes) -> str:
         ({"b4.fc.extra": torch.zeros(2)}, "in D, its discriminator has the surplus tensor b4.fc.extra"),
         ({"b4.fc.weight": torch.zeros(5, 192)}, "in D, b4 has 5 channels"),
         ({"b4.fc.weight": None}, "in D, the tensor b4.fc.weight is missing"),
-        ({"b4.out.bias": torch.full((12,), torch.inf)}, "b4.out.bias has values that are not finite"),
+        ({"b4.out.bias": torch.full((12,), torch.inf)}, "b4.out.bias must hold finite"),
         ({"b128.fromrgb.weight": torch.zeros(2, 3, 1, 1)}, "has the shape (2, 3, 1, 1), but must have"),
     ],
 )

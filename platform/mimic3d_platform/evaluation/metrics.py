@@ -17,7 +17,7 @@ from mimic3d.config import Config
 from mimic3d.evaluation import frechet
 from mimic3d.evaluation.consistency import Agreement, view_agreement
 from mimic3d.evaluation.frechet import FeatureStatistics
-from mimic3d.evaluation.generated import generated_images, generated_statistics
+from mimic3d.evaluation.generated import generated_images, statistics_by_branch
 from mimic3d.evaluation.precision_recall import precision_recall
 from mimic3d.features.pooled import load_extractor
 from mimic3d.networks.generator import Generator
@@ -78,9 +78,8 @@ class Evaluator:
 
     def measure(self, generator: Generator) -> dict[str, float]:
         """The metrics of a run: Fréchet distance and agreement of views, by name; every rank gets them."""
-        parts = generated_statistics(
-            generator, self._extractor, self.cameras, self._own_images, seed=METRIC_SEED, batch=BATCH
-        )
+        images = generated_images(generator, self.cameras, self._own_images, seed=METRIC_SEED, batch=BATCH)
+        parts = statistics_by_branch(self._extractor, images, generator.branches)
         metrics = {
             frechet.frechet_name(self._extractor.name, branch): self._distance_from_reals(part)
             for branch, part in parts.items()
@@ -110,16 +109,10 @@ class Evaluator:
             features = torch.cat(self._gather(torch.cat(parts)))
             metrics[frechet.kernel_name(name, branch)] = frechet.kernel_distance(reals, features)
             metrics |= precision_recall(reals, features).metrics(name, branch)
-        other = generated_statistics(
-            generator,
-            self._extractor,
-            self.cameras,
-            self._own_images,
-            seed=METRIC_SEED,
-            batch=BATCH,
-            other_camera=True,
+        other = generated_images(
+            generator, self.cameras, self._own_images, seed=METRIC_SEED, batch=BATCH, other_camera=True
         )
-        for branch, part in other.items():
+        for branch, part in statistics_by_branch(self._extractor, other, generator.branches).items():
             metrics[frechet.frechet_name(name, branch, other_camera=True)] = self._distance_from_reals(part)
         return metrics
 
