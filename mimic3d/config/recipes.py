@@ -144,9 +144,12 @@ def cars_small() -> Config:
     of 13 models.
 
     It differs from the paper in: planes of half the image's resolution, detail planes of the image's, as in
-    the paper at 512²; TF32, and one render for both discriminators, each a third faster on an H100; no blur,
-    since images are small; weaker R1, as images of fewer pixels need (StyleGAN2-ADA's rule); a shorter
-    annealing of the label swap; and a cool-down of the learning rates.
+    the paper at 512²; one render for both discriminators; a discriminator that learns at half the rate, since
+    at the paper's it told all fakes apart within 30 steps; a blur that ends early and is as wide for these
+    images as the paper's; a shorter annealing of the label swap; and a cool-down of the learning rates.
+
+    Seen after 41 + 37 kimg, eight minutes of an H100 without CUDA graphs (170 images/s in stage 1, 140 in
+    stage 2): fd_mobilenetv2 of 2000 images 376 (2D) and 430 (3D), cars with windows and wheels.
     """
     base = cars64()
     return replace(
@@ -164,18 +167,18 @@ def cars_small() -> Config:
             superresolution_channels=(64, 64),
             superresolution_border="replicate",
             detail_init=0.0,
-            allow_tf32=True,
         ),
         rendering=replace(
             base.rendering, near=1.1, far=2.3, box_warp=1.1, coarse_samples=24, importance_samples=24
         ),
         imitation=replace(base.imitation, share_fakes=True),
-        regularization=replace(base.regularization, r1_gamma=0.1, r1_gamma_patch=0.1),
+        optimizer=OptimizerConfig(discriminator_lr=0.001),
         schedule=ScheduleConfig(
             batch=32,
             stage1_kimg=240,
             stage2_kimg=240,
-            blur_sigma=0.0,
+            blur_sigma=4.0,
+            blur_kimg=9.6,
             pose_swap_kimg=100,
             cooldown_kimg=80,
         ),

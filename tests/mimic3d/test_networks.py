@@ -10,7 +10,6 @@ import torch.nn.functional as F
 from mimic3d.cameras import look_at, on_sphere
 from mimic3d.config import Config, ModelConfig, RenderingConfig
 from mimic3d.losses.adversarial import r1_penalty
-from mimic3d.networks import layers
 from mimic3d.networks.aware3d import convolve_pooled
 from mimic3d.networks.decoder import Decoder
 from mimic3d.networks.discriminators import DualDiscriminator, PatchDiscriminator, minibatch_std
@@ -23,7 +22,6 @@ from mimic3d.networks.layers import (
     blur,
     blur_downsample,
     convolve,
-    fir_by_pooling,
     rms_normalize,
     upsample,
 )
@@ -55,21 +53,6 @@ def literal_fir(x: torch.Tensor, gain: float) -> torch.Tensor:
 
 
 # Resampling.
-
-
-@pytest.mark.parametrize(("padding", "stride", "gain"), [(1, 1, 4.0), (2, 1, 1.0), (1, 2, 1.0)])
-def test_the_fir_filter_by_pooling_is_the_filter(padding: int, stride: int, gain: float) -> None:
-    x = torch.randn(2, 3, 8, 8, dtype=torch.float64, requires_grad=True)
-    found, expected = fir_by_pooling(x, padding, stride, gain), layers._fir(x, padding, stride, gain)
-    torch.testing.assert_close(found, expected)
-    weights = torch.randn_like(expected)
-    torch.testing.assert_close(
-        torch.autograd.grad((found.square() * weights).sum(), x)[0],
-        torch.autograd.grad((expected.square() * weights).sum(), x)[0],
-    )
-    assert torch.autograd.gradgradcheck(
-        lambda x: fir_by_pooling(x, padding, stride, gain).square(), x[:1, :1]
-    )
 
 
 def test_upsampling_inserts_zeros_pads_and_filters() -> None:
