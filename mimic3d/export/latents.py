@@ -89,7 +89,7 @@ def _read_safetensors(path: Path) -> tuple[np.ndarray, str]:
         with safe_open(path, framework="pt") as file:
             names = list(file.keys())
             if len(names) != 1 or names[0] not in ("z", "w"):
-                raise ValueError(f"{path} must contain one tensor, z or w")
+                raise ValueError(f"{path} must hold one tensor, z or w")
             values = file.get_tensor(names[0])
     except (SafetensorError, OSError) as error:
         raise ValueError(f"{path} is not a safetensors file ({_line(error)})") from None

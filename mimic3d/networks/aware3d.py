@@ -1,13 +1,13 @@
 """3D-aware blocks and the tri-plane super-resolution S3D (supplement, figure IV).
 
-The three planes lie side by side in the channels, (N, 3C, R, R), in the order XY, YZ, ZX with memory layout
-P_xy[y, x], P_yz[z, y], P_zx[x, z]. A kernel is shared by the planes, its style is not.
+The three planes are concatenated along the channels, (N, 3C, R, R), in the order XY, YZ, ZX with memory
+layout P_xy[y, x], P_yz[z, y], P_zx[x, z]. They share kernels, but not styles.
 
-A 3D-aware convolution reads, beside a plane, the other two pooled along the axis that they do not share with
-it. Going round the planes, plane p + 1 pooled over its rows is a profile down the rows of plane p, and plane
-p + 2 pooled over its columns is a profile along the columns of p. A profile is constant along one axis, and
-so is its convolution but for the image's border: it is computed on a strip three pixels wide and stretched,
-which leaves a third of the arithmetic of convolving all 3C channels at full size.
+The input of a 3D-aware convolution is a plane and the other two, each pooled along the axis that it does not
+share with the plane. In cyclic order, plane p + 1 pooled over its rows is a profile along the rows of plane
+p, and plane p + 2 pooled over its columns is a profile along the columns of p. A profile is constant along
+one axis, and so is its convolution except at the border: it is computed on a strip three pixels wide and then
+expanded, which takes a third of the arithmetic of convolving all 3C channels at full size.
 """
 
 from __future__ import annotations
@@ -22,25 +22,25 @@ from mimic3d.networks.layers import FullyConnected, NoiseBiasActivation, convolv
 
 PLANES = 3
 STRIP = 3
-# Where the kernel's input channels come from: the plane itself, the next one and the one after.
+# The sources of the kernel's input channels: the plane itself, the next plane and the one after.
 OWN, DOWN_ROWS, ALONG_COLUMNS = range(PLANES)
-# Who reads which plane, for each source in turn.
-_READINGS = [(plane, (plane + source) % PLANES) for source in range(PLANES) for plane in range(PLANES)]
+# Pairs (plane, plane that it takes input from), for each source in turn.
+_INPUTS = [(plane, (plane + source) % PLANES) for source in range(PLANES) for plane in range(PLANES)]
 
 
 @functools.lru_cache
 def _index(values: tuple[int, ...], device: torch.device) -> Tensor:
-    """The values as an index; kept, as each copy to a GPU would wait for it."""
+    """The values as an index; cached, since each copy to a GPU synchronises with it."""
     return torch.tensor(values, device=device)
 
 
 def pooled_profiles(x: Tensor) -> tuple[Tensor, Tensor]:
-    """What each plane sees of the other two.
+    """The pooled profiles that are the inputs of each plane from the other two.
 
     Args:
         x: (N, 3C, R, R).
     Returns:
-        (N, 3C, R) down the rows of each plane, and (N, 3C, R) along its columns.
+        (N, 3C, R) along the rows of each plane, and (N, 3C, R) along its columns.
     """
     over_rows = x.mean(dim=2).unflatten(1, (PLANES, -1))
     over_columns = x.mean(dim=3).unflatten(1, (PLANES, -1))
@@ -50,28 +50,28 @@ def pooled_profiles(x: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def plane_weights(weight: Tensor) -> tuple[Tensor, ...]:
-    """The kernels by which all planes read each source: (out, 3C, k, k) to three (3 * out, C, k, k)."""
-    read = _index(tuple(plane for _, plane in _READINGS), weight.device)
-    kernels = weight.unflatten(1, (PLANES, -1)).transpose(0, 1).index_select(0, read)
+    """The kernels of all planes for each source: (out, 3C, k, k) to three (3 * out, C, k, k)."""
+    index = _index(tuple(plane for _, plane in _INPUTS), weight.device)
+    kernels = weight.unflatten(1, (PLANES, -1)).transpose(0, 1).index_select(0, index)
     return kernels.view(PLANES, -1, *kernels.shape[2:]).unbind(0)
 
 
 def plane_styles(style: Tensor) -> tuple[Tensor, ...]:
-    """The styles by which all planes read each source: (N, 3 planes, 3C) to three (N, 3C)."""
-    read = _index(tuple(reader * PLANES + plane for reader, plane in _READINGS), style.device)
-    styles = style.reshape(len(style), PLANES * PLANES, -1).index_select(1, read)
+    """The styles of all planes for each source: (N, 3 planes, 3C) to three (N, 3C)."""
+    index = _index(tuple(own * PLANES + plane for own, plane in _INPUTS), style.device)
+    styles = style.reshape(len(style), PLANES * PLANES, -1).index_select(1, index)
     return styles.view(len(style), PLANES, -1).unbind(1)
 
 
 def convolve_pooled(x: Tensor, weight: Tensor, style: Tensor, *, up: bool = False) -> Tensor:
-    """Each plane's modulated convolution over itself and the other two, pooled.
+    """The modulated convolution of each plane and the pooled profiles of the other two.
 
     Args:
         x: (N, 3C, R, R).
         weight: (out, 3C, k, k), k 1 or 3; inputs from XY, from YZ, from ZX.
         style: (N, 3 planes, 3C).
     Returns:
-        (N, 3 * out, R, R), or twice the size.
+        (N, 3 * out, R, R), or twice the resolution with `up`.
     """
     of_own, of_rows, of_columns = plane_weights(weight)
     own_style, rows_style, columns_style = plane_styles(style.to(x.dtype))
@@ -82,11 +82,11 @@ def convolve_pooled(x: Tensor, weight: Tensor, style: Tensor, *, up: bool = Fals
     rows = convolve(rows, of_rows, up=up, groups=PLANES)
     columns = (columns * columns_style[:, :, None])[:, :, None, :].expand(-1, -1, width, -1)
     columns = convolve(columns, of_columns, up=up, groups=PLANES)
-    return own + _stretch(rows, 3, own.shape[3]) + _stretch(columns, 2, own.shape[2])
+    return own + _expand_strip(rows, 3, own.shape[3]) + _expand_strip(columns, 2, own.shape[2])
 
 
-def _stretch(strip: Tensor, dim: int, size: int) -> Tensor:
-    """Repeats the middle of a strip until it has `size` along `dim`, its borders kept."""
+def _expand_strip(strip: Tensor, dim: int, size: int) -> Tensor:
+    """Repeats the middle of a strip to `size` along `dim`; its borders are kept."""
     border = strip.shape[dim] // STRIP
     if border == 0:
         return strip
@@ -128,7 +128,7 @@ class PlaneToRGB(nn.Module):
         self.bias = nn.Parameter(torch.zeros(channels))
         self.affine = FullyConnected(w_dim, fan_in * PLANES, bias_init=1.0)
         self.pooled = pooled
-        # The width before pooling, also where pooling has tripled it.
+        # Of the channels before pooling, which triples them.
         self.style_gain = 1 / math.sqrt(channels)
 
     def forward(self, x: Tensor, w: Tensor) -> Tensor:
@@ -143,7 +143,7 @@ class PlaneToRGB(nn.Module):
 
 
 class PlaneBlock(nn.Module):
-    """Two 3x3 layers with noise, then toRGB, whose output alone flows on."""
+    """Two 3x3 layers with noise, then toRGB, whose output is the block's."""
 
     def __init__(self, channels: int, w_dim: int, resolution: int, *, up: bool, pooled: bool) -> None:
         """`resolution` is that of the output; `pooled` makes every convolution 3D-aware."""
@@ -159,7 +159,7 @@ class PlaneBlock(nn.Module):
 
 
 class Aware3D(nn.Module):
-    """The 3D-aware block of one resolution; the last one carries S3D as its `block2` and `block3`."""
+    """The 3D-aware block of one resolution; the last one has S3D as its `block2` and `block3`."""
 
     def __init__(
         self, channels: int, w_dim: int, resolution: int, *, last: bool, aware_s3d: bool = False
@@ -176,5 +176,5 @@ class Aware3D(nn.Module):
         return self.block(x, w, noise)
 
     def super_resolve(self, coarse: Tensor, w: Tensor, noise: str) -> Tensor:
-        """S3D: the coarse planes to detail planes of twice their size."""
+        """S3D: the coarse planes to detail planes of twice their resolution."""
         return self.block3(self.block2(coarse, w, noise), w, noise)

@@ -56,7 +56,7 @@ class Epilogue(nn.Module):
         self.out = FullyConnected(channels, out_features)
 
     def forward(self, x: Tensor, sets: int = 1) -> Tensor:
-        """(N, C, 4, 4) to (N, out_features); samples are compared within each of `sets` equal parts."""
+        """(N, C, 4, 4) to (N, out_features); minibatch statistics are of each of `sets` equal parts."""
         std = torch.cat([minibatch_std(part) for part in x.chunk(sets)])
         x = self.conv(torch.cat([x, std], dim=1))
         return self.out(self.fc(x.flatten(1)))
@@ -70,7 +70,7 @@ def minibatch_std(x: Tensor) -> Tensor:
 
 
 class LabelMapping(nn.Module):
-    """A label to the direction that the discriminator's features are projected on."""
+    """Maps a label to the direction onto which the discriminator's features are projected."""
 
     def __init__(self, features: int, label_size: int = LABEL_SIZE) -> None:
         super().__init__()
@@ -87,9 +87,9 @@ class LabelMapping(nn.Module):
 
 
 class _Residual(nn.Module):
-    """The residual tower from the image's size down to 4x4, its finest blocks in half precision.
+    """Residual blocks from the image's resolution down to 4x4, the finest in half precision.
 
-    Where these are float16, the activations of all convolutions are clamped, the last one's included.
+    In float16 runs (`mixed`) the activations of all convolutions are clamped, the last one's included.
     """
 
     def __init__(
@@ -133,7 +133,7 @@ def channels_at(resolution: int, channel_base: int, channel_max: int) -> int:
 
 
 class DualDiscriminator(_Residual):
-    """Judges an image with its raw render beside it, given the camera (EG3D, sec. 4.3)."""
+    """The discriminator of images and their raw renders, conditioned on the camera (EG3D, sec. 4.3)."""
 
     def __init__(self, resolution: int, channel_base: int, channel_max: int, precision: str = "fp32") -> None:
         features = channels_at(4, channel_base, channel_max)
@@ -145,9 +145,9 @@ class DualDiscriminator(_Residual):
         """
         Args:
             image: (N, 3, R, R) in [-1, 1].
-            raw: (N, 3, r, r), the small render; of a real image the image resized to r.
+            raw: (N, 3, r, r), the small render; for a real image, the image resized to r.
             camera: (N, 25).
-            sets: the batch is so many equal parts one after another, each judged as a batch of its own.
+            sets: number of equal parts of the batch whose minibatch statistics are separate.
         Returns:
             (N, 1) logits.
         """
@@ -156,7 +156,7 @@ class DualDiscriminator(_Residual):
 
 
 class PatchDiscriminator(_Residual):
-    """Judges patches: unconditionally, or told where in the image they lie and how large they are there."""
+    """The discriminator of patches: unconditional, or conditioned on their windows."""
 
     def __init__(
         self,
@@ -171,7 +171,7 @@ class PatchDiscriminator(_Residual):
         self.mapping = LabelMapping(features, label_size) if label_size else None
 
     def forward(self, patch: Tensor, label: Tensor | None = None, sets: int = 1) -> Tensor:
-        """(N, 3, p, p) in [-1, 1], and (N, label_size) if it was built for labels, to (N, 1) logits.
+        """(N, 3, p, p) in [-1, 1], and labels (N, label_size) if it is conditional, to (N, 1) logits.
 
         `sets` as in `DualDiscriminator.forward`.
         """

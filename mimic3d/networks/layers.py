@@ -47,7 +47,7 @@ def rms_normalize(x: Tensor) -> Tensor:
 
 @functools.lru_cache
 def _fir_kernel(gain: float, dtype: torch.dtype, device: torch.device) -> Tensor:
-    """(4, 4); kept, as each copy to a GPU would wait for it."""
+    """(4, 4); cached, since each copy to a GPU synchronises with it."""
     return torch.tensor([[a * b * gain for a in FIR] for b in FIR], dtype=dtype, device=device)
 
 

@@ -1,4 +1,4 @@
-"""Where networks compute in half precision: S2D and the discriminators' finest blocks, nowhere else."""
+"""Numeric precision: half precision in S2D and the discriminators' finest blocks, and TF32."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from torch import Tensor
 
 
 def working_dtype(precision: str, x: Tensor) -> torch.dtype:
-    """The type in which a part that may be of half precision works on `x`.
+    """The type in which S2D and the discriminators' finest blocks compute on `x`.
 
     Args:
         precision: `model.precision`. "fp32" is x's own type. "mixed" is float16 on a GPU, as in the released
@@ -19,19 +19,18 @@ def working_dtype(precision: str, x: Tensor) -> torch.dtype:
 
 
 def allow_tf32(allowed: bool) -> None:
-    """Sets, for the whole process, whether float32 products and convolutions on a GPU may take TF32.
+    """Allows or forbids TF32 in float32 products and convolutions on GPUs, for the whole process.
 
-    PyTorch allows it for convolutions unless told otherwise; the released networks were trained and measured
-    without it.
+    PyTorch allows it in convolutions by default; the released networks were trained and measured without it.
     """
     torch.backends.cuda.matmul.allow_tf32 = allowed
     torch.backends.cudnn.allow_tf32 = allowed
 
 
 def scaled_for_half(weight: Tensor, style: Tensor) -> tuple[Tensor, Tensor]:
-    """A kernel and a style whose product in float16 cannot overflow (StyleGAN2-ADA's pre-normalisation).
+    """Scales a kernel and a style so that float16 cannot overflow (StyleGAN2-ADA's pre-normalisation).
 
-    Demodulation divides by the norm of the two, so what they are scaled by cancels.
+    The factors cancel in the demodulation, which divides by the norm of the product.
 
     Args:
         weight: (out, in, k, k), scaled to at most 1 / sqrt(fan_in) in each output channel.

@@ -1,7 +1,7 @@
-"""Patches of the image, where the 3D branch is taught: square windows seen through a grid of rays.
+"""Patches, on which the 3D branch is trained: square windows of the image, rendered by a grid of rays.
 
-A window of as many pixels as the patch has rays, at a whole-pixel place, is a crop. A larger one is strided
-through (EpiGRAF, sec. 3.2), and images are read bilinearly at its rays.
+A patch with one ray for each pixel of a window at whole pixels is a crop. With fewer rays than pixels, or at
+fractions of pixels, images are interpolated bilinearly at its rays (EpiGRAF, sec. 3.2).
 """
 
 from __future__ import annotations
@@ -16,20 +16,20 @@ from mimic3d.cameras import pixel_grid
 
 
 class PatchWindows(NamedTuple):
-    """Where in the image each sample's patch lies."""
+    """The window of the image that each sample's patch covers."""
 
     corners: Tensor
-    """(N, 2), (row, column) of the top-left corner in pixels; int64 where patches are crops."""
+    """(N, 2), (row, column) of the top-left corner in pixels; int64 if patches are crops."""
     sides: Tensor
     """(N,), in pixels."""
 
     def label(self, resolution: int) -> Tensor:
-        """(N, 3): the scale, and row and column of the centre, in [-1, 1] of an image of `resolution`."""
+        """(N, 3): side, and row and column of the centre, each scaled from [0, `resolution`] to [-1, 1]."""
         centres = self.corners + self.sides[:, None] / 2
         return torch.cat([self.sides[:, None], centres], dim=1) / resolution * 2 - 1
 
     def part(self, rows: slice | Tensor) -> PatchWindows:
-        """Those of some samples."""
+        """The windows of some samples."""
         return PatchWindows(self.corners[rows], self.sides[rows])
 
 
@@ -53,7 +53,7 @@ def patch_uv(corners: Tensor, patch: int, resolution: int, sides: Tensor | None 
 
 
 def crop(images: Tensor, corners: Tensor, patch: int) -> Tensor:
-    """(N, C, patch, patch) of (N, C, R, R), each at its own corner (row, column)."""
+    """(N, C, patch, patch) crops of (N, C, R, R), each at its own corner (row, column)."""
     steps = torch.arange(patch, device=images.device)
     rows = (corners[:, :1] + steps)[:, None, :, None]
     columns = (corners[:, 1:] + steps)[:, None, None, :]
@@ -62,8 +62,8 @@ def crop(images: Tensor, corners: Tensor, patch: int) -> Tensor:
     return images[sample, channel, rows, columns]
 
 
-def look_through(images: Tensor, windows: PatchWindows, patch: int) -> Tensor:
-    """(N, C, patch, patch) of (N, C, R, R): a crop, or the image read bilinearly at the window's rays."""
+def extract_patches(images: Tensor, windows: PatchWindows, patch: int) -> Tensor:
+    """(N, C, patch, patch) of (N, C, R, R): crops, or the images interpolated at the windows' rays."""
     if not windows.corners.is_floating_point():
         return crop(images, windows.corners, patch)
     uv = patch_uv(windows.corners, patch, images.shape[-1], windows.sides)

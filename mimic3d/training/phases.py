@@ -18,7 +18,7 @@ from mimic3d.losses.density import density_smoothness
 from mimic3d.networks.backbone import TriPlanes
 from mimic3d.networks.discriminators import DualDiscriminator, PatchDiscriminator, resize_antialiased
 from mimic3d.networks.generator import Generator, View
-from mimic3d.rendering.patches import PatchWindows, look_through, patch_uv
+from mimic3d.rendering.patches import PatchWindows, extract_patches, patch_uv
 from mimic3d.training.augmentation import Augmentation
 from mimic3d.training.sampling import GeneratorInputs, PatchInputs
 
@@ -94,7 +94,7 @@ class Phases:
         if context.stage == 2:
             patch = self._render_patch(planes, view, inputs.camera, patches.windows)
             if view is not None:
-                target = look_through(view.image.detach(), patches.windows, self.config.patch_resolution)
+                target = extract_patches(view.image.detach(), patches.windows, self.config.patch_resolution)
                 log["loss/imitation"] = self.perceptual(patch, target).mean()
                 losses.append(imitation.lpips_weight * log["loss/imitation"])
             logits = self.patch(self._patch_input(context, patch, patches), self._label(patches))
@@ -149,7 +149,7 @@ class Phases:
     def patch_discriminator_r1(self, context: PhaseContext, reals: Reals, patches: PatchInputs) -> Losses:
         """D_patch: R1 with respect to the patch that it is given, times the phase's interval."""
         regular = self.config.regularization
-        patch = look_through(reals.image, patches.windows, self.config.patch_resolution)
+        patch = extract_patches(reals.image, patches.windows, self.config.patch_resolution)
         patch = self._patch_input(context, patch, patches).detach().requires_grad_()
         penalty = r1_penalty(self.patch(patch, self._label(patches)), [patch]).mean()
         loss = penalty * (regular.r1_gamma_patch / 2) * regular.r1_interval
@@ -203,7 +203,7 @@ class Phases:
     ) -> Losses:
         with torch.no_grad():
             fake = self._render_patch(fakes.planes, fakes.view, inputs.camera, fake_patches.windows)
-        real = look_through(reals.image, real_patches.windows, self.config.patch_resolution)
+        real = extract_patches(reals.image, real_patches.windows, self.config.patch_resolution)
         pairs = (fake, fake_patches), (real, real_patches)
         patch = torch.cat([self._patch_input(context, patch, patches) for patch, patches in pairs])
         label = torch.cat([self._label(patches) for patches in (fake_patches, real_patches)])

@@ -9,6 +9,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 from test_perceptual import random_vgg16
+from torchvision.models import mobilenet_v2
 
 from mimic3d.checkpoints.generator_folder import load_generator
 from mimic3d.config import override
@@ -60,7 +61,7 @@ def test_a_folder_that_is_no_sound_data_set_is_one_line(folder: Path, tmp_path: 
 
 def test_the_page_on_local_training_runs_without_the_platform(folder: Path, tmp_path: Path) -> None:
     page = (ROOT / "docs" / "local.md").read_text()
-    code = re.search(r"```python\n(.*?)```", page, re.S)[1]
+    code = "".join(re.findall(r"```python\n(.*?)```", page, re.S)).replace("range(2048)", "range(4)")
     small = {
         "schedule.stage1_kimg": 0.008,
         "schedule.stage2_kimg": 0.008,
@@ -70,11 +71,14 @@ def test_the_page_on_local_training_runs_without_the_platform(folder: Path, tmp_
     settings = '{"seed": 0}'
     assert settings in code
     save_file(random_vgg16(), tmp_path / "hed-vgg16.safetensors")
+    features = mobilenet_v2().features.state_dict(prefix="features.")
+    save_file(features, tmp_path / "mobilenetv2.safetensors")
     shut = (
         "import sys; sys.modules |= dict.fromkeys(['ray', 'mlflow', 'boto3', 's3fs', 'mimic3d_platform'])\n"
     )
     program = shut + f"import sys; sys.path.insert(0, {str(ROOT)!r})\n" + code.replace(settings, repr(small))
-    for expected in (["8", "16"], []):
+    distances = "{'fd_mobilenetv2/2d':"
+    for expected in (["8", "16", distances], [distances]):
         command = [sys.executable, "-c", program]
         environment = {"OMP_NUM_THREADS": "1"}
         ran = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, env=environment)

@@ -5,7 +5,7 @@ import torch
 from test_training import CONFIG, MeanAbsolute, advance
 
 from mimic3d.config import override
-from mimic3d.rendering.patches import PatchWindows, crop, look_through, patch_uv
+from mimic3d.rendering.patches import PatchWindows, crop, extract_patches, patch_uv
 from mimic3d.training.sampling import Sampler, annealed_scales
 from mimic3d.training.trainer import Trainer
 
@@ -16,15 +16,15 @@ RAMP = torch.stack(torch.meshgrid(torch.arange(32.0), torch.arange(32.0), indexi
 
 def test_a_window_of_the_patchs_size_is_a_crop() -> None:
     corners = torch.tensor([[3, 5]])
-    whole = look_through(RAMP, PatchWindows(corners, torch.tensor([8.0])), 8)
+    whole = extract_patches(RAMP, PatchWindows(corners, torch.tensor([8.0])), 8)
     assert torch.equal(whole, RAMP[..., 3:11, 5:13]) and torch.equal(whole, crop(RAMP, corners, 8))
-    read = look_through(RAMP, PatchWindows(corners.float(), torch.tensor([8.0])), 8)
+    read = extract_patches(RAMP, PatchWindows(corners.float(), torch.tensor([8.0])), 8)
     torch.testing.assert_close(read, whole)
 
 
 def test_a_larger_window_is_strided_through_and_its_rays_are_where_it_is_read() -> None:
     windows = PatchWindows(torch.tensor([[4.0, 2.0]]), torch.tensor([20.0]))
-    read = look_through(RAMP, windows, 8)
+    read = extract_patches(RAMP, windows, 8)
     uv = patch_uv(windows.corners, 8, 32, windows.sides)
     expected = (uv * 32 - 0.5).flip(-1).transpose(1, 2).unflatten(-1, (8, 8))
     torch.testing.assert_close(read, expected)
