@@ -89,7 +89,7 @@ def mosaicml(source: Source, workers: int) -> Batches:
             return _decoded(row["image"], source.side), row["camera"]
 
     data = Decoded(remote=f"{source.uri}/mds", local=str(source.cache), shuffle=True, batch_size=BATCH)
-    loader = DataLoader(data, BATCH, num_workers=workers, persistent_workers=True)
+    loader: DataLoader[Any] = DataLoader(data, BATCH, num_workers=workers, persistent_workers=True)
     while True:
         yield from loader
 
@@ -143,7 +143,7 @@ def zip_dataset(source: Source, workers: int) -> Batches:
             return _decoded(self.archive.read(name), source.side), np.array(camera, dtype=np.float32)
 
     generator = torch.Generator().manual_seed(0)
-    loader = DataLoader(
+    loader: DataLoader[tuple[np.ndarray, np.ndarray]] = DataLoader(
         Zip(), BATCH, shuffle=True, generator=generator, num_workers=workers, persistent_workers=True
     )
     while True:

@@ -10,28 +10,34 @@ import numpy as np
 
 from mimic3d import randomness
 
-# Rows are shuffled among as many shards as this holds, so that a set far larger than a disk is read in
-# passing. It decides the order: to change it is to break the resumption of running trainings.
+# Bytes of the shards whose rows are shuffled together: a data set larger than the disk is read window by
+# window. The order depends on it: with another value, resumed trainings would see other images.
 WINDOW_BYTES = 2**30
 
 
 class Shard(Protocol):
-    """What the order asks of a data set's file."""
+    """A file of a data set: the properties that the order depends on."""
 
-    rows: int
-    bytes: int
+    @property
+    def rows(self) -> int: ...
+
+    @property
+    def bytes(self) -> int: ...
 
 
 class Shards(Protocol):
-    """What the order asks of a data set: its files, and how many rows they have together."""
+    """A data set: the properties that the order depends on. `count` is the number of rows of all shards."""
 
-    count: int
-    shards: Sequence[Shard]
+    @property
+    def count(self) -> int: ...
+
+    @property
+    def shards(self) -> Sequence[Shard]: ...
 
 
 @dataclass(frozen=True)
 class Window:
-    """Shards among whose rows an epoch shuffles: positions [start, stop) of the epoch."""
+    """A shuffle window: shards whose rows are shuffled together; positions [start, stop) of an epoch."""
 
     shards: tuple[int, ...]
     start: int

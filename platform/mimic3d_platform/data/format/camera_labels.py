@@ -41,22 +41,26 @@ def label_faults(labels: np.ndarray) -> dict[int, str]:
 
     with np.errstate(all="ignore"):
         note(~np.isfinite(labels).all(axis=1), "a number that is not finite")
-        note(np.abs(pose[:, 3] - [0, 0, 0, 1]).max(axis=1) > 1e-6, "a pose whose last row is not 0 0 0 1")
+        last = np.abs(pose[:, 3] - np.array([0, 0, 0, 1])).max(axis=1)
+        note(last > 1e-6, "a pose whose last row is not 0 0 0 1")
         rotation = pose[:, :3, :3]
         product = rotation.transpose(0, 2, 1) @ rotation
         note(np.abs(product - np.eye(3)).max(axis=(1, 2)) > _RIGID, "a pose that is not a rotation")
         determinant = np.einsum("ni,ni->n", rotation[:, 0], np.cross(rotation[:, 1], rotation[:, 2]))
         note(determinant < 0, "a pose that mirrors (its determinant is -1)")
-        note(np.abs(lens[:, 2] - [0, 0, 1]).max(axis=1) > 1e-6, "intrinsics whose last row is not 0 0 1")
+        last = np.abs(lens[:, 2] - np.array([0, 0, 1])).max(axis=1)
+        note(last > 1e-6, "intrinsics whose last row is not 0 0 1")
         note(np.abs(lens[:, 1, 0]) > 1e-6, "intrinsics that are not upper triangular")
         focal = lens[:, [0, 1], [0, 1]]
+        outside = (focal < _FOCAL[0]) | (focal > _FOCAL[1])
         note(
-            ((focal < _FOCAL[0]) | (focal > _FOCAL[1])).any(axis=1),
+            outside[:, 0] | outside[:, 1],
             f"a focal length that is not between {_FOCAL[0]:g} and {_FOCAL[1]:g} image sizes",
         )
         centre = lens[:, :2, 2]
+        outside = (centre < _CENTRE[0]) | (centre > _CENTRE[1])
         note(
-            ((centre < _CENTRE[0]) | (centre > _CENTRE[1])).any(axis=1),
+            outside[:, 0] | outside[:, 1],
             f"a principal point that is not between {_CENTRE[0]:g} and {_CENTRE[1]:g} image sizes",
         )
         note(np.abs(lens[:, 0, 1]) > focal[:, 0], "a skew larger than its focal length")

@@ -175,5 +175,6 @@ def _check_fields(content: object, types: Mapping[str, type], where: str) -> Non
         raise UserError(f"{where} lacks the fields {', '.join(missing)}: write the data set again")
     for name, kind in types.items():
         value = content[name]
-        if not isinstance(value, kind) or (kind is int and (isinstance(value, bool) or value < 0)):
+        negative = isinstance(value, int) and value < 0
+        if not isinstance(value, kind) or negative or (kind is int and isinstance(value, bool)):
             raise UserError(f"{where} has a {name} that is not of type {kind.__name__}: write it again")

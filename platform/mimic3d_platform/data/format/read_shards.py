@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import pyarrow as pa
@@ -69,7 +69,7 @@ def open_shard(uri: str, shard: Shard) -> pq.ParquetFile:
     return file
 
 
-def row_groups(uri: str, shard: Shard, columns: list[str]) -> Iterator[tuple[int, pa.Table]]:
+def row_groups(uri: str, shard: Shard, columns: Sequence[str]) -> Iterator[tuple[int, pa.Table]]:
     """The shard's row groups in order, each with the index of its first row within the shard.
 
     Raises:
@@ -77,7 +77,7 @@ def row_groups(uri: str, shard: Shard, columns: list[str]) -> Iterator[tuple[int
     """
     file, first = open_shard(uri, shard), 0
     for index in range(file.metadata.num_row_groups):
-        table = file.read_row_group(index, columns)
+        table = file.read_row_group(index, list(columns))
         yield first, table
         first += len(table)
 

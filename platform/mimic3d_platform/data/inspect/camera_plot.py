@@ -6,6 +6,7 @@ import io
 
 import numpy as np
 from matplotlib.figure import Figure
+from matplotlib.projections.polar import PolarAxes
 
 from mimic3d_platform.data.format.camera_labels import yaw_pitch_radius
 
@@ -38,6 +39,7 @@ def camera_plot(labels: np.ndarray, title: str) -> bytes:
     directions.set_facecolor("#f2f2f2")
 
     rose = figure.add_subplot(grid[:, 1], projection="polar")
+    assert isinstance(rose, PolarAxes)
     counts, edges = np.histogram(yaw, bins=36, range=(-np.pi, np.pi))
     rose.bar(edges[:-1], counts, width=np.diff(edges), align="edge", color=_INK, edgecolor="white")
     rose.set_theta_zero_location("S")

@@ -88,7 +88,8 @@ def load_mesh(
     # The order of a scene's parts varies: sort them, so that another run renders the same bytes.
     parts.sort(key=lambda part: (_material_name(part), len(part.faces), part.bounds.tolist()))
     names = sorted({_material_name(part) for part in parts})
-    vertices, faces, colours, material, opacity = [], [], [], [], {}
+    vertices, faces, colours, material = [], [], [], []
+    opacity: dict[int, float] = {}
     offset = 0
     for part in parts:
         colour, alpha = _face_colours(part)
@@ -175,6 +176,7 @@ def _face_colours(part: trimesh.Trimesh) -> tuple[np.ndarray, float]:
     """(F, 3) sRGB in [0, 1], and the material's opacity."""
     if isinstance(part.visual, ColorVisuals):
         return np.asarray(part.visual.face_colors, dtype=np.float64)[:, :3] / 255, 1.0
+    assert part.visual is not None
     material = part.visual.material
     base = np.asarray(material.main_color, dtype=np.float64) / 255
     alpha = float(base[3])

@@ -119,7 +119,7 @@ class PixelFile:
     def read_into(self, row: int, out: np.ndarray) -> bool:
         """Reads a row's image into `out`, (3, R, R) uint8, contiguous; False if the file lacks it."""
         checksum = bytearray(4)
-        read = os.preadv(self._descriptor, [checksum, out], row * (4 + self._image))
+        read = os.preadv(self._descriptor, [checksum, out.data], row * (4 + self._image))
         expected = int.from_bytes(checksum, "little")
         return read == 4 + self._image and expected != 0 and expected == _checksum(out)
 
@@ -129,7 +129,7 @@ class PixelFile:
             return
         checksum = _checksum(pixels).to_bytes(4, "little")
         try:
-            os.pwritev(self._descriptor, [checksum, pixels], row * (4 + self._image))
+            os.pwritev(self._descriptor, [checksum, pixels.data], row * (4 + self._image))
         except OSError as error:
             if error.errno not in (errno.ENOSPC, errno.EDQUOT):
                 raise
@@ -141,4 +141,4 @@ class PixelFile:
 
 def _checksum(pixels: np.ndarray) -> int:
     """A CRC-32, but never 0, which means that there is no image."""
-    return zlib.crc32(pixels) or 1
+    return zlib.crc32(pixels.data) or 1
