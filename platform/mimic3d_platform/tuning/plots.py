@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from mimic3d_platform.tuning.schema import Objective, Pbt, Sweep
 from mimic3d_platform.tuning.space import Parameter, Value
@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
     from PIL.Image import Image
+
+Colour = str | tuple[float, float, float, float]
 
 DPI = 110
 # Colours of trials: the best, the others by rank, those that were stopped early.
@@ -86,38 +88,84 @@ def short_name(path: str) -> str:
     return path.rsplit(".", 1)[-1]
 
 
+@dataclass(frozen=True)
+class _Results:
+    """What the plots show: the trials that have a result, and the best among all trials."""
+
+    sweep: Sweep
+    trials: list[Trial]
+    best: Sequence[Trial]
+
+    def is_best(self, trial: Trial) -> bool:
+        """Whether a trial is the best one, or on the Pareto front."""
+        return trial in (self.best if len(self.sweep.objectives) > 1 else self.best[:1])
+
+    def rank(self, trial: Trial) -> float:
+        """The rank of a trial from 0 to 1; 1 if it is the best or on the Pareto front."""
+        if self.is_best(trial):
+            return 1.0
+        objective = self.sweep.objectives[0]
+        values = sorted((t.metrics[objective.metric] for t in self.trials), reverse=objective.mode == "min")
+        return values.index(trial.metrics[objective.metric]) / max(len(values) - 1, 1) * 0.9
+
+    def style(self, trial: Trial) -> tuple[Colour, float, float]:
+        """The colour, width and z-order of a trial's line."""
+        import matplotlib
+
+        rank = self.rank(trial)
+        if rank == 1.0:
+            return BEST, 2.4, 4
+        if trial.status == "stopped":
+            return STOPPED, 1.1, 2
+        return matplotlib.colormaps[OTHERS](1 - 0.85 * rank), 1.3, 2 + rank
+
+
 def save_plots(sweep: Sweep, trials: Sequence[Trial], best: Sequence[Trial], folder: Path) -> list[str]:
     """Saves every plot that the trials have data for; returns the names of the files in a report's order."""
-    scored = [trial for trial in trials if trial.scores(sweep.objectives) and trial.status != "failed"]
-    if not scored:
+    scored = [trial for trial in trials if trial.scores(sweep.objectives)]
+    results = _Results(sweep, [trial for trial in scored if trial.status != "failed"], best)
+    if not results.trials:
         return []
-    figures = {
-        "parallel.png": parallel(sweep, scored, best),
-        "parameters.png": parameters(sweep, scored, best),
-    }
+    figures = {"parallel.png": _parallel(results), "parameters.png": _parameters(results)}
     if len(sweep.objectives) > 1:
-        figures["front.png"] = front(sweep, scored, best)
-    if any(len(trial.reports) > 1 for trial in scored) or isinstance(sweep.scheduler, Pbt):
-        figures["curves.png"] = curves(sweep, trials, best)
+        figures["front.png"] = _front(results)
+    if any(len(trial.reports) > 1 for trial in results.trials) or isinstance(sweep.scheduler, Pbt):
+        figures["curves.png"] = _curves(_Results(sweep, scored, best))
     for name, figure in figures.items():
         figure.savefig(folder / name, dpi=DPI)
     return list(figures)
 
 
-def parallel(sweep: Sweep, scored: Sequence[Trial], best: Sequence[Trial]) -> Figure:
+def save_side_by_side(grids: Sequence[tuple[str, Image]], path: Path) -> None:
+    """Saves sample grids, each under its caption, pixel for pixel."""
+    columns = min(len(grids), 2)
+    rows = math.ceil(len(grids) / columns)
+    wide, high = grids[0][1].size
+    figure = _figure(columns * max(wide / DPI, 3.6) + 0.3, rows * (high / DPI + 0.45))
+    for place, ax in enumerate(figure.subplots(rows, columns, squeeze=False).flat):
+        ax.axis("off")
+        if place < len(grids):
+            ax.imshow(grids[place][1], interpolation="none")
+            ax.set_title(grids[place][0], fontsize=8, loc="left")
+    figure.savefig(path, dpi=DPI)
+
+
+def _parallel(results: _Results) -> Figure:
     """Parallel coordinates: a line for each trial through its values and results; the best in red."""
-    dimensions = sweep.points.parameters
-    axes = [
-        (short_name(p.path), Scale.of_parameter(p), lambda t, path=p.path: t.point[path]) for p in dimensions
+    sweep, trials = results.sweep, results.trials
+    axes: list[tuple[str, Scale, Callable[[Trial], Value]]] = [
+        (short_name(p.path), Scale.of_parameter(p), lambda trial, path=p.path: trial.point[path])
+        for p in sweep.points.parameters
     ]
     for objective in sweep.objectives:
-        values = [trial.metrics[objective.metric] for trial in scored]
-        axes.append((_named(objective, "\n"), _span(values), lambda t, m=objective.metric: t.metrics[m]))
-    figure, ax = _figure(max(6.0, 1.8 * len(axes)), 4.6)
-    order = sorted(scored, key=lambda trial: _rank(trial, sweep, scored, best))
-    for number, trial in enumerate(order):
-        colour, width, z = _style(trial, sweep, scored, best)
-        aside = SPREAD * (number / max(len(order) - 1, 1) - 0.5)
+        values = [trial.metrics[objective.metric] for trial in trials]
+        scale = Scale.of_range(min(values), max(values))
+        axes.append((_named(objective, "\n"), scale, lambda trial, key=objective.metric: trial.metrics[key]))
+    figure = _figure(max(6.0, 1.8 * len(axes)), 4.6)
+    ax = figure.add_subplot()
+    for number, trial in enumerate(sorted(trials, key=results.rank)):
+        colour, width, z = results.style(trial)
+        aside = SPREAD * (number / max(len(trials) - 1, 1) - 0.5)
         places = [scale.place(value(trial)) + (aside if scale.values else 0.0) for _, scale, value in axes]
         style = "--" if trial.status == "stopped" else "-"
         ax.plot(range(len(axes)), places, style, color=colour, lw=width, zorder=z, alpha=0.9)
@@ -132,23 +180,24 @@ def parallel(sweep: Sweep, scored: Sequence[Trial], best: Sequence[Trial]) -> Fi
     for side in ("left", "right", "top", "bottom"):
         ax.spines[side].set_visible(False)
     ax.tick_params(length=0)
-    stopped = ", dashed: stopped early" if any(trial.status == "stopped" for trial in scored) else ""
+    stopped = ", dashed: stopped early" if any(trial.status == "stopped" for trial in trials) else ""
     best_is = "the Pareto front" if len(sweep.objectives) > 1 else "the best"
     ax.set_title(
-        f"{len(scored)} trials; red: {best_is}, the lighter the better{stopped}", fontsize=9, loc="left"
+        f"{len(trials)} trials; red: {best_is}, the lighter the better{stopped}", fontsize=9, loc="left"
     )
     return figure
 
 
-def parameters(sweep: Sweep, scored: Sequence[Trial], best: Sequence[Trial]) -> Figure:
+def _parameters(results: _Results) -> Figure:
     """Each objective against each parameter, with the mean of values of a list that were tried repeatedly."""
-    dimensions = sweep.points.parameters
-    rows, columns = len(sweep.objectives), len(dimensions)
-    figure, grid = _figure(max(4.5, 2.9 * columns), 2.9 * rows + 0.4, rows, columns)
-    for row, objective in enumerate(sweep.objectives):
+    objectives, dimensions = results.sweep.objectives, results.sweep.points.parameters
+    rows, columns = len(objectives), len(dimensions)
+    figure = _figure(max(4.5, 2.9 * columns), 2.9 * rows + 0.4)
+    grid = figure.subplots(rows, columns, squeeze=False)
+    for row, objective in enumerate(objectives):
         for column, parameter in enumerate(dimensions):
             ax, scale = grid[row][column], Scale.of_parameter(parameter)
-            _points(ax, scale, parameter, objective, sweep, scored, best)
+            _plot_points(ax, scale, parameter, objective, results)
             ticks, texts = zip(*scale.ticks, strict=True)
             long = sum(map(len, texts)) > MAX_CHARACTERS
             turned = {"rotation": 35, "ha": "right", "rotation_mode": "anchor"} if long else {}
@@ -163,17 +212,12 @@ def parameters(sweep: Sweep, scored: Sequence[Trial], best: Sequence[Trial]) -> 
     return figure
 
 
-def _points(
-    ax: Axes,
-    scale: Scale,
-    parameter: Parameter,
-    objective: Objective,
-    sweep: Sweep,
-    scored: Sequence[Trial],
-    best: Sequence[Trial],
+def _plot_points(
+    ax: Axes, scale: Scale, parameter: Parameter, objective: Objective, results: _Results
 ) -> None:
-    for trial in scored:
-        colour, _, z = _style(trial, sweep, scored, best)
+    """Plots an objective of each trial against its value of a parameter."""
+    for trial in results.trials:
+        colour, _, z = results.style(trial)
         marker = "x" if trial.status == "stopped" else "o"
         at = scale.place(trial.point[parameter.path]), trial.metrics[objective.metric]
         ax.scatter(*at, color=colour, marker=marker, s=26, zorder=z)
@@ -182,7 +226,7 @@ def _points(
         for value in parameter.values:
             found = [
                 trial.metrics[objective.metric]
-                for trial in scored
+                for trial in results.trials
                 if trial.point[parameter.path] == value and trial.status == "finished"
             ]
             if len(found) > 1:
@@ -195,17 +239,18 @@ def _points(
             ax.legend(fontsize=7, frameon=False)
 
 
-def front(sweep: Sweep, scored: Sequence[Trial], best: Sequence[Trial]) -> Figure:
+def _front(results: _Results) -> Figure:
     """The first two objectives against each other, with a line along the Pareto front."""
-    first, second = sweep.objectives[:2]
-    figure, ax = _figure(5.4, 4.4)
-    for trial in scored:
-        colour, _, z = _style(trial, sweep, scored, best)
+    first, second = results.sweep.objectives[:2]
+    figure = _figure(5.4, 4.4)
+    ax = figure.add_subplot()
+    for trial in results.trials:
+        colour, _, z = results.style(trial)
         at = trial.metrics[first.metric], trial.metrics[second.metric]
         ax.scatter(*at, color=colour, s=30, zorder=z)
-        if len(scored) <= MAX_NUMBERED or trial in best:
+        if len(results.trials) <= MAX_NUMBERED or results.is_best(trial):
             ax.annotate(str(trial.index), at, fontsize=7, xytext=(4, 3), textcoords="offset points")
-    line = sorted((trial.metrics[first.metric], trial.metrics[second.metric]) for trial in best)
+    line = sorted((trial.metrics[first.metric], trial.metrics[second.metric]) for trial in results.best)
     ax.plot(*zip(*line, strict=True), color=BEST, lw=1, zorder=1)
     ax.set_xlabel(_named(first), fontsize=8.5)
     ax.set_ylabel(_named(second), fontsize=8.5)
@@ -215,13 +260,14 @@ def front(sweep: Sweep, scored: Sequence[Trial], best: Sequence[Trial]) -> Figur
     return figure
 
 
-def curves(sweep: Sweep, trials: Sequence[Trial], best: Sequence[Trial]) -> Figure:
+def _curves(results: _Results) -> Figure:
     """The first objective over the images of each trial; of a population, since the first generation."""
-    objective, pbt = sweep.objectives[0], sweep.scheduler if isinstance(sweep.scheduler, Pbt) else None
-    figure, ax = _figure(6.4, 3.8)
-    scored = [trial for trial in trials if trial.scores(sweep.objectives)]
-    ends = {trial.index: trial.metrics[objective.metric] for trial in scored}
-    for trial in scored:
+    sweep, objective = results.sweep, results.sweep.objectives[0]
+    pbt = sweep.scheduler if isinstance(sweep.scheduler, Pbt) else None
+    figure = _figure(6.4, 3.8)
+    ax = figure.add_subplot()
+    ends = {trial.index: trial.metrics[objective.metric] for trial in results.trials}
+    for trial in results.trials:
         before = pbt.interval_kimg * trial.generation if pbt else 0.0
         if pbt and trial.generation and not sweep.forks:
             before += sweep.base.schedule.stage1_kimg
@@ -232,11 +278,17 @@ def curves(sweep: Sweep, trials: Sequence[Trial], best: Sequence[Trial]) -> Figu
         ]
         if pbt and trial.parent in ends and points[0][0] > before:
             points.insert(0, (before, ends[trial.parent]))
-        colour, width, z = _style(trial, sweep, scored, best)
+        colour, width, z = results.style(trial)
         ax.plot(*zip(*points, strict=True), "-o", ms=2.5, color=colour, lw=width, zorder=z)
-        if len(scored) <= MAX_NUMBERED or _is_best(trial, sweep, best):
-            text = {"fontsize": 6.5, "xytext": (4, -2), "textcoords": "offset points", "zorder": 6}
-            ax.annotate(str(trial.index), points[-1], **text)
+        if len(results.trials) <= MAX_NUMBERED or results.is_best(trial):
+            ax.annotate(
+                str(trial.index),
+                points[-1],
+                fontsize=6.5,
+                xytext=(4, -2),
+                textcoords="offset points",
+                zorder=6,
+            )
     ax.set_xlabel("kimg", fontsize=8.5)
     ax.set_ylabel(_named(objective), fontsize=8.5)
     ax.tick_params(labelsize=7.5)
@@ -244,63 +296,16 @@ def curves(sweep: Sweep, trials: Sequence[Trial], best: Sequence[Trial]) -> Figu
     return figure
 
 
-def save_side_by_side(grids: Sequence[tuple[str, Image]], path: Path) -> None:
-    """Saves sample grids, each under its caption, pixel for pixel."""
-    columns = min(len(grids), 2)
-    rows = math.ceil(len(grids) / columns)
-    wide, high = grids[0][1].size
-    figure, cells = _figure(columns * max(wide / DPI, 3.6) + 0.3, rows * (high / DPI + 0.45), rows, columns)
-    for place in range(rows * columns):
-        ax = cells[place // columns][place % columns]
-        ax.axis("off")
-        if place < len(grids):
-            ax.imshow(grids[place][1], interpolation="none")
-            ax.set_title(grids[place][0], fontsize=8, loc="left")
-    figure.savefig(path, dpi=DPI)
-
-
-def _figure(width: float, height: float, rows: int = 0, columns: int = 0) -> tuple[Figure, Any]:
-    """A figure and its axes, or an array of rows x columns axes; without pyplot, which has global state."""
+def _figure(width: float, height: float) -> Figure:
+    """An empty figure, in inches; without pyplot, which has global state."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(width, height), layout="constrained")
     FigureCanvasAgg(figure)
-    return figure, figure.subplots(rows, columns, squeeze=False) if rows else figure.subplots()
-
-
-def _span(values: Sequence[float]) -> Scale:
-    low, high = min(values), max(values)
-    return Scale.of_range(low, high)
+    return figure
 
 
 def _named(objective: Objective, between: str = " ") -> str:
     better = "lower" if objective.mode == "min" else "higher"
     return f"{objective.metric}{between}({better} is better)"
-
-
-def _rank(trial: Trial, sweep: Sweep, scored: Sequence[Trial], best: Sequence[Trial]) -> float:
-    """The rank of a trial from 0 to 1; 1 if it is the best or on the Pareto front."""
-    if _is_best(trial, sweep, best):
-        return 1.0
-    objective = sweep.objectives[0]
-    values = sorted((other.metrics[objective.metric] for other in scored), reverse=objective.mode == "min")
-    return values.index(trial.metrics[objective.metric]) / max(len(values) - 1, 1) * 0.9
-
-
-def _is_best(trial: Trial, sweep: Sweep, best: Sequence[Trial]) -> bool:
-    return trial in (best if len(sweep.objectives) > 1 else best[:1])
-
-
-def _style(
-    trial: Trial, sweep: Sweep, scored: Sequence[Trial], best: Sequence[Trial]
-) -> tuple[Any, float, float]:
-    """The colour, width and z-order of a trial's line."""
-    import matplotlib
-
-    rank = _rank(trial, sweep, scored, best)
-    if rank == 1.0:
-        return BEST, 2.4, 4
-    if trial.status == "stopped":
-        return STOPPED, 1.1, 2
-    return matplotlib.colormaps[OTHERS](1 - 0.85 * rank), 1.3, 2 + rank
