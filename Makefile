@@ -44,7 +44,7 @@ up: setup ## start object storage, MLflow and Ray on loopback
 down: setup ## stop them; their data is kept
 	@$(BIN)/mimic3d down
 
-parity: setup ## compare the networks with reference numbers of the released ones
+parity: setup ## compare networks and training phases with reference numbers of the released ones
 	$(BIN)/python tests/mimic3d/parity.py $(REFERENCE)
 
 # Beside the virtual environment, not in it: mosaicml-streaming asks for an older NumPy, though it works with ours.

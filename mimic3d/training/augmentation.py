@@ -240,7 +240,8 @@ class AdaptiveProbability:
 
     def observe(self, sign: Tensor) -> None:
         """Takes in the mean sign of D's logits on the reals of a phase, a scalar of this rank."""
-        self._signs.append(sign.detach())
+        if self.settings.mode == "ada":
+            self._signs.append(sign.detach())
 
     def adjust(self, steps: int, pretrained: bool, world_size: int) -> None:
         """Moves the probability at the end of an interval.

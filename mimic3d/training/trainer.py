@@ -128,60 +128,64 @@ class Trainer:
         config, phases, nimg = self.config, self.phases, self.nimg
         index, trained = nimg // config.schedule.batch, pretrained(config, nimg)
         context = PhaseContext(self.stage, blur_sigma(config.schedule, nimg, trained))
-        has_dual, has_patch = config.model.branch_2d, context.stage == 2
-        shared = has_dual and has_patch and config.imitation.share_fakes
         regularize_density = index % config.regularization.density_interval == 0
         regularize_r1 = index % config.regularization.r1_interval == 0
+        has_dual, has_patch = config.model.branch_2d, context.stage == 2
+        share_fakes = has_dual and has_patch and config.imitation.share_fakes
 
         seed_everything(config.seed, "step", nimg)
         self._set_optimizers()
+        of_generator, of_discriminators = self.generator_optimizer, self.discriminator_optimizer
         label_weights = self.balance.of_pool(label_pool, label_weights)
         reals = self._reals(images, cameras)
-        sampler, order = self.sampler, self._batch_parts.order
+        sampler, order, p = self.sampler, self._batch_parts.order, self.augmentation.p
 
         # Each phase samples its own inputs and takes its own optimiser step.
-        def inputs(phase: str, **swap: bool) -> GeneratorInputs:
-            return sampler.generator_inputs(phase, nimg, label_pool, label_weights, **swap).part(order)
+        def scenes(phase: str, *, swap_together: bool = False) -> GeneratorInputs:
+            sampled = sampler.generator_inputs(
+                phase, nimg, label_pool, label_weights, swap_together=swap_together
+            )
+            return sampled.part(order)
 
         def augmentation(phase: str) -> Augmentation:
-            return sampler.augmentation(phase, nimg, self.augmentation.p).part(order)
+            return sampler.augmentation(phase, nimg, p).part(order)
 
         def patches(phase: str) -> PatchInputs:
-            return sampler.patch_inputs(phase, nimg, self.augmentation.p).part(order)
+            return sampler.patch_inputs(phase, nimg, p).part(order)
 
         # G: adversarial losses and imitation; then the smoothness of its density.
-        sampled = inputs("generator"), augmentation("generator"), patches("generator")
-        log = self._descend(phases.generator_main, context, *sampled, norm="generator")
+        inputs = scenes("generator"), augmentation("generator"), patches("generator")
+        log, norm = self._descend(of_generator, phases.generator_main, context, *inputs)
+        log["gradient/generator"] = norm
         if regularize_density:
-            log |= self._descend(phases.generator_density, context, inputs("density", swap_together=True))
+            inputs = (scenes("density", swap_together=True),)
+            log |= self._descend(of_generator, phases.generator_density, context, *inputs)[0]
 
-        # D, and with it D_patch where both share the generated images; then D's R1.
-        fakes = inputs("discriminator")
+        # D, whose w the running average follows, and D_patch too where they share the fakes; then D's R1.
+        fakes = scenes("discriminator")
         self._follow_w(fakes)
-        of_dual = augmentation("discriminator/fake"), augmentation("discriminator/real")
-        of_patch = patches("patch_discriminator/fake"), patches("patch_discriminator/real")
-        if shared:
-            sampled = reals, fakes, *of_dual, *of_patch
-            log |= self._descend(phases.discriminators_main, context, *sampled, norm="discriminator")
-        elif has_dual:
-            sampled = reals, fakes, *of_dual
-            log |= self._descend(phases.discriminator_main, context, *sampled, norm="discriminator")
+        dual_inputs = augmentation("discriminator/fake"), augmentation("discriminator/real")
+        patch_inputs = patches("patch_discriminator/fake"), patches("patch_discriminator/real")
         if has_dual:
-            self.augmentation.observe(log["logits/real_sign"])
+            phase = phases.discriminators_main if share_fakes else phases.discriminator_main
+            inputs = (reals, fakes, *dual_inputs, *(patch_inputs if share_fakes else ()))
+            main, norm = self._descend(of_discriminators, phase, context, *inputs)
+            log |= main | {"gradient/discriminator": norm}
+            self.augmentation.observe(main["logits/real_sign"])
         if has_dual and regularize_r1:
-            penalty = self._descend(phases.discriminator_r1, context, reals, augmentation("discriminator/r1"))
-            self.augmentation.observe(penalty.pop("logits/real_sign"))
-            log |= penalty
+            inputs = reals, augmentation("discriminator/r1")
+            r1, _ = self._descend(of_discriminators, phases.discriminator_r1, context, *inputs)
+            self.augmentation.observe(r1.pop("logits/real_sign"))
+            log |= r1
 
-        # D_patch, and its R1.
-        if has_patch and not shared:
-            sampled = reals, inputs("patch_discriminator") if has_dual else fakes, *of_patch
-            log |= self._descend(
-                phases.patch_discriminator_main, context, *sampled, norm="patch_discriminator"
-            )
+        # D_patch, then its R1.
+        if has_patch and not share_fakes:
+            inputs = reals, scenes("patch_discriminator") if has_dual else fakes, *patch_inputs
+            main, norm = self._descend(of_discriminators, phases.patch_discriminator_main, context, *inputs)
+            log |= main | {"gradient/patch_discriminator": norm}
         if has_patch and regularize_r1:
-            of_r1 = patches("patch_discriminator/r1")
-            log |= self._descend(phases.patch_discriminator_r1, context, reals, of_r1)
+            inputs = reals, patches("patch_discriminator/r1")
+            log |= self._descend(of_discriminators, phases.patch_discriminator_r1, context, *inputs)[0]
 
         if config.augmentation.mode == "ada":
             self.augmentation.adjust(index + 1, trained, self.world_size)
@@ -210,16 +214,18 @@ class Trainer:
         return Reals(image, cameras.to(self.device, non_blocking=True)[order], weight)
 
     def _descend(
-        self, phase: Callable[..., Losses], context: PhaseContext, *inputs: Inputs, norm: str | None = None
-    ) -> dict[str, Tensor]:
-        """One optimiser step on a phase's loss; returns its log, with the gradient's norm under `norm`."""
-        of_generator = phase in (self.phases.generator_main, self.phases.generator_density)
-        optimizer = self.generator_optimizer if of_generator else self.discriminator_optimizer
+        self,
+        optimizer: torch.optim.Optimizer,
+        phase: Callable[..., Losses],
+        context: PhaseContext,
+        *inputs: Inputs,
+    ) -> tuple[dict[str, Tensor], Tensor]:
+        """One optimiser step on a phase's loss; returns what the phase logs and the gradient's norm."""
         log = self._compute(phase, context, *inputs)
-        gradient = apply_gradients(optimizer, self.world_size)
+        norm = apply_gradients(optimizer, self.world_size)
         for network in (self.generator, self.dual, self.patch):
             network.zero_grad(set_to_none=True)
-        return log if norm is None else log | {f"gradient/{norm}": gradient}
+        return log, norm
 
     def _gradients(
         self, phase: Callable[..., Losses], context: PhaseContext, *inputs: Inputs

@@ -1,4 +1,4 @@
-"""How close the networks are to the released implementations, entry by entry.
+"""How close networks and training phases are to the released implementations, entry by entry.
 
 A reference file holds numbers measured on a released implementation whose weights were given by a rule.
 Here the same rule fills our networks, and every measured entry is computed again. As a program it prints the
@@ -6,11 +6,14 @@ table:
 
     python tests/mimic3d/parity.py [FOLDER] [--bound 1e-3]
 
-Without a folder it compares with `reference_figures.json`, a part of two of the references.
+A folder may hold files of networks, which this module compares, and of training phases (`phase_parity.py`,
+with a bound of its own). Without a folder the table is of `reference_figures.json`, a part of two of the
+networks' references, and of `phase_figures.json`.
 
-Gradients are judged in float64. Of millions of leaky ReLUs a few stand within float32's rounding of their
-kink, on one side here and on the other there, and the gradient of a noise strength, a sum over a million
-numbers that nearly cancel, shows each of them as an error of up to 1e-3.
+Gradients are computed in float64. Of millions of leaky ReLUs a few stand within float32's rounding of their
+kink, on one side here and on the other there. The gradient of a noise strength, a sum over a million numbers
+that nearly cancel, shows each of them. As the reference is float32, these gradients are judged by what
+float32 does to ours: see `noise_strength_error`.
 """
 
 from __future__ import annotations
@@ -81,8 +84,8 @@ def rule(name: str, noise: Tensor) -> Tensor:
     return 0.1 * noise if leaf in ("noise_strength", "w_avg") else noise
 
 
-def fill(network: nn.Module, shapes: dict[str, list[int]], prefix: str) -> None:
-    """Gives every tensor of `network` its value.
+def fill(network: nn.Module, shapes: dict[str, list[int]], prefix: str, *, partial: bool = False) -> None:
+    """Gives every tensor of `network` its value; with `partial` those that `shapes` has.
 
     Raises:
         BadReference: the tensors or shapes are not those of the reference.
@@ -90,7 +93,8 @@ def fill(network: nn.Module, shapes: dict[str, list[int]], prefix: str) -> None:
     own = dict(network.state_dict())
     listed = {name: shape for name, shape in shapes.items() if not name.endswith("resample_filter")}
     unused_noise = {name for name in own if name.startswith("superresolution.") and "noise" in name}
-    for there, here, owner in ((listed, own, "the reference"), (own, listed, "the network here")):
+    sides = ((listed, own, "the reference"), (own, listed, "the network here"))
+    for there, here, owner in sides[:1] if partial else sides:
         alone = sorted(set(there) - set(here) - unused_noise)
         if alone:
             more = f" and {len(alone) - 1} more tensors" if len(alone) > 1 else ""
@@ -101,11 +105,15 @@ def fill(network: nn.Module, shapes: dict[str, list[int]], prefix: str) -> None:
         own[name].copy_(rule(name, seeded(shape, prefix + name)).view_as(own[name]))
 
 
-def reference_cameras(batch: int) -> Tensor:
-    """(batch, 25), the cameras that the references were measured with."""
-    index = torch.arange(batch, dtype=torch.float64)
+def reference_cameras(batch: int, first: int = 0, radius: float = 2.7, focal: float = FFHQ_FOCAL) -> Tensor:
+    """(batch, 25), the cameras that the references were measured with, from the one numbered `first` on.
+
+    They are float32, whatever the default type.
+    """
+    index = torch.arange(first, first + batch, dtype=torch.float64)
     yaw, pitch = 0.3 * torch.sin(1 + index), 0.2 * torch.cos(2 + index)
-    return look_at(on_sphere(yaw, pitch, 2.7), focal=FFHQ_FOCAL).to(torch.get_default_dtype())
+    cameras = look_at(on_sphere(yaw, pitch, radius), focal=focal)
+    return cameras.to(torch.float32).to(torch.get_default_dtype())
 
 
 def config_of(reference: dict[str, Any]) -> Config:
@@ -236,8 +244,7 @@ def errors(expected: dict[str, Any], found: dict[str, Any]) -> dict[str, float]:
             raise BadReference(f"its entry {name} has no counterpart here; there are {', '.join(found)}")
         value = found[name]
         if name == GRADIENTS:
-            # Below a thousandth of the largest norm, what the reference has is float32's rounding.
-            floor = 1e-3 * max(norm for norm in entry.values() if norm is not None)
+            floor = _gradient_floor(entry)
             table[name] = max(_gradient_error(norm, value.get(key), floor) for key, norm in entry.items())
         elif isinstance(entry, dict):
             table[name] = _tensor_error(entry, value.detach())
@@ -249,11 +256,45 @@ def errors(expected: dict[str, Any], found: dict[str, Any]) -> dict[str, float]:
 def compare(reference: dict[str, Any]) -> dict[str, float]:
     """The largest relative error of each entry: of values in float32, of gradients in float64."""
     expected = reference["measured"]
-    table = errors(expected, measure(reference))
+    found = measure(reference)
+    table = errors(expected, found)
     if GRADIENTS in expected:
         exact = measure(reference, torch.float64)
-        table |= errors({GRADIENTS: expected[GRADIENTS]}, exact)
+        parts: tuple[dict[str, float | None], ...] = ({}, {})
+        for name, norm in expected[GRADIENTS].items():
+            parts[name.endswith("noise_strength")][name] = norm
+        others, strengths = parts
+        floor = _gradient_floor(expected[GRADIENTS])
+        beyond_noise = noise_strength_error(strengths, exact[GRADIENTS], found[GRADIENTS], floor)
+        table[GRADIENTS] = max(errors({GRADIENTS: others}, exact)[GRADIENTS], beyond_noise)
     return table
+
+
+def noise_strength_error(
+    expected: dict[str, float | None],
+    exact: dict[str, float | None],
+    rounded: dict[str, float | None],
+    floor: float,
+) -> float:
+    """The largest relative error of noise strengths' gradients beyond the float32 noise of the reference.
+
+    The noise is estimated as three times the root mean square, over all noise strengths, of the relative
+    difference between our own gradients in float32 and in float64.
+
+    Args:
+        expected: the reference's, in float32.
+        exact, rounded: ours, in float64 and in float32.
+        floor: the least norm that errors are relative to.
+    """
+    differences = [_gradient_error(exact[name], rounded[name], floor) for name in expected]
+    noise = 3 * math.sqrt(sum(difference**2 for difference in differences) / max(len(differences), 1))
+    found = [_gradient_error(norm, exact[name], floor) for name, norm in expected.items()]
+    return max((max(error - noise, 0.0) for error in found), default=0.0)
+
+
+def _gradient_floor(norms: dict[str, float | None]) -> float:
+    """A thousandth of the largest norm: below it, what the reference has is float32's rounding."""
+    return 1e-3 * max((norm for norm in norms.values() if norm is not None), default=0.0)
 
 
 def _gradient_error(expected: float | None, found: float | None, floor: float) -> float:
@@ -278,7 +319,7 @@ def _tensor_error(entry: dict[str, Any], value: Tensor) -> float:
 
 
 def read(file: Path) -> list[dict[str, Any]]:
-    """The references of a file, which is one or a list of them.
+    """The references of a file of networks, which is one or a list of them.
 
     Raises:
         BadReference: it cannot be read, or is not a reference.
@@ -287,8 +328,6 @@ def read(file: Path) -> list[dict[str, Any]]:
         content = json.loads(file.read_text())
     except (OSError, ValueError) as error:
         raise BadReference(f"cannot be read ({error})") from None
-    if isinstance(content, dict) and content.keys() == {"about", "cases"}:
-        return []  # of training phases, which are not compared here
     references = content if isinstance(content, list) else [content]
     for reference in references:
         for key in ("name", "salt", "config", "tensors", "measured"):
@@ -297,33 +336,63 @@ def read(file: Path) -> list[dict[str, Any]]:
     return references
 
 
+def is_of_phases(file: Path) -> bool:
+    """Whether a file holds training phases; a file that cannot be read does not."""
+    try:
+        content = json.loads(file.read_text())
+    except (OSError, ValueError):
+        return False
+    return isinstance(content, dict) and "cases" in content
+
+
+def rows_of(file: Path) -> Iterator[tuple[str, float]]:
+    """The rows of a file's table: what is compared, and its largest relative error."""
+    if is_of_phases(file):
+        import phase_parity
+
+        for name, case in phase_parity.read(file).items():
+            for phase in phase_parity.compare(case):
+                yield f"{name:24} {phase.phase} losses", phase.loss
+                yield f"{name:24} {phase.phase} gradients", phase.gradient
+        return
+    for reference in read(file):
+        for name, error in compare(reference).items():
+            yield f"{reference['name']:24} {name}", error
+
+
 def main() -> int:
+    import phase_parity
+
+    figures = FIGURES, phase_parity.FIGURES
     parser = argparse.ArgumentParser(description="Largest relative error of every measured entry.")
-    parser.add_argument("folder", type=Path, nargs="?", help=f"of references, *.json; else {FIGURES.name}")
-    parser.add_argument("--bound", type=float, default=1e-3, help="of every entry's relative error")
+    names = " and ".join(file.name for file in figures)
+    parser.add_argument("folder", type=Path, nargs="?", help=f"of references, *.json; else {names}")
+    parser.add_argument("--bound", type=float, default=1e-3, help="of the networks' relative errors")
     arguments = parser.parse_args()
     folder = arguments.folder
     if folder is not None and not folder.is_dir():
         print(f"error: there is no folder {folder}: give that of the references (*.json)", file=sys.stderr)
         return 2
-    files = [FIGURES] if folder is None else sorted(folder.glob("*.json"))
+    files = list(figures) if folder is None else sorted(folder.glob("*.json"))
     if not files:
         print(f"error: {folder} holds no reference (*.json): give another folder", file=sys.stderr)
         return 2
-    worst = 0.0
+    # By bound, as the phases' are float64 on both sides.
+    worst = dict.fromkeys((arguments.bound, phase_parity.BOUND), 0.0)
     for file in files:
+        bound = phase_parity.BOUND if is_of_phases(file) else arguments.bound
         try:
-            for reference in read(file):
-                for name, error in compare(reference).items():
-                    worst = error if math.isnan(error) else max(worst, error)
-                    verdict = "" if error <= arguments.bound else "TOO LARGE"
-                    print(f"{reference['name']:24} {name:18} {error:9.1e} {verdict}".rstrip(), flush=True)
+            for name, error in rows_of(file):
+                worst[bound] = error if math.isnan(error) else max(worst[bound], error)
+                verdict = "" if error <= bound else "TOO LARGE"
+                print(f"{name:43} {error:9.1e} {verdict}".rstrip(), flush=True)
         except (ValueError, KeyError) as error:
             reason = f"is no reference: it has no {error}" if isinstance(error, KeyError) else error
             print(f"error: {file}: {reason}", file=sys.stderr)
             return 2
-    print(f"largest relative error {worst:.1e}, bound {arguments.bound:g}")
-    return int(not worst <= arguments.bound)
+    summary = (f"largest relative error {error:.1e}, bound {bound:g}" for bound, error in worst.items())
+    print("; of training phases: ".join(summary))
+    return int(any(not error <= bound for bound, error in worst.items()))
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Our networks against numbers measured on the released implementations."""
+"""Our networks and training phases against numbers measured on the released implementations."""
 
 import json
 import os
@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import parity
+import phase_parity
 import pytest
 import torch
 
@@ -15,6 +16,7 @@ torch.set_num_threads(1)
 ROOT = Path(__file__).parents[2]
 REFERENCE = Path(os.environ.get("MIMIC3D_REFERENCE", ROOT.parent / "shared" / "reference"))
 FIGURES = {reference["name"]: reference for reference in parity.read(parity.FIGURES)}
+PHASES = phase_parity.read(phase_parity.FIGURES)
 BOUND = 1e-4
 
 
@@ -35,10 +37,46 @@ def test_every_figure_in_the_repository_is_reproduced(name: str) -> None:
 def test_every_reference_in_the_folder_is_reproduced() -> None:
     run = report(REFERENCE, "--bound", str(BOUND))
     assert run.returncode == 0, run.stdout + run.stderr
-    expected = sum(
-        len(reference["measured"]) for f in REFERENCE.glob("*.json") for reference in parity.read(f)
-    )
+    expected = 0
+    for file in REFERENCE.glob("*.json"):
+        if parity.is_of_phases(file):
+            expected += sum(2 * len(case["phases"]) for case in phase_parity.read(file).values())
+        else:
+            expected += sum(len(reference["measured"]) for reference in parity.read(file))
     assert len(run.stdout.splitlines()) == expected + 1
+
+
+@pytest.mark.parametrize("name", PHASES)
+def test_every_training_phase_is_the_released_one(name: str) -> None:
+    rows = phase_parity.compare(PHASES[name])
+    assert [row.phase for row in rows] == list(PHASES[name]["phases"])
+    assert {row.phase: str(row) for row in rows if not row.worst <= phase_parity.BOUND} == {}
+
+
+@pytest.mark.parametrize(
+    ("name", "phase", "change"),
+    [
+        ("stage1_blur", "Dreg", {"blur_sigma": 2.0}),
+        ("stage2_ada_colour", "Dreg", {"augment": None}),
+        ("stage2_ada_colour", "D_patchreg", {"augment": 0.71}),
+        ("stage2_ada_colour", "D_patchmain", {"swap": True}),
+    ],
+)
+def test_another_phase_is_noticed(name: str, phase: str, change: dict) -> None:
+    case = PHASES[name]
+    altered = {"config": case["config"] | change, "phases": {phase: case["phases"][phase]}}
+    [row] = phase_parity.compare(altered)
+    assert row.loss > 1e-3 and row.gradient > 1e-3
+
+
+def test_noise_strengths_are_judged_by_the_references_float32_noise() -> None:
+    exact = {"a": 2.0, "b": 1.0, "c": None}
+    rounded = {"a": 2.0 * (1 + 4e-4), "b": 1.0, "c": None}
+    noise = 3 * 4e-4 / 3**0.5
+    assert parity.noise_strength_error({"a": 2.0012, "b": 1.0, "c": None}, exact, rounded, 0.1) == 0
+    off = parity.noise_strength_error({"a": 2.0, "b": 1.002, "c": None}, exact, rounded, 0.1)
+    assert off == pytest.approx(0.002 / 1.002 - noise, rel=1e-3)
+    assert parity.noise_strength_error({"c": 0.5}, {"c": None}, {"c": None}, 0.1) == float("inf")
 
 
 def test_an_altered_network_is_noticed() -> None:
