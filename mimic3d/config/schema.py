@@ -374,6 +374,8 @@ class Config:
     """Seed of all random numbers."""
     start: str = ""
     """Folder or URI of a training checkpoint or a generator whose weights the run begins with."""
+    start_recipe: str = ""
+    """Recipe whose stage 1 the run is fine-tuned from: `start` must then be given; empty needs none."""
     model: ModelConfig = field(default_factory=ModelConfig)
     rendering: RenderingConfig = field(default_factory=RenderingConfig)
     camera: CameraConfig = field(default_factory=CameraConfig)
@@ -452,6 +454,14 @@ class Config:
     def joint(self) -> bool:
         """Whether both branches train together from scratch (the supplement, II.1)."""
         return self.stage1_nimg == 0 and not self.start
+
+    def require_start(self) -> None:
+        """Raises `ConfigError` where the run needs a start and has none."""
+        expected = (
+            f"the folder or URI of a checkpoint that ends stage 1 of {self.start_recipe}, from which "
+            f"{self.recipe} is fine-tuned; start_recipe= trains from scratch"
+        )
+        require(bool(self.start or not self.start_recipe), "start", self.start, expected)
 
     @property
     def stage1_nimg(self) -> int:

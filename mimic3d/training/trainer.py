@@ -20,12 +20,17 @@ from mimic3d.training.accumulation import BatchParts
 from mimic3d.training.augmentation import AdaptiveProbability, Augmentation
 from mimic3d.training.balance import CameraBalance
 from mimic3d.training.graphs import PhaseGraphs
+from mimic3d.training.initial_weights import (
+    NETWORKS,
+    OPTIMIZERS,
+    load_moments,
+    load_networks,
+    read_initial_state,
+)
 from mimic3d.training.optimizers import apply_gradients, lazy_adam, set_rate
 from mimic3d.training.phases import Losses, PhaseContext, Phases, Reals
 from mimic3d.training.sampling import GeneratorInputs, PatchInputs, Sampler
 from mimic3d.training.schedules import blur_sigma, ema_decay, pretrained, rate_factor, stage_at
-from mimic3d.training.start import OPTIMIZERS, load_moments, load_start, read_augmentation_probability
-from mimic3d.training.start import PARTS as START_PARTS
 
 # The inputs of a phase, which can be cut into parts of the batch.
 Inputs = GeneratorInputs | PatchInputs | Augmentation | Reals
@@ -268,14 +273,14 @@ class Trainer:
         Raises:
             ValueError: the folder is no start or does not fit the config.
         """
-        networks = {name: getattr(self, name) for name in START_PARTS}
-        taken = load_start(folder, self.config, networks)
+        initial = read_initial_state(folder)
+        networks = {name: getattr(self, name) for name in NETWORKS}
+        loaded = load_networks(initial.networks, self.config, networks, folder)
         if self.config.optimizer.keep_moments:
-            load_moments(folder, {name: getattr(self, name) for name in OPTIMIZERS})
-        probability = read_augmentation_probability(folder)
-        if self.config.augmentation.mode == "ada" and probability is not None:
-            self.augmentation.p = probability
-        return taken
+            load_moments(initial.moments, {name: getattr(self, name) for name in OPTIMIZERS})
+        if self.config.augmentation.mode == "ada" and initial.augmentation_probability is not None:
+            self.augmentation.p = initial.augmentation_probability
+        return loaded
 
     def state_dict(self) -> dict[str, Any]:
         """Everything that the next step depends on, as tensors and plain values."""

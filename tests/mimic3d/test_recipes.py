@@ -8,6 +8,7 @@ from mimic3d.config import Config, ConfigError, from_dict, override, to_dict
 from mimic3d.config.recipes import RECIPES, get_recipe
 from mimic3d.networks.discriminators import DualDiscriminator, PatchDiscriminator
 from mimic3d.networks.generator import build_generator
+from mimic3d.training.schedules import blur_sigma, ema_decay, pretrained
 from mimic3d.training.trainer import Trainer
 
 torch.set_num_threads(1)
@@ -105,9 +106,36 @@ def test_the_papers_recipes_have_the_papers_numbers() -> None:
             *(regular.r1_gamma, regular.r1_gamma_patch, rendering.near, rendering.far, rendering.box_warp),
             *(rendering.coarse_samples, rendering.importance_samples, config.augmentation.mode),
         ), name
-        assert (schedule.stage1_kimg, schedule.stage2_kimg, schedule.batch) == (25000, 15000, 32)
+        stages = {"cats256": (1600, 10_000), "cats512": (4000, 6200)}.get(name, (25000, 15000))
+        assert (schedule.stage1_kimg, schedule.stage2_kimg, schedule.batch) == (*stages, 32)
         assert config.patch_resolution == 64 and model.precision == "mixed"
         assert rendering.white_background == (name == "cars128")
+
+
+def test_nothing_of_the_papers_recipes_deviates_from_the_paper() -> None:
+    papers = [name for name in RECIPES if name.startswith(("ffhq", "cats", "cars128"))]
+    for config in (get_recipe(name) for name in papers if not name.endswith("patch-gan")):
+        schedule = config.schedule
+        assert not config.model.allow_tf32 and not config.imitation.share_fakes, config.recipe
+        assert not config.optimizer.keep_moments, config.recipe
+        assert (schedule.reference_batch, schedule.ema_half_life_kimg, schedule.blur_kimg) == (32, 10, 200)
+        larger = override(config, {"schedule.batch": 64}).schedule
+        assert ema_decay(larger, 10**7, False) == 0.5 ** (64 / 20_000)
+        assert [blur_sigma(larger, nimg, False) for nimg in (0, 200_000, 400_000)] == [10, 5, 0]
+
+
+def test_cats_are_fine_tuned_from_stage_1_of_faces() -> None:
+    for size in (256, 512):
+        config = get_recipe(f"cats{size}")
+        with pytest.raises(ConfigError, match=f"checkpoint that ends stage 1 of ffhq{size}"):
+            config.require_start()
+        started = override(config, {"start": "s3://somewhere"})
+        started.require_start()
+        assert pretrained(started, 0) and blur_sigma(started.schedule, 0, pretrained(started, 0)) == 0
+        override(config, {"start_recipe": ""}).require_start()
+        scratch = get_recipe(f"cats{size}-scratch")
+        scratch.require_start()
+        assert not pretrained(scratch, 0) and scratch.total_nimg == 40_000_000
 
 
 def test_a_recipe_is_the_same_whenever_it_is_asked_for() -> None:

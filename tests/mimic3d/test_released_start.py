@@ -18,7 +18,7 @@ from mimic3d.checkpoints.inert_pickle import read_network_pickle
 from mimic3d.checkpoints.released import import_released
 from mimic3d.config import Config, ScheduleConfig
 from mimic3d.networks.discriminators import DualDiscriminator, PatchDiscriminator
-from mimic3d.training.start import read_start
+from mimic3d.training.initial_weights import read_initial_state
 from mimic3d.training.trainer import Trainer
 
 torch.set_num_threads(1)
@@ -65,7 +65,7 @@ def test_every_network_arrives_and_a_run_starts_from_all_of_them(tmp_path) -> No
     (tmp_path / "network.pkl").write_bytes(released())
     config = import_released(tmp_path / "network.pkl", tmp_path / "generator")
     assert config.model.discriminator_channel_base == 256 and config.model.discriminator_channel_max == 12
-    states = read_start(tmp_path / "generator")
+    states = read_initial_state(tmp_path / "generator").networks
     assert set(states) == {"generator", "ema", "dual", "patch"}
     for name, part in {"dual": "D", "patch": "D_patch"}.items():
         for key, tensor in discriminators()[part].state_dict().items():
@@ -96,7 +96,7 @@ def test_the_generator_alone_may_be_asked_for(tmp_path) -> None:
     (tmp_path / "network.pkl").write_bytes(released(change={"b64.conv0.bias": None}))
     import_released(tmp_path / "network.pkl", tmp_path / "generator", generator_only=True)
     assert not (tmp_path / "generator" / TRAINING_NETWORKS).exists()
-    assert set(read_start(tmp_path / "generator")) == {"generator", "ema"}
+    assert set(read_initial_state(tmp_path / "generator").networks) == {"generator", "ema"}
 
 
 def refusal(tmp_path: Path, data: bytes) -> str:

@@ -37,6 +37,7 @@ def resolve_config(recipe: str, data_uri: str | None, assignments: list[str]) ->
     if data_uri is not None:
         changes["data.uri"] = data_uri
     config = override(config, changes)
+    config.require_start()
     if not config.data.uri:
         raise UserError("no data set is named: give --data s3://…, or make one with `mimic3d data render`")
     return config

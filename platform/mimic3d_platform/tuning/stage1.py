@@ -8,7 +8,7 @@ from pathlib import Path
 
 from mimic3d.checkpoints.file_names import CONFIG
 from mimic3d.config import Config, config_from_yaml, override
-from mimic3d.training.start import read_start
+from mimic3d.training.initial_weights import read_initial_state
 from mimic3d_platform import storage
 from mimic3d_platform.console import Console
 from mimic3d_platform.errors import UserError
@@ -40,7 +40,7 @@ def find_stage1(sweep: Sweep) -> str:
         with tempfile.TemporaryDirectory(prefix="mimic3d-stage1-") as name:
             folder = model_uris.fetch(uri, Path(name, "start"))
             try:
-                read_start(folder)
+                read_initial_state(folder)
                 _require_same_networks(folder, uri, sweep.base)
             except ValueError as error:
                 raise UserError(str(error).replace(str(folder), uri)) from error

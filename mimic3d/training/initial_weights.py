@@ -1,11 +1,11 @@
-"""The weights that a run begins with, from a training checkpoint or from a generator's folder."""
+"""The state that a run begins with (`start`), of a training checkpoint or of a generator's folder."""
 
 from __future__ import annotations
 
 import pickle
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from safetensors import SafetensorError
@@ -15,15 +15,26 @@ from torch import Tensor, nn
 from mimic3d.checkpoints.file_names import GENERATOR_WEIGHTS, TRAINING_NETWORKS, TRAINING_STATE
 from mimic3d.config import Config
 
-PARTS = ("generator", "ema", "dual", "patch")
+NETWORKS = ("generator", "ema", "dual", "patch")
 OPTIMIZERS = ("generator_optimizer", "discriminator_optimizer")
 
 
-def read_start(folder: str | Path) -> dict[str, dict[str, Tensor]]:
-    """The states of networks that a folder holds, by their names among `PARTS`. Nothing in it is executed.
+class InitialState(NamedTuple):
+    """What a folder holds for the beginning of a run."""
 
-    A training checkpoint holds all of them; of a generator's folder, the one generator is also the average,
-    unless others lie beside it.
+    networks: dict[str, dict[str, Tensor]]
+    """The states of networks, by their names among `NETWORKS`."""
+    moments: dict[str, dict[int, dict[str, Tensor]]]
+    """Adam's state by parameter number, by the optimiser's name among `OPTIMIZERS`; empty for a generator."""
+    augmentation_probability: float | None
+    """The probability of ADA's transforms; None where there was none."""
+
+
+def read_initial_state(folder: str | Path) -> InitialState:
+    """Reads a folder without executing anything in it.
+
+    A training checkpoint holds all networks. The generator of a generator's folder is also its average, unless
+    the networks of a training lie beside it.
 
     Raises:
         ValueError: the folder is neither, or a file of it is damaged.
@@ -32,19 +43,23 @@ def read_start(folder: str | Path) -> dict[str, dict[str, Tensor]]:
     if (folder / TRAINING_STATE).is_file():
         try:
             state = torch.load(folder / TRAINING_STATE, map_location="cpu", weights_only=True)
-            return {name: dict(state[name]) for name in PARTS}
+            return InitialState(
+                {name: dict(state[name]) for name in NETWORKS},
+                {name: dict(state[name]["state"]) for name in OPTIMIZERS},
+                float(state["augmentation"]["p"]) if "augmentation" in state else None,
+            )
         except (OSError, RuntimeError, EOFError, ValueError, KeyError, TypeError, pickle.UnpicklingError):
             raise ValueError(f"{folder / TRAINING_STATE} is damaged: take an earlier checkpoint") from None
     if (folder / GENERATOR_WEIGHTS).is_file():
         weights = _read(folder / GENERATOR_WEIGHTS)
-        states = {"generator": weights, "ema": weights}
+        networks = {"generator": weights, "ema": weights}
         if (folder / TRAINING_NETWORKS).is_file():
             trained: dict[str, dict[str, Tensor]] = {}
             for name, tensor in _read(folder / TRAINING_NETWORKS).items():
-                part, _, key = name.partition(".")
-                trained.setdefault(part, {})[key] = tensor
-            states |= {part: state for part, state in trained.items() if part in PARTS}
-        return states
+                network, _, key = name.partition(".")
+                trained.setdefault(network, {})[key] = tensor
+            networks |= {name: state for name, state in trained.items() if name in NETWORKS}
+        return InitialState(networks, {}, None)
     raise ValueError(
         f"{folder} holds neither {TRAINING_STATE} nor {GENERATOR_WEIGHTS}: the start must be the folder of a "
         "training checkpoint or of a generator"
@@ -58,19 +73,25 @@ def _read(file: Path) -> dict[str, Tensor]:
         raise ValueError(f"{file} is damaged ({error}): fetch it again") from None
 
 
-def load_start(folder: str | Path, config: Config, networks: Mapping[str, nn.Module]) -> list[str]:
-    """Gives `networks`, by their names among `PARTS`, the weights that the start has for them.
+def load_networks(
+    states: Mapping[str, Mapping[str, Tensor]],
+    config: Config,
+    networks: Mapping[str, nn.Module],
+    folder: str | Path,
+) -> list[str]:
+    """Gives `networks`, by their names among `NETWORKS`, the weights that `states` has for them.
 
-    S3D, which stage 1 does not train, and 3D-aware blocks, if stage 1 will train them, may be lacking and
-    keep their initialisation; so does the patch discriminator where the start's is of another size.
+    S3D, which stage 1 does not train, and 3D-aware blocks, if stage 1 will train them, may be missing and
+    keep their initialisation; so does the patch discriminator where it is of another size.
 
+    Args:
+        folder: where the states come from, for the error's message.
     Returns:
         the names of the networks that were given weights.
     Raises:
-        ValueError: the start is no start, or does not fit the config: one line that says what differs.
+        ValueError: the states do not fit the config: one line that says what differs.
     """
-    states = read_start(folder)
-    taken = []
+    loaded = []
     for name, network in networks.items():
         if name not in states:
             continue
@@ -79,55 +100,44 @@ def load_start(folder: str | Path, config: Config, networks: Mapping[str, nn.Mod
         if name == "patch" and _shapes(state) != _shapes(own):
             continue
         if name in ("generator", "ema"):
-            lacking = own.keys() - state.keys()
-            state |= {key: own[key] for key in lacking if _may_lack(key, state, config)}
+            missing = own.keys() - state.keys()
+            state |= {key: own[key] for key in missing if _may_be_missing(key, state, config)}
         differing = sorted(
             key for key in own.keys() | state.keys() if _shape(own.get(key)) != _shape(state.get(key))
         )
         if differing:
-            raise ValueError(_misfit(folder, name, differing[0], state, own, len(differing)))
+            raise ValueError(_mismatch(folder, name, differing[0], state, own, len(differing)))
         network.load_state_dict(state)
-        taken.append(name)
-    return taken
+        loaded.append(name)
+    return loaded
 
 
-def read_augmentation_probability(folder: str | Path) -> float | None:
-    """The probability of ADA's transforms at which a training checkpoint was; None where it had none."""
-    if not (Path(folder) / TRAINING_STATE).is_file():
-        return None
-    state = torch.load(Path(folder) / TRAINING_STATE, map_location="cpu", weights_only=True)
-    return float(state["augmentation"]["p"]) if "augmentation" in state else None
+def load_moments(
+    moments: Mapping[str, Mapping[int, dict[str, Tensor]]], optimizers: Mapping[str, torch.optim.Optimizer]
+) -> None:
+    """Gives optimisers, by their names among `OPTIMIZERS`, Adam's moments of parameters of the same shape.
 
-
-def load_moments(folder: str | Path, optimizers: Mapping[str, torch.optim.Optimizer]) -> None:
-    """Gives optimisers, by their names among `OPTIMIZERS`, Adam's moments of a training checkpoint.
-
-    Rates and decays stay the config's. Begun anew, the moments' first steps throw a trained network back
-    where the rates are high. Parameters whose shape differs, and a start that is no training checkpoint, have
-    none to give.
+    Rates and decays stay the config's.
     """
-    if not (Path(folder) / TRAINING_STATE).is_file():
-        return
-    stored = torch.load(Path(folder) / TRAINING_STATE, map_location="cpu", weights_only=True)
-    for name, optimizer in optimizers.items():
-        own = optimizer.state_dict()
+    for name, stored in moments.items():
+        optimizer = optimizers[name]
         parameters = [p for group in optimizer.param_groups for p in group["params"]]
-        moments = {
+        fitting = {
             index: state
-            for index, state in stored[name]["state"].items()
+            for index, state in stored.items()
             if index < len(parameters) and state["exp_avg"].shape == parameters[index].shape
         }
-        optimizer.load_state_dict(own | {"state": moments})
+        optimizer.load_state_dict(optimizer.state_dict() | {"state": fitting})
 
 
-def _may_lack(key: str, state: Mapping[str, Tensor], config: Config) -> bool:
+def _may_be_missing(key: str, state: Mapping[str, Tensor], config: Config) -> bool:
     if ".block2." in key or ".block3." in key:
         return True
     without_aware3d = not any(".b3d" in name for name in state)
     return ".b3d" in key and without_aware3d and config.stage1_nimg > 0
 
 
-def _misfit(
+def _mismatch(
     folder: str | Path, name: str, key: str, state: Mapping[str, Any], own: Mapping[str, Any], count: int
 ) -> str:
     if ".b3d" in key and key not in state:
