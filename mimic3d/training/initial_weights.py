@@ -33,8 +33,8 @@ class InitialState(NamedTuple):
 def read_initial_state(folder: str | Path) -> InitialState:
     """Reads a folder without executing anything in it.
 
-    A training checkpoint holds all networks. The generator of a generator's folder is also its average, unless
-    the networks of a training lie beside it.
+    A training checkpoint holds all networks. The generator of a generator's folder is also its average,
+    unless the networks of a training lie beside it.
 
     Raises:
         ValueError: the folder is neither, or a file of it is damaged.
