@@ -15,7 +15,7 @@ def generator_loss(fake_logits: Tensor) -> Tensor:
 def discriminator_loss(
     fake_logits: Tensor, real_logits: Tensor, real_weights: Tensor | None = None
 ) -> Tensor:
-    """Mean f(D(fake)) + f(-D(real)), f = softplus; reals may count by `real_weights` (N,)."""
+    """Mean f(D(fake)) + f(-D(real)), f = softplus; f(-D(real)) is multiplied by `real_weights` (N,)."""
     on_reals = F.softplus(-real_logits)
     if real_weights is not None:
         on_reals = on_reals * real_weights[:, None]
@@ -27,7 +27,7 @@ def r1_penalty(real_logits: Tensor, inputs: list[Tensor]) -> Tensor:
 
     Args:
         real_logits: (N, 1), on real images.
-        inputs: the (N, C, H, W) tensors that the discriminator was given, requiring gradients.
+        inputs: the (N, C, H, W) tensors that the discriminator was given; they require gradients.
     Returns:
         (N,), differentiable, without the factor gamma / 2.
     """

@@ -1,7 +1,7 @@
 """Adaptive discriminator augmentation (Karras et al., 2020, "Training GANs with limited data", appendix B).
 
-Geometric and colour transforms, each with the same probability, of all that the dual discriminator sees. The
-probability follows how far the discriminator overfits. Written from the paper.
+Geometric and colour transforms, each with the same probability, of all that the discriminators are given. The
+probability follows how far the dual discriminator overfits. Written from the paper.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ class Augmentation(NamedTuple):
     """(N, 3, 4), an affine map of RGB in [-1, 1]."""
 
     def part(self, rows: slice | Tensor) -> Augmentation:
-        """Those of some samples."""
+        """The transforms of some samples."""
         return self if self.warp is None else Augmentation(self.warp[rows], self.colour[rows])
 
     def apply(self, images: Tensor) -> Tensor:
@@ -57,17 +57,18 @@ class Augmentation(NamedTuple):
         return rgb.flatten(1, 2)
 
 
-def draw_augmentation(batch: int, p: float, resolution: int, source: torch.Generator) -> Augmentation:
-    """Each transform of the pipeline with probability `p` for each sample (appendix B, algorithm 1).
+def sample_augmentation(batch: int, p: float, resolution: int, source: torch.Generator) -> Augmentation:
+    """Samples each transform of the pipeline with probability `p` for each sample (appendix B).
 
-    `resolution` is that of the images, in whose pixels the first translation is whole.
+    Args:
+        resolution: of the images; the first translation is by whole pixels.
     """
     if p <= 0:
         return Augmentation(None, None)
-    return Augmentation(_draw_warp(batch, p, resolution, source), _draw_colour(batch, p, source))
+    return Augmentation(_sample_warp(batch, p, resolution, source), _sample_colour(batch, p, source))
 
 
-def _draw_warp(batch: int, p: float, resolution: int, source: torch.Generator) -> Tensor:
+def _sample_warp(batch: int, p: float, resolution: int, source: torch.Generator) -> Tensor:
     # The two rotations together happen as often as any other transform.
     p_rotation = 1 - math.sqrt(1 - min(p, 1.0))
 
@@ -95,7 +96,7 @@ def _draw_warp(batch: int, p: float, resolution: int, source: torch.Generator) -
     return _where(uniform() < p, _translation(normal(2) * TRANSLATION)) @ warp
 
 
-def _draw_colour(batch: int, p: float, source: torch.Generator) -> Tensor:
+def _sample_colour(batch: int, p: float, source: torch.Generator) -> Tensor:
     def uniform() -> Tensor:
         return torch.rand(batch, generator=source)
 
@@ -151,7 +152,7 @@ def _translation(share: Tensor) -> Tensor:
 
 
 def warp_images(images: Tensor, warp: Tensor) -> Tensor:
-    """Moves what images (N, C, R, R) show by (N, 3, 3) homogeneous matrices, at any p of the pipeline.
+    """Transforms the content of images (N, C, R, R) by homogeneous matrices (N, 3, 3).
 
     The image is read at twice its resolution, between the up- and down-sampling of an orthogonal wavelet, so
     that transforms neither blur nor alias (appendix B.2). It is mirrored at its borders before it is

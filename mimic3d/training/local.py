@@ -5,7 +5,7 @@
     for images, cameras in shards.batches(config, trainer.nimg):
         trainer.step(images, cameras, shards.cameras, shards.weights)
 
-The order is the platform's: the same seed trains on the same batches here and there.
+The order of rows is the platform's: the same seed gives the same batches.
 """
 
 from __future__ import annotations

@@ -12,7 +12,10 @@ from mimic3d.config import OptimizerConfig
 def lazy_adam(
     networks: list[nn.Module], lr: float, settings: OptimizerConfig, interval: int
 ) -> torch.optim.Adam:
-    """Adam whose rate and decays allow for a regularisation step every `interval` (StyleGAN2, appendix B)."""
+    """Adam with the rate and decays for a regularisation step every `interval` steps (StyleGAN2, appendix B).
+
+    With c = interval / (interval + 1) the rate is lr · c, and the decays are β^c.
+    """
     ratio = _share_of_main(interval)
     parameters = [parameter for network in networks for parameter in network.parameters()]
     betas = (settings.beta1**ratio, settings.beta2**ratio)
@@ -22,18 +25,18 @@ def lazy_adam(
 
 
 def set_rate(optimizer: torch.optim.Optimizer, lr: float, interval: int) -> None:
-    """Changes the rate of a `lazy_adam` that was built with another `lr` and this `interval`."""
+    """Sets the rate of a `lazy_adam` of this `interval` to lr · interval / (interval + 1)."""
     for group in optimizer.param_groups:
         group["lr"] = lr * _share_of_main(interval)
 
 
 def _share_of_main(interval: int) -> float:
-    """Of all steps, with one of regularisation every `interval` of the others."""
+    """interval / (interval + 1): the share of steps that are not regularisation steps."""
     return interval / (interval + 1)
 
 
 def _lay_out_moments(optimizer: torch.optim.Optimizer) -> None:
-    """Puts loaded moments in memory as their parameters lie: fused Adam walks through all of them alike."""
+    """Gives loaded moments the memory format of their parameters, which fused Adam assumes."""
     for parameter, state in optimizer.state.items():
         for name in ("exp_avg", "exp_avg_sq"):
             if name in state:
@@ -41,9 +44,9 @@ def _lay_out_moments(optimizer: torch.optim.Optimizer) -> None:
 
 
 def apply_gradients(optimizer: torch.optim.Optimizer, world_size: int) -> Tensor:
-    """Averages gradients over the ranks, mends non-finite ones, steps; returns the gradient's norm.
+    """Averages gradients over the ranks, replaces non-finite ones and steps; returns the gradient's norm.
 
-    NaN becomes 0 and an infinity 1e5 of its sign (StyleGAN2-ADA).
+    NaN becomes 0 and ±infinity ±1e5 (StyleGAN2-ADA). The norm is that before the replacement.
     """
     parameters = [p for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
     flat = torch.cat([_in_memory_order(parameter) for parameter in parameters])

@@ -1,4 +1,4 @@
-"""The order in which training sees a data set: a function of (seed, epoch, index) alone."""
+"""The order in which training reads a data set's rows: a function of (seed, epoch, index)."""
 
 from __future__ import annotations
 

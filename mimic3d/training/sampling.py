@@ -13,7 +13,7 @@ from torch import Tensor
 from mimic3d.config import Config
 from mimic3d.randomness import counter_generator
 from mimic3d.rendering.patches import PatchWindows, random_corners
-from mimic3d.training.augmentation import Augmentation, draw_augmentation
+from mimic3d.training.augmentation import Augmentation, sample_augmentation
 from mimic3d.training.schedules import pose_swap_probability, pretrained
 
 
@@ -111,7 +111,7 @@ class Sampler:
 
     def _augmentation(self, purpose: str, nimg: int, p: float, resolution: int) -> Augmentation:
         source = counter_generator(self.config.seed, purpose, nimg)
-        sampled = draw_augmentation(self.config.schedule.batch, p, resolution, source).part(self.local)
+        sampled = sample_augmentation(self.config.schedule.batch, p, resolution, source).part(self.local)
         return Augmentation(*(None if each is None else self._placed(each) for each in sampled))
 
     def _placed(self, values: Tensor) -> Tensor:

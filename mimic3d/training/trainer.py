@@ -1,4 +1,4 @@
-"""One training step of either stage, and everything that a run must remember between steps."""
+"""The training step of both stages, and the state of a run between steps."""
 
 from __future__ import annotations
 

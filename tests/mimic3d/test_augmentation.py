@@ -4,20 +4,22 @@ import math
 
 import pytest
 import torch
-from test_training import CONFIG, MeanAbsolute, advance
+from test_training import CONFIG, MeanAbsolute, advance, batch_at
 from torch import Tensor
 from torchvision.transforms.functional import InterpolationMode, affine, hflip
 
 from mimic3d.config import override
 from mimic3d.losses.adversarial import r1_penalty
+from mimic3d.networks.discriminators import resize_antialiased
 from mimic3d.training import augmentation
 from mimic3d.training.augmentation import (
     AdaptiveProbability,
     Augmentation,
-    draw_augmentation,
     hue_rotation,
+    sample_augmentation,
     warp_images,
 )
+from mimic3d.training.phases import PhaseContext, Reals
 from mimic3d.training.trainer import Trainer
 
 torch.set_num_threads(1)
@@ -77,7 +79,7 @@ def test_warping_by_nothing_changes_nothing_however_fine_the_image() -> None:
     noise = torch.rand(2, 6, 33, 33, dtype=torch.float64)
     found = warp_images(noise, torch.eye(3).expand(2, 3, 3))
     assert (found - noise).abs().max() < 1e-4
-    assert draw_augmentation(2, 0.0, 33, torch.Generator()).apply(noise) is noise, "and at p = 0 not a bit"
+    assert sample_augmentation(2, 0.0, 33, torch.Generator()).apply(noise) is noise, "and at p = 0 not a bit"
 
 
 def test_the_borders_are_mirrored() -> None:
@@ -102,7 +104,7 @@ def test_colour_transforms_are_what_they_are_called() -> None:
     assert torch.allclose(coloured(third), rgb[:, [2, 0, 1]], atol=1e-3), "red becomes green, green blue"
     grey = rgb.mean(dim=1, keepdim=True)
     assert torch.allclose(coloured(hue_rotation(torch.full((2,), math.pi))), 2 * grey - rgb, atol=1e-3)
-    drawn = augmentation._draw_colour(20_000, 1.0, torch.Generator().manual_seed(1)).double()
+    drawn = augmentation._sample_colour(20_000, 1.0, torch.Generator().manual_seed(1)).double()
     lightness = drawn[:, :, :3].sum(dim=2)  # what grey becomes
     assert torch.allclose(lightness, lightness[:, :1].expand(-1, 3), atol=1e-4), "grey stays grey"
     contrast = lightness[:, 0].abs().log()
@@ -116,7 +118,7 @@ def test_colour_transforms_are_what_they_are_called() -> None:
 
 
 def test_each_transform_happens_with_its_probability() -> None:
-    warp = augmentation._draw_warp(20_000, 0.3, 64, torch.Generator().manual_seed(2))
+    warp = augmentation._sample_warp(20_000, 0.3, 64, torch.Generator().manual_seed(2))
     still = (warp == torch.eye(3)).all(dim=(1, 2)).double().mean()
     # Half of the flips and a quarter of the quarter turns are none; the two rotations share one probability.
     assert still == pytest.approx((1 - 0.3 / 2) * (1 - 0.3 * 3 / 4) * 0.7**5, abs=0.01)
@@ -128,7 +130,7 @@ def test_each_transform_happens_with_its_probability() -> None:
 
 def test_image_and_raw_stay_registered() -> None:
     image = torch.rand(4, 3, SIZE, SIZE)
-    drawn = draw_augmentation(4, 0.9, SIZE, torch.Generator().manual_seed(3))
+    drawn = sample_augmentation(4, 0.9, SIZE, torch.Generator().manual_seed(3))
     image_again, raw = drawn.apply(torch.cat([image, image], dim=1)).split(3, dim=1)
     assert torch.equal(image_again, raw) and not torch.allclose(raw, image, atol=0.1)
     part = drawn.part(slice(1, 3)).apply(image[1:3])
@@ -136,7 +138,7 @@ def test_image_and_raw_stay_registered() -> None:
 
 
 def test_gradients_of_any_order_flow_through() -> None:
-    drawn = draw_augmentation(1, 1.0, 8, torch.Generator().manual_seed(4))
+    drawn = sample_augmentation(1, 1.0, 8, torch.Generator().manual_seed(4))
     drawn = Augmentation(drawn.warp.double(), drawn.colour.double())
     x = torch.rand(1, 3, 8, 8, dtype=torch.float64, requires_grad=True)
     weight = torch.rand(3, 3, 3, 3, dtype=torch.float64, requires_grad=True)
@@ -166,6 +168,45 @@ def test_the_probability_is_moved_to_the_target() -> None:
         again.observe(torch.tensor(0.0))
         again.adjust(step, False, 1)
     assert again.p == 0
+
+
+def test_the_sign_is_that_of_d_in_its_main_and_its_r1_phases() -> None:
+    config = override(ADA, {"augmentation.interval": 100, "regularization.r1_interval": 3})
+    trainer = Trainer(config, MeanAbsolute())
+    advance(trainer, 4)
+    assert len(trainer.state_dict()["augmentation"]["signs"]) == 4 + 2
+    without = Trainer(CONFIG, MeanAbsolute())
+    advance(without, 1)
+    assert not without.augmentation._signs, "nothing piles up where nothing is adjusted"
+
+
+def test_patches_are_augmented_with_transforms_of_their_own() -> None:
+    trainer = Trainer(override(ADA, {"schedule.stage1_kimg": 0}), MeanAbsolute())
+    images, patches = trainer.sampler.augmentation("r1", 0, 0.9), trainer.sampler.patch_inputs("r1", 0, 0.9)
+    assert not torch.equal(images.warp, patches.augmentation.warp)
+    seen = []
+    trainer.patch.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+    still = patches._replace(augmentation=Augmentation(None, None))
+    real, cameras = batch_at(trainer)
+    reals = Reals(real / 127.5 - 1, cameras, None)
+    for each in (patches, still):
+        trainer.phases.patch_discriminator_r1(PhaseContext(2, 0.0), reals, each)
+    torch.testing.assert_close(seen[0], patches.augmentation.apply(seen[1]))
+
+
+def test_with_ada_the_raw_is_resized_to_the_image_and_back() -> None:
+    for mode, sharp in (("none", True), ("ada", False)):
+        trainer = Trainer(override(ADA, {"augmentation.mode": mode}), MeanAbsolute())
+        seen = []
+        trainer.dual.register_forward_pre_hook(lambda _, inputs, seen=seen: seen.append(inputs[1]))
+        real, cameras = batch_at(trainer)
+        reals = Reals(real / 127.5 - 1, cameras, None)
+        trainer.phases.discriminator_r1(PhaseContext(1, 0.0), reals, Augmentation(None, None))
+        raw = resize_antialiased(reals.image, 8)
+        assert seen[0].shape == raw.shape and torch.allclose(seen[0], raw, atol=1e-5) == sharp
+        if not sharp:
+            again = resize_antialiased(resize_antialiased(raw, 32), 8)
+            torch.testing.assert_close(seen[0], again)
 
 
 def test_a_training_with_augmentation_steps_and_resumes() -> None:

@@ -390,3 +390,16 @@ def test_a_branch_that_does_not_exist_is_refused() -> None:
         generator.view(generator.planes(w), w, camera, "4d")
     with pytest.raises(ValueError, match="needs detail planes"):
         generator.view(generator.planes(w, detail=False), w, camera, "3d")
+
+
+def test_random_noise_is_one_map_for_each_plane_and_the_stored_one_is_for_all() -> None:
+    layer = layers.NoiseBiasActivation(4, 8, noise=True).requires_grad_(False)
+    layer.noise_strength.fill_(0.5)
+    for groups in (1, 3):
+        zero, scale = torch.zeros(2, 4 * groups, 8, 8), torch.ones(2, 4 * groups)
+        by_plane = layer.finish(zero.clone(), scale, "random").unflatten(1, (groups, 4))
+        assert (by_plane == by_plane[:, :, :1]).all(), "the channels of a plane share its map"
+        maps = by_plane[:, :, 0].flatten(0, 1)
+        assert len({float(noise[0, 0]) for noise in maps}) == 2 * groups, "and no two planes or samples do"
+        stored = layer.finish(zero, scale, "const")
+        assert (stored == stored[:1, :1]).all()

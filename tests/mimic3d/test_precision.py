@@ -4,13 +4,16 @@ import dataclasses
 
 import pytest
 import torch
+from test_training import CONFIG, MeanAbsolute
 
 from mimic3d.cameras import look_at
-from mimic3d.config import ModelConfig, RenderingConfig
+from mimic3d.config import ModelConfig, RenderingConfig, override
+from mimic3d.networks.discriminators import DualDiscriminator, PatchDiscriminator
 from mimic3d.networks.generator import Generator
-from mimic3d.networks.layers import SynthesisLayer
+from mimic3d.networks.layers import Conv, SynthesisLayer
 from mimic3d.networks.precision import working_dtype
 from mimic3d.networks.superres import Superresolution
+from mimic3d.training.trainer import Trainer
 
 torch.set_num_threads(1)
 
@@ -80,3 +83,21 @@ def test_the_sum_of_s2ds_pictures_is_kept_in_full_precision() -> None:
         for tensor in (block.torgb.weight, block.torgb.bias):
             tensor.zero_()
     assert torch.equal(s2d(features, w)[:, :, 8:-8, 8:-8].unique(), torch.tensor([1 + 2**-12]))
+
+
+def test_all_convolutions_of_a_discriminator_are_clamped_where_it_is_float16() -> None:
+    for precision, clamp in (("mixed", 256.0), ("fp32", None), ("bf16", None)):
+        for network in (DualDiscriminator(64, 64, 8, precision), PatchDiscriminator(32, 64, 8, precision)):
+            convolutions = [m for m in network.modules() if isinstance(m, Conv) and m.activation]
+            assert network.b4.conv in convolutions and network.b8.conv1 in convolutions
+            assert {each.clamp for each in convolutions} == {clamp}
+
+
+def test_tf32_is_off_unless_the_config_allows_it() -> None:
+    before = torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32
+    try:
+        for allowed in (True, False):
+            Trainer(override(CONFIG, {"model.allow_tf32": allowed}), MeanAbsolute())
+            assert torch.backends.cudnn.allow_tf32 == torch.backends.cuda.matmul.allow_tf32 == allowed
+    finally:
+        torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32 = before

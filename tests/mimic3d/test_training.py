@@ -23,7 +23,8 @@ from mimic3d.config import (
     override,
 )
 from mimic3d.training.checkpoint import Progress, load_checkpoint, save_checkpoint
-from mimic3d.training.phases import gaussian_blur
+from mimic3d.training.phases import PhaseContext, Reals, gaussian_blur
+from mimic3d.training.sampling import GeneratorInputs
 from mimic3d.training.schedules import (
     blur_sigma,
     ema_decay,
@@ -182,6 +183,98 @@ def test_the_average_follows_the_generator() -> None:
     ):
         assert torch.allclose(new, decay * old + (1 - decay) * current, atol=1e-6)
     assert torch.equal(trainer.ema.backbone.mapping.w_avg, trainer.generator.backbone.mapping.w_avg)
+
+
+def test_the_average_of_w_follows_the_fakes_of_d_after_the_generators_step() -> None:
+    trainer = Trainer(CONFIG, MeanAbsolute())
+    mapping = trainer.generator.backbone.mapping
+    advance(trainer, 3)
+    before, fakes = mapping.w_avg.clone(), trainer.sampler.generator_inputs("discriminator", 12, labels())
+    advance(trainer, 1)
+    # D's phases leave G as it is: these are the weights that the fakes were generated with.
+    w = mapping(fakes.z, fakes.conditioning)[:, 0].mean(dim=0)
+    torch.testing.assert_close(mapping.w_avg, w.lerp(before, 0.998))
+    torch.testing.assert_close(trainer.ema.backbone.mapping.w_avg, mapping.w_avg)
+
+
+def phases_run(config: Config) -> list[tuple[str, Tensor | None]]:
+    """The phases of a step of stage 2 in their order, with the latents that they generate from."""
+    trainer, run = Trainer(override(config, {"schedule.stage1_kimg": 0}), MeanAbsolute()), []
+    compute = trainer._compute
+
+    def spy(phase, context, *inputs):
+        latents = [each.z for each in inputs if isinstance(each, GeneratorInputs)]
+        run.append((phase.__name__, latents[0] if latents else None))
+        return compute(phase, context, *inputs)
+
+    trainer._compute = spy
+    advance(trainer, 1)
+    return run
+
+
+def test_every_phase_generates_from_latents_of_its_own() -> None:
+    run = phases_run(CONFIG)
+    assert [name for name, _ in run] == [
+        "generator_main",
+        "generator_density",
+        "discriminator_main",
+        "discriminator_r1",
+        "patch_discriminator_main",
+        "patch_discriminator_r1",
+    ]
+    latents = [z for _, z in run if z is not None]
+    assert len(latents) == 4 == len({float(z[0, 0]) for z in latents})
+
+
+def test_the_discriminators_may_share_their_fakes() -> None:
+    run = phases_run(override(CONFIG, {"imitation.share_fakes": True}))
+    assert [name for name, _ in run] == [
+        "generator_main",
+        "generator_density",
+        "discriminators_main",
+        "discriminator_r1",
+        "patch_discriminator_r1",
+    ]
+
+
+def test_shared_fakes_give_the_losses_of_the_separate_phases() -> None:
+    trainer = Trainer(override(CONFIG, {"schedule.stage1_kimg": 0}), MeanAbsolute())
+    sampler, phases, context = trainer.sampler, trainer.phases, PhaseContext(2, 0.0)
+    images, cameras = batch_at(trainer)
+    reals = Reals(images / 127.5 - 1, cameras, None)
+    fakes = sampler.generator_inputs("discriminator", 0, labels())
+    images = [sampler.augmentation(name, 0, 0.0) for name in "ab"]
+    patches = [sampler.patch_inputs(name, 0, 0.0) for name in "ab"]
+    torch.manual_seed(0)
+    loss, log = phases.discriminators_main(context, reals, fakes, *images, *patches)
+    torch.manual_seed(0)
+    dual, dual_log = phases.discriminator_main(context, reals, fakes, *images)
+    torch.testing.assert_close(log["loss/discriminator_2d"], dual_log["loss/discriminator_2d"])
+    patch, patch_log = phases.patch_discriminator_main(context, reals, fakes, *patches)
+    assert log.keys() == dual_log.keys() | patch_log.keys()
+    assert float(loss) == pytest.approx(float(dual + patch), rel=0.01), "but for the noise of D_patch's fakes"
+
+
+def test_the_density_phase_swaps_the_labels_of_all_samples_or_of_none() -> None:
+    sampler = Trainer(CONFIG, MeanAbsolute()).sampler
+    swapped = []
+    for nimg in range(8, 168, 4):
+        inputs = sampler.generator_inputs("density", nimg, labels(), swap_together=True)
+        rolled = (inputs.conditioning == inputs.camera.roll(1, dims=0)).all(dim=1)
+        assert rolled.all() or torch.equal(inputs.conditioning, inputs.camera)
+        swapped.append(bool(rolled.all()))
+    assert 10 < sum(swapped) < 30
+
+
+def test_joint_training_from_scratch_blurs_the_patches_too() -> None:
+    trainer = Trainer(override(CONFIG, {"schedule.stage1_kimg": 0}), MeanAbsolute())
+    images, cameras = batch_at(trainer)
+    reals, patches = Reals(images / 127.5 - 1, cameras, None), trainer.sampler.patch_inputs("r1", 0, 0.0)
+    penalties = [
+        trainer.phases.patch_discriminator_r1(PhaseContext(2, sigma), reals, patches)[1]["loss/r1_patch"]
+        for sigma in (0.0, 2.0)
+    ]
+    assert penalties[0] != penalties[1]
 
 
 def test_noise_is_drawn_anew_in_every_step() -> None:
