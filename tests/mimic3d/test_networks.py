@@ -16,6 +16,7 @@ from mimic3d.networks.discriminators import DualDiscriminator, PatchDiscriminato
 from mimic3d.networks.generator import Generator
 from mimic3d.networks.layers import (
     FullyConnected,
+    NoiseBiasActivation,
     SynthesisLayer,
     ToRGB,
     _ScaleNoiseBiasLeaky,
@@ -393,7 +394,7 @@ def test_a_branch_that_does_not_exist_is_refused() -> None:
 
 
 def test_random_noise_is_one_map_for_each_plane_and_the_stored_one_is_for_all() -> None:
-    layer = layers.NoiseBiasActivation(4, 8, noise=True).requires_grad_(False)
+    layer = NoiseBiasActivation(4, 8, noise=True).requires_grad_(False)
     layer.noise_strength.fill_(0.5)
     for groups in (1, 3):
         zero, scale = torch.zeros(2, 4 * groups, 8, 8), torch.ones(2, 4 * groups)
