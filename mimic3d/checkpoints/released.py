@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from mimic3d.checkpoints.file_names import TRAINING_NETWORKS
 from mimic3d.checkpoints.generator_folder import save_generator
-from mimic3d.checkpoints.inert_pickle import Module, quoted, read_network_pickle
+from mimic3d.checkpoints.pickle_parser import Module, quoted, read_network_pickle
 from mimic3d.checkpoints.released_config import Shapes, label_scale, released_config
 from mimic3d.config import Config
 from mimic3d.networks.discriminators import DualDiscriminator, PatchDiscriminator
@@ -80,7 +80,7 @@ def _networks(file: str | Path, generator_only: bool) -> tuple[Generator, Config
                     raise ValueError(f"its {name} is not a network")
                 with _errors_name(name):
                     found[name] = dict(_tensors(root[name]))
-        _require_own_numbers(found, len(data))
+        _require_own_memory(found, len(data))
         shapes = {name: _shapes(tensors) for name, tensors in found.items()}
         config = released_config(shapes[NETWORK], network.state, shapes.get("D"))
         scale = label_scale(network.state)
@@ -121,7 +121,7 @@ def _errors_name(network: str) -> Iterator[None]:
         raise ValueError(f"in {network}, {error} (to import the generator alone: --generator-only)") from None
 
 
-def _require_own_numbers(networks: dict[str, dict[str, np.ndarray]], size: int) -> None:
+def _require_own_memory(networks: dict[str, dict[str, np.ndarray]], size: int) -> None:
     """Raises ValueError if tensors share memory, which would expand a small file to large tensors."""
     held = sum(array.nbytes for tensors in networks.values() for array in tensors.values())
     if held > size:

@@ -8,7 +8,7 @@ from dataclasses import replace
 from typing import Any
 
 from mimic3d.cameras import LABEL_SIZE
-from mimic3d.checkpoints.inert_pickle import quoted
+from mimic3d.checkpoints.pickle_parser import quoted
 from mimic3d.config import CameraConfig, Config, ImitationConfig, ModelConfig, RenderingConfig
 from mimic3d.config.recipes import cars128
 

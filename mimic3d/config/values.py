@@ -1,4 +1,4 @@
-"""Plain values to typed configuration and back: conversion, and refusal in one line."""
+"""Conversion of plain values, as YAML and overrides have them, to the typed config; errors in one line."""
 
 from __future__ import annotations
 
@@ -12,16 +12,17 @@ from typing import Any, Literal
 
 
 class ConfigError(ValueError):
-    """A configuration that cannot be: one line that names the key, what is wrong and what would do."""
+    """An invalid configuration, in one line: the key, its value and what is allowed."""
 
 
 def require(holds: bool, key: str, value: object, expected: str) -> None:
+    """Raises `ConfigError` unless `holds`: the key must be `expected`."""
     if not holds:
         raise ConfigError(f"{key} is {value!r}, but must be {expected}")
 
 
 def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """{"a": {"b": 1}} to {"a.b": 1}."""
+    """Nested sections to dotted keys: {"a": {"b": 1}} to {"a.b": 1}."""
     flat: dict[str, Any] = {}
     for key, value in values.items():
         if isinstance(value, Mapping):
@@ -32,7 +33,7 @@ def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def build(cls: type, values: Any, path: str) -> Any:
-    """The dataclass `cls` of nested plain values; `path` is where they stand in the whole config."""
+    """An instance of the dataclass `cls` from nested plain values; `path` is its dotted key in the config."""
     if not isinstance(values, Mapping):
         raise ConfigError(f"{path or 'the config'} is {values!r}, but must be a section of keys")
     hints = typing.get_type_hints(cls)

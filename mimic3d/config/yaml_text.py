@@ -1,4 +1,4 @@
-"""A config as YAML: what a run writes beside its results, and what `--config` reads."""
+"""A config as YAML, as a run writes it beside its results and `mimic3d train FILE.yaml` reads it."""
 
 from __future__ import annotations
 

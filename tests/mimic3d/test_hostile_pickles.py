@@ -19,8 +19,8 @@ import torch
 from released_pickles import Call, Persistent, checkpoint, dump
 from test_released import legacy_storage, refusal, small_generator
 
-from mimic3d.checkpoints import inert_pickle
-from mimic3d.checkpoints.inert_pickle import MAX_OPCODES, RefusedPickle, read_network_pickle
+from mimic3d.checkpoints import pickle_parser
+from mimic3d.checkpoints.pickle_parser import MAX_OPCODES, RefusedPickle, read_network_pickle
 from mimic3d.checkpoints.released import import_released
 
 torch.set_num_threads(1)
@@ -53,7 +53,7 @@ def binbytes(data: bytes) -> bytes:
 @pytest.fixture
 def limit(monkeypatch: pytest.MonkeyPatch) -> int:
     """A limit of opcodes that is reached sooner than the real one, which takes seconds."""
-    monkeypatch.setattr(inert_pickle, "MAX_OPCODES", 2000)
+    monkeypatch.setattr(pickle_parser, "MAX_OPCODES", 2000)
     return 2000
 
 
@@ -112,7 +112,7 @@ def test_a_call_in_any_pickle_of_a_storage_is_refused(tmp_path: Path, where: int
     call = b"\x80\x04" + STORAGE + binbytes(inner) + b"\x85R."
     message = refusal(tmp_path, call)
     # The fourth must be a whole storage before the fifth is looked at.
-    assert "which is no part of a network" in message or (where == 4 and "stands where" in message)
+    assert "which network pickles do not use" in message or (where == 4 and "stands where" in message)
 
 
 def test_a_storage_within_a_storage_is_refused(tmp_path: Path) -> None:

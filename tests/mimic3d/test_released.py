@@ -19,7 +19,7 @@ import torch
 from released_pickles import Call, Persistent, checkpoint, dump
 
 from mimic3d.checkpoints.generator_folder import load_generator
-from mimic3d.checkpoints.inert_pickle import RefusedPickle, read_network_pickle
+from mimic3d.checkpoints.pickle_parser import RefusedPickle, read_network_pickle
 from mimic3d.checkpoints.released import import_released
 from mimic3d.config import Config, ModelConfig, RenderingConfig
 from mimic3d.export.orbits import front
@@ -233,7 +233,7 @@ def test_a_call_is_refused_by_name_and_not_made(tmp_path, name, place, protocol)
         name = "_codecs.encode"
     elif protocol == 2 or place == "storage":
         name = name.replace("builtins", "__builtin__").replace("subprocess", "commands")
-    assert f"{name}, which is no part of a network; nothing was executed" in message
+    assert f"{name}, which network pickles do not use; nothing was executed" in message
 
 
 @pytest.mark.parametrize(
@@ -284,8 +284,8 @@ def test_other_files_are_named_for_what_they_are(tmp_path, released) -> None:
         b"": "it is empty",
         zipped.getvalue(): "it is a zip file",
         b"training: true\n": "not a pickle",
-        b"\x89PNG\r\n\x1a\n": "is no network pickle's: is it one?",
-        released + b"!": "but the file goes on",
+        b"\x89PNG\r\n\x1a\n": "which network pickles do not use; is it one?",
+        released + b"!": "but the file continues",
         dump({"D": None}): "it holds no network G_ema",
         dump({"G_ema": {"weight": torch.zeros(3)}}): "it holds no network G_ema",
         dump([1, 2]): "it holds no network G_ema",
@@ -372,7 +372,7 @@ def test_attributes_that_are_not_supported_are_named(tmp_path, small) -> None:
 
 
 def storage_of(count: int, held: int) -> bytes:
-    """A storage of `held` floats, fewer than 256, that says to hold `count`."""
+    """A storage of `held` floats, fewer than 256, that declares `count`."""
     _, (data,) = torch.zeros(held)._typed_storage().__reduce__()
     declared, counted = b"K" + bytes([held]), struct.pack("<q", held)
     assert data.count(declared) == data.count(counted) == 1
@@ -384,7 +384,7 @@ def test_declared_sizes_beyond_the_file_allocate_nothing(tmp_path) -> None:
     count = 2**44
     bomb = Call(torch.storage._load_from_bytes, storage_of(count, held=77))
     message = refusal(tmp_path, dump({"G_ema": None, "D": bomb}))
-    assert f"it says to hold {4 * count} bytes of numbers, but holds 308" in message
+    assert f"it declares {4 * count} bytes of numbers, but has 308" in message
     long_bytes = b"\x80\x04\x8e" + struct.pack("<Q", 2**50) + b"x."
     assert "cut short" in refusal(tmp_path, long_bytes)
     memo = b"\x80\x04}r\xff\xff\xff\x7f."  # the memo's two thousand millionth entry

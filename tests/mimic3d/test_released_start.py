@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from mimic3d.cameras import look_at, on_sphere
 from mimic3d.checkpoints.file_names import TRAINING_NETWORKS
 from mimic3d.checkpoints.generator_folder import load_generator
-from mimic3d.checkpoints.inert_pickle import read_network_pickle
+from mimic3d.checkpoints.pickle_parser import read_network_pickle
 from mimic3d.checkpoints.released import import_released
 from mimic3d.config import Config, ScheduleConfig
 from mimic3d.networks.discriminators import DualDiscriminator, PatchDiscriminator

@@ -1,12 +1,11 @@
-"""Network pickles read as data: a stream of opcodes is followed, and nothing that it names is ever called.
+"""A parser of network pickles that executes nothing: it interprets the opcodes and imports and calls no name.
 
-EG3D's and Mimic3D's checkpoints are pickles, which are programs: to load one is to run it. Here they are
-taken for what they hold. The reader knows the opcodes that build containers and numbers; where the program
-would import something it gets a name, where it would call something the reader builds what that call would
-have built out of plain data (an array, a `Module`), for the few names that the format needs. Every other
-name is refused. There is no unpickler whose hooks could be got round: no name is imported and no attribute
-set. Of a declared size nothing is allocated that the file does not hold, and the number of opcodes is
-bounded, those of the storages within included: so are time and memory.
+EG3D's and Mimic3D's checkpoints are pickles, which are programs: loading one runs it. This parser interprets
+the opcodes that build containers and numbers. An import gives a name; a call of one of the few names that the
+format needs gives plain data (an array, a `Module`) built here; every other name is refused. Python's
+unpickler is not used, so it has no hooks that could be bypassed: no name is imported and no attribute is set.
+Memory is allocated only for data that the file holds. The number of opcodes is bounded, those of nested
+storages included, which bounds time and memory.
 """
 
 from __future__ import annotations
@@ -23,12 +22,12 @@ import numpy as np
 
 
 class RefusedPickle(ValueError):
-    """The stream holds what a network pickle does not: one line that says what, and at which byte."""
+    """The file has something that network pickles do not have: one line that says what, and at which byte."""
 
 
 @dataclass
 class Module:
-    """A network or a part of one: its class, by name alone, and its attributes."""
+    """A network or a module of one: the name of its class, and its attributes."""
 
     class_name: str
     state: dict[str, Any] = field(default_factory=dict)
@@ -36,7 +35,7 @@ class Module:
 
 @dataclass(frozen=True)
 class _Name:
-    """Where the stream would import something."""
+    """The result of an import: only its name."""
 
     text: str
 
@@ -55,7 +54,7 @@ class _StorageId:
 
 @dataclass(frozen=True)
 class _Rules:
-    """What a stream may name, call and refer to; the outer one and those of the storages differ."""
+    """What a pickle may name, call and refer to; a network pickle and its nested storages differ."""
 
     names: Callable[[str], bool]
     calls: dict[str, Callable[..., Any]]
@@ -63,10 +62,10 @@ class _Rules:
 
 
 class _Budget:
-    """How many more opcodes are followed, of the outer stream and of those within it together.
+    """The number of opcodes that are still allowed, in the pickle and its nested storages together.
 
-    An opcode of one byte can make an object of two hundred, and a storage can be named, and so be followed,
-    any number of times.
+    An opcode of one byte can make an object of two hundred, and a storage can be referred to, and parsed, any
+    number of times.
     """
 
     def __init__(self, opcodes: int) -> None:
@@ -78,7 +77,7 @@ class _Budget:
             raise RefusedPickle(f"it has more than {MAX_OPCODES} opcodes, more than any network's")
 
 
-# A network takes tens of thousands; a checkpoint holds four at most.
+# A network takes tens of thousands; a checkpoint has four networks at most.
 MAX_OPCODES = 2**20
 _MAX_DIMENSIONS = 8
 _MAX_NAME = 200
@@ -95,7 +94,7 @@ _STORAGES = {
     "torch.ByteStorage": "<u1",
     "torch.BoolStorage": "<u1",
 }
-# Parts of the released networks that are pickled as plain modules, by class; never imported.
+# Classes of the released networks' modules that are pickled as plain objects; they are never imported.
 _MODULE_CLASS = re.compile(r"(training|torch\.nn\.modules)(\.\w+)+")
 _EASY_DICT = ("dnnlib.EasyDict", "dnnlib.util.EasyDict")
 _CONSTANTS = {"NONE": None, "NEWTRUE": True, "NEWFALSE": False}
@@ -106,12 +105,12 @@ _LITERALS = {
 
 
 def read_network_pickle(data: bytes) -> Any:
-    """What a released network pickle holds: containers, numbers, `Module`s, and arrays for its tensors.
+    """Parses a released network pickle: containers, numbers, `Module`s, and arrays for its tensors.
 
     The arrays are read-only and share the file's memory.
 
     Raises:
-        RefusedPickle: the stream names something else, or is damaged.
+        RefusedPickle: the file refers to anything else, or is damaged.
     """
     stream, budget = io.BytesIO(data), _Budget(MAX_OPCODES)
 
@@ -119,20 +118,20 @@ def read_network_pickle(data: bytes) -> Any:
         return _storage(data, budget)
 
     calls = {**_CALLS, _STORAGE_CALL: storage}
-    value = _follow(stream, _Rules(_is_part, calls), budget)
+    value = _parse(stream, _Rules(_is_part, calls), budget)
     if stream.read(1):
-        raise RefusedPickle(f"the pickle ends at byte {stream.tell() - 1}, but the file goes on")
+        raise RefusedPickle(f"the pickle ends at byte {stream.tell() - 1}, but the file continues")
     return value
 
 
 def quoted(text: object) -> str:
-    """Text of a stranger's, fit for one line of a message."""
+    """Untrusted text, escaped and cut to fit one line of a message."""
     shown = str(text)
     return ascii(shown if len(shown) <= 80 else shown[:77] + "...")[1:-1].replace("\\'", "'")
 
 
-def _follow(stream: io.BytesIO, rules: _Rules, budget: _Budget) -> Any:
-    """Follows one pickle to its STOP; the stream is left just behind it."""
+def _parse(stream: io.BytesIO, rules: _Rules, budget: _Budget) -> Any:
+    """Parses one pickle up to its STOP; the stream is then just after it."""
     machine, start, position = _Machine(rules), stream.tell(), None
     try:
         for opcode, argument, position in pickletools.genops(stream):  # noqa: B007, named in errors
@@ -151,7 +150,7 @@ def _follow(stream: io.BytesIO, rules: _Rules, budget: _Budget) -> Any:
 
 
 class _Machine:
-    """The pickle machine without any way to import or call."""
+    """The pickle machine, without imports and calls."""
 
     def __init__(self, rules: _Rules) -> None:
         self.rules = rules
@@ -168,7 +167,7 @@ class _Machine:
             method = getattr(self, f"_{opcode.lower()}", None)
             if method is None:
                 named = f" of {quoted(argument)}" if isinstance(argument, str) else ""
-                raise RefusedPickle(f"it uses {opcode}{named}, which is no network pickle's: is it one?")
+                raise RefusedPickle(f"it uses {opcode}{named}, which network pickles do not use; is it one?")
             method(argument)
 
     def _items(self) -> list[Any]:
@@ -254,7 +253,7 @@ class _Machine:
     def _name(self, text: str) -> None:
         if not self.rules.names(text):
             raise RefusedPickle(
-                f"it names {quoted(text)}, which is no part of a network; nothing was executed"
+                f"it names {quoted(text)}, which network pickles do not use; nothing was executed"
             )
         self.stack.append(_Name(text))
 
@@ -271,7 +270,7 @@ class _Machine:
     def _newobj(self, _: None) -> None:
         arguments, name = self.stack.pop(), _expect(self.stack.pop(), _Name).text
         if arguments != () or not (name in _EASY_DICT or _MODULE_CLASS.fullmatch(name)):
-            raise RefusedPickle(f"it makes a {quoted(name)} from arguments, which network pickles do not")
+            raise RefusedPickle(f"it makes a {quoted(name)} from arguments, which network pickles do not do")
         self.stack.append({} if name in _EASY_DICT else Module(name.rsplit(".", 1)[-1]))
 
     def _build(self, _: None) -> None:
@@ -296,7 +295,7 @@ def _expect(value: Any, *kinds: type) -> Any:
 
 
 def _module(meta: Any) -> Module:
-    """A persistent class: its source text, which the format carries along, is left unread."""
+    """An object of a persistent class; its source text, which the format includes, is not read."""
     meta = _expect(meta, dict)
     if _expect(meta.get("type"), str) != "class":
         raise RefusedPickle("it is not a persistent class")
@@ -316,9 +315,11 @@ def _parameter(array: Any, requires_grad: Any, hooks: Any) -> np.ndarray:
 def _tensor(storage: Any, offset: Any, size: Any, stride: Any, *rest: Any) -> np.ndarray:
     storage = _expect(storage, np.ndarray)
     size, stride = _expect(size, tuple), _expect(stride, tuple)
-    # Before the product is taken, which of many large numbers would fill the memory.
+    # Checked before the product is computed, since that of many large numbers would fill the memory.
     if len(size) > _MAX_DIMENSIONS or len(stride) != len(size):
-        raise RefusedPickle(f"a tensor of {len(size)} dimensions and {len(stride)} strides is no network's")
+        raise RefusedPickle(
+            f"a tensor of {len(size)} dimensions and {len(stride)} strides is not a network's"
+        )
     numbers = [_expect(number, int) for number in (offset, *size, *stride)]
     count = math.prod(size)
     last = offset + sum((n - 1) * step for n, step in zip(size, stride, strict=True))
@@ -342,20 +343,20 @@ def _dtype(code: Any, *rest: Any) -> _DType:
 
 
 def _storage(data: Any, budget: _Budget) -> np.ndarray:
-    """A tensor's numbers: five pickles, then count and bytes (PyTorch's format before its zip files)."""
+    """A storage in PyTorch's format before its zip files: five pickles, then count and bytes."""
     data = _expect(data, bytes)
     stream = io.BytesIO(data)
-    magic, protocol, system = (_follow(stream, _PLAIN, budget) for _ in range(3))
+    magic, protocol, system = (_parse(stream, _PLAIN, budget) for _ in range(3))
     if magic != _LEGACY_MAGIC or protocol != _LEGACY_PROTOCOL:
         raise RefusedPickle("it is not a storage as PyTorch writes them into pickles")
     if _expect(system, dict).get("little_endian") is not True:
         raise RefusedPickle("it holds numbers of another byte order")
-    found = _expect(_follow(stream, _STORAGE, budget), _StorageId)
-    keys = _follow(stream, _PLAIN, budget)
+    found = _expect(_parse(stream, _STORAGE, budget), _StorageId)
+    keys = _parse(stream, _PLAIN, budget)
     count, start = int.from_bytes(stream.read(8), "little"), stream.tell()
     declared, held = found.count * found.dtype.itemsize, len(data) - start
     if keys != [found.key] or count != found.count or held != declared:
-        raise RefusedPickle(f"it says to hold {declared} bytes of numbers, but holds {held}")
+        raise RefusedPickle(f"it declares {declared} bytes of numbers, but has {held}")
     return np.frombuffer(data, found.dtype, found.count, start)
 
 
@@ -381,6 +382,6 @@ _STORAGE = _Rules(_STORAGES.__contains__, {}, _storage_id)
 
 
 def _is_part(name: str) -> bool:
-    """Whether a network pickle may name it."""
+    """Whether a network pickle may refer to it."""
     known = name in _CALLS or name == _STORAGE_CALL or name in _EASY_DICT
     return known or (len(name) <= _MAX_NAME and _MODULE_CLASS.fullmatch(name) is not None)
