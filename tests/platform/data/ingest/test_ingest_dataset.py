@@ -115,7 +115,7 @@ def test_object_storage_is_like_a_disk_and_ray_like_one_process(
     assert found["duplicates"]["exact"]["images"] == 0 and storage.exists(f"{s3_folder}/sheet.png")
     broken = eg3d_files(scene) | {scene.names[4]: b"noise"}
     storage.copy_tree(write_zip(tmp_path / "broken.zip", broken), f"{s3_folder}/broken.zip")
-    with pytest.raises(UserError, match=r"img00000004\.png of s3://.* is no readable image"):
+    with pytest.raises(UserError, match=r"img00000004\.png of s3://.* is not a readable image"):
         ingest_dataset(f"{s3_folder}/broken.zip", f"{s3_folder}/out", shard_bytes=1000)
 
 

@@ -142,7 +142,7 @@ def test_many_views_are_cut_into_shards_and_many_rays_into_pieces(
         ({"views": 10**9}, "views is 1000000000: give 1 to 1000000"),
         ({"supersample": 400}, "supersample is 400: give 1 to 16"),
         ({"focal": float("nan")}, "focal is nan: give 0.1 to 50"),
-        ({"views": 10**6, "colourings": 10**6}, "images: ask for 100000000 at most"),
+        ({"views": 10**6, "colourings": 10**6}, "images: render 100000000 at most"),
     ],
 )
 def test_numbers_beyond_any_use(tmp_path: Path, mesh_folder: Path, numbers: dict, says: str) -> None:
