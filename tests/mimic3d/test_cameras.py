@@ -45,7 +45,7 @@ def test_poses_are_rotations_that_keep_the_horizon_level() -> None:
     assert (rotation[:, 1, 1] < 0).all(), "the image's down points down"
 
 
-def test_the_target_is_seen_in_the_middle_at_its_distance() -> None:
+def test_the_target_projects_to_the_centre_at_its_distance() -> None:
     target = torch.tensor([0.2, -0.1, 0.3])
     camera = cameras.look_at(some_positions(), target)
     uv, distance = cameras.project(camera, target.expand(5, 1, 3))
@@ -101,7 +101,7 @@ def test_each_camera_may_have_pixels_of_its_own() -> None:
         assert torch.allclose(together[n], cameras.rays(camera[n : n + 1], uv[n])[1][0], atol=1e-6)
 
 
-def test_turntables_go_once_round_or_stay_within_the_range() -> None:
+def test_turntables_cover_the_circle_or_the_yaw_range() -> None:
     round_ = CameraConfig(radius=1.7, focal=1.2, pivot=(0.0, 0.1, 0.0), pitch=0.3, yaw_range=math.pi)
     pivot = torch.tensor(round_.pivot)
     for path in (turntable(round_, 8), orbit(round_, 8)):

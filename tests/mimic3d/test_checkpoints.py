@@ -104,7 +104,7 @@ def test_an_intact_checkpoint_restores_everything(checkpoint: Path, trainer: Tra
     assert same(fresh, trainer)
 
 
-def test_the_generator_beside_it_is_the_average_ready_to_draw(checkpoint: Path, trainer: Trainer) -> None:
+def test_a_checkpoint_includes_the_averaged_generator(checkpoint: Path, trainer: Trainer) -> None:
     generator, config = load_generator(checkpoint / "generator")
     assert config == CONFIG
     expected = trainer.ema.state_dict()

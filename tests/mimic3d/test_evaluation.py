@@ -82,7 +82,7 @@ def test_frechet_distance_agrees_with_a_matrix_square_root():
     assert frechet_distance(a, b, covariance_root(a)) == frechet_distance(a, b)
 
 
-def test_frechet_distance_bears_fewer_images_than_features():
+def test_frechet_distance_works_with_fewer_images_than_features():
     features = torch.randn(10, 50, generator=torch.Generator().manual_seed(2))
     a = FeatureStatistics.of([features], 50)
     assert frechet_distance(a, a) == pytest.approx(0, abs=1e-4)
@@ -109,7 +109,7 @@ def test_kernel_distance_is_unbiased_and_tells_sets_apart():
     assert kernel_distance(a, b) == pytest.approx(pairs)
 
 
-def test_only_the_inception_of_2015_lends_the_names_fid_and_kid():
+def test_only_the_inception_of_2015_gives_fid_and_kid():
     assert frechet_name("inception2015", "3d") == "fid_inception2015/3d"
     assert frechet_name("mobilenetv2", "2d") == "fd_mobilenetv2/2d"
     assert kernel_name("inception2015", "2d") == "kid_inception2015/2d"
@@ -212,7 +212,7 @@ def test_depths_that_contradict_each_other_are_not_compared():
     assert empty.metrics("3d") == {"warp_share/3d": 0.0}
 
 
-def test_what_one_view_hides_is_left_out():
+def test_occluded_pixels_are_left_out():
     """Far apart, each camera sees much that the other cannot; what both see still agrees."""
     a, b = (_sphere_view(camera, _texture) for camera in _pair(yaw=1.6))
     agreement = compare_views(a, b, 0.04)
@@ -225,7 +225,7 @@ def test_a_featureless_object_agrees_with_itself():
     assert compare_views(a, b, 0.04).psnr > 45
 
 
-def test_a_turned_camera_is_the_camera_on_the_turned_orbit():
+def test_a_rotated_camera_is_the_camera_on_the_rotated_orbit():
     yaw = torch.tensor([0.1, 1.0, 3.0])
     pitch = torch.tensor([0.0, 0.4, -0.3])
     pivot = torch.tensor([0.1, 0.0, 0.2])

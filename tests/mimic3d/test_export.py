@@ -123,7 +123,7 @@ def test_depth_is_white_before_the_centre_and_black_behind_it():
     assert (nothing == -1).all()
 
 
-def test_depths_stand_beside_the_images_they_are_of(G, w):
+def test_depths_are_beside_their_images(G, w):
     sheet = np.asarray(render_grid(G, w, CAMERAS[:2], branches=["3d"], depth=True))
     assert sheet.shape[1] == 4 * 98 - 2
     view = G.view(G.planes(w), w, CAMERAS[1:2].expand(2, -1), "3d")
@@ -155,7 +155,7 @@ def test_a_video_keeps_its_colours(tmp_path):
     assert np.abs(shown[:, 10, 10].astype(int) - [(250, 20, 20), (20, 20, 250)]).max() < 8
 
 
-def test_videos_that_cannot_be(tmp_path):
+def test_invalid_videos_are_refused(tmp_path):
     with pytest.raises(ValueError, match=r"written as .mp4; got orbit.avi"):
         write_video(tmp_path / "orbit.avi", [np.zeros((8, 8, 3), np.uint8)])
     with pytest.raises(ValueError, match="at least one frame"):
@@ -207,7 +207,7 @@ def test_a_mesh_may_be_open_at_the_sides_and_be_of_one_piece(w):
     assert open_one.bounds[1, 0] == pytest.approx(0.8, abs=0.01)
 
 
-def test_a_glb_has_linear_colours_and_a_ply_the_pictures_own(tmp_path):
+def test_a_glb_has_linear_colours_and_a_ply_srgb(tmp_path):
     import trimesh
 
     mesh = trimesh.creation.box()
@@ -218,7 +218,7 @@ def test_a_glb_has_linear_colours_and_a_ply_the_pictures_own(tmp_path):
     assert (mesh.visual.vertex_colors[:, 0] == 188).all()
 
 
-def test_meshes_that_cannot_be(G, w, tmp_path):
+def test_invalid_meshes_are_refused(G, w, tmp_path):
     with pytest.raises(ValueError, match=r"no surface: the density reaches .* lower level"):
         extract_mesh(G, w[:1], resolution=8, level=1e6)
     with pytest.raises(ValueError, match="from one latent; got 2"):

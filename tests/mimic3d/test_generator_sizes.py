@@ -69,7 +69,7 @@ def test_the_papers_sizes_and_twice_the_largest_are_built(size: int) -> None:
     assert (s2d.block0.conv1.weight.shape[0], s2d.block1.conv1.weight.shape[0]) == channels
 
 
-def test_a_1024_generator_draws_with_both_branches() -> None:
+def test_a_1024_generator_renders_both_branches() -> None:
     size = {"image_resolution": 1024, "discriminator_channel_base": 1024}
     G = tiny(**size, neural_rendering_resolution=32, superresolution_input=256).eval()
     with torch.no_grad():
@@ -78,7 +78,7 @@ def test_a_1024_generator_draws_with_both_branches() -> None:
     assert image.isfinite().all() and colours.isfinite().all()
 
 
-def test_the_eg3d_baseline_trains_all_that_it_has() -> None:
+def test_all_parameters_of_the_eg3d_baseline_have_gradients() -> None:
     G = tiny(architecture="eg3d")
     w = G.mapping(torch.randn(2, 8), CAMERAS)
     planes = G.planes(w, noise="random")
@@ -88,7 +88,7 @@ def test_the_eg3d_baseline_trains_all_that_it_has() -> None:
     assert still == {n for n in still if n.startswith("superresolution.") and n.endswith("noise_strength")}
 
 
-def test_detail_may_begin_at_nothing_and_learns_from_there() -> None:
+def test_detail_planes_that_begin_as_zeros_have_gradients() -> None:
     model, imitation = dataclasses.replace(TINY, detail_init=0.0), ImitationConfig(patch_scale=0.5)
     config = Config(model=model, rendering=RENDERING, imitation=imitation)
     torch.manual_seed(0)
@@ -105,7 +105,7 @@ def test_detail_may_begin_at_nothing_and_learns_from_there() -> None:
     assert differ == {"backbone.synthesis.b3d8.block3.torgb.weight"}
 
 
-def test_s3d_of_3d_aware_blocks_reads_all_three_planes() -> None:
+def test_3d_aware_s3d_depends_on_all_three_planes() -> None:
     plain, aware = tiny(), tiny(aware_s3d=True)
     for G, width in ((plain, 32), (aware, 96)):
         last = G.backbone.synthesis.b3d8
@@ -150,7 +150,7 @@ def peak_bytes(work: Callable[[], object]) -> int:
     return max(itertools.accumulate(lent), default=0)
 
 
-def test_drawing_keeps_to_its_bound_of_memory() -> None:
+def test_rendering_stays_within_its_memory_bound() -> None:
     assert points_within(2**20) == 512 and points_within(1) == 1
     model = ModelConfig(128, 16, 64, 8, 8, 2, 512, 8, 512, 8, 64, (8, 8))
     G = Generator(model, RenderingConfig(1.0, 2.4, 1.2, 16, 16, True))

@@ -70,7 +70,7 @@ def test_depths_divide_their_interval() -> None:
     assert (random.diff() > 0).all() and ((random - 1) * 4).floor().tolist() == [0, 1, 2, 3]
 
 
-def test_few_samples_near_the_surface_are_worth_many_elsewhere() -> None:
+def test_few_guided_samples_are_closer_than_two_passes_of_as_many() -> None:
     many = rendered(rendering(coarse_samples=96, importance_samples=96))
 
     def psnr(settings: RenderingConfig) -> float:
@@ -82,7 +82,7 @@ def test_few_samples_near_the_surface_are_worth_many_elsewhere() -> None:
         assert guided > two_pass + 5
 
 
-def test_the_size_of_the_chunks_does_not_show() -> None:
+def test_the_image_does_not_depend_on_the_chunk_size() -> None:
     settings = rendering(coarse_samples=8, importance_samples=8, guided_samples=4)
     assert torch.allclose(rendered(settings), rendered(settings, max_points=500), atol=1e-6)
 
@@ -98,7 +98,7 @@ def test_guided_samples_have_gradients_in_both_planes() -> None:
     assert all(g.isfinite().all() and g.any() for g in gradients)
 
 
-def test_one_sample_is_no_segment() -> None:
+def test_one_guided_sample_is_refused() -> None:
     with pytest.raises(ConfigError, match=r"rendering.guided_samples is 1, but must be 0, or at least 4"):
         dataclasses.replace(Config(), rendering=RenderingConfig(guided_samples=1))
 

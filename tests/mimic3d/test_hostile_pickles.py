@@ -130,7 +130,7 @@ def test_opcodes_without_end_are_cut_off(tmp_path: Path, opcode: bytes, limit: i
     assert f"it has more than {limit} opcodes" in refusal(tmp_path, b"\x80\x04" + opcode * (2 * limit))
 
 
-def test_a_storage_that_is_followed_again_and_again_is_cut_off(tmp_path: Path, limit: int) -> None:
+def test_repeated_references_to_a_storage_are_cut_off(tmp_path: Path, limit: int) -> None:
     # Its first pickle takes a tenth of all opcodes; it is named a hundred times.
     inner = b"\x80\x04" + b"N" * (limit // 10) + b"\x8a\x0a\x6c\xfc\x9c\x46\xf9\x20\x6a\xa8\x50\x19."
     inner += storage_bytes().split(b"\x19.", 1)[1]
@@ -147,7 +147,7 @@ def test_a_network_is_far_from_the_limit_of_opcodes() -> None:
     assert 2 * 4 * count < MAX_OPCODES / 4
 
 
-def test_the_product_of_a_hundred_thousand_sizes_is_not_taken(tmp_path: Path) -> None:
+def test_the_product_of_a_hundred_thousand_sizes_is_not_computed(tmp_path: Path) -> None:
     large = b"\x8a\xfe" + b"\xff" * 253 + b"\x7f"
     sizes = b"(" + b"h\x02" * 100_000 + b"t\x94"
     data = b"\x80\x04" + TENSOR + b"\x94" + STORAGE + binbytes(storage_bytes()) + b"\x85R\x94"
@@ -156,14 +156,14 @@ def test_the_product_of_a_hundred_thousand_sizes_is_not_taken(tmp_path: Path) ->
 
 
 @pytest.mark.parametrize(("size", "stride"), [((1,) * 40, (1,) * 40), ((2, 3), (1,)), ((6,), ())])
-def test_dimensions_that_cannot_be_are_refused(tmp_path: Path, size: tuple, stride: tuple) -> None:
+def test_invalid_dimensions_are_refused(tmp_path: Path, size: tuple, stride: tuple) -> None:
     storage = torch.storage.TypedStorage([0.0] * 6, dtype=torch.float32, _internal=True)
     tensor = Call(torch._utils._rebuild_tensor_v2, storage, 0, size, stride, False, {})
     said = f"a tensor of {len(size)} dimensions and {len(stride)} strides"
     assert said in refusal(tmp_path, dump({"G_ema": tensor}))
 
 
-def test_tensors_that_share_their_numbers_are_refused(tmp_path: Path) -> None:
+def test_tensors_that_share_memory_are_refused(tmp_path: Path) -> None:
     generator = small_generator()
     tensors = generator.state_dict()
     # One object, which a pickle holds once, however many tensors are made of it.
@@ -187,7 +187,7 @@ def test_a_file_larger_than_any_checkpoint_is_not_read(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == [file]
 
 
-def test_what_is_no_file_is_not_read(tmp_path: Path) -> None:
+def test_special_files_are_not_read(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe.pkl")
     for name, said in {
         "pipe.pkl": "no such file",
@@ -216,7 +216,7 @@ def test_a_network_that_is_a_part_of_itself_is_refused(tmp_path: Path) -> None:
     assert "the network is not a tree" in refusal(tmp_path, itself())
 
 
-def test_a_list_and_a_dictionary_that_contain_themselves_are_followed_once(tmp_path: Path) -> None:
+def test_a_list_and_a_dictionary_that_contain_themselves_are_parsed_once(tmp_path: Path) -> None:
     for data in (b"\x80\x04]\x94h\x00a.", b"\x80\x04}\x94" + short("G_ema") + b"h\x00s."):
         assert "it holds no network G_ema" in refusal(tmp_path, data)
 
@@ -262,7 +262,7 @@ def test_a_number_type_that_is_an_array_is_refused_by_name() -> None:
         read_network_pickle(data)
 
 
-def test_archives_and_arrays_are_no_pickles(tmp_path: Path) -> None:
+def test_archives_and_arrays_are_not_pickles(tmp_path: Path) -> None:
     zipped, tarred, array = io.BytesIO(), io.BytesIO(), io.BytesIO()
     zipfile.ZipFile(zipped, "w").close()
     tarfile.open(fileobj=tarred, mode="w").close()

@@ -47,7 +47,7 @@ def test_seeds_are_numbers_and_ranges() -> None:
             parse_seeds(text)
 
 
-def test_a_seeds_latent_is_its_own_whoever_is_beside_it() -> None:
+def test_a_seeds_latent_does_not_depend_on_other_seeds() -> None:
     together, alone = latents_of_seeds(MODEL, (4, 7)), latents_of_seeds(MODEL, (7,))
     assert together.shape == (2, 8) and torch.equal(together[1], alone[0])
     assert not torch.equal(together[0], together[1])
@@ -108,7 +108,7 @@ def test_files_that_hold_no_latents_are_refused(tmp_path, G) -> None:
     assert not (tmp_path / "executed").exists()
 
 
-def test_the_way_through_latents_passes_them_smoothly_and_comes_back() -> None:
+def test_interpolation_passes_the_latents_smoothly_and_closes() -> None:
     w = torch.randn(3, 2, 4)
     way = interpolate(w, 30)
     assert torch.allclose(way[::10], w, atol=1e-6)
@@ -121,7 +121,7 @@ def test_the_way_through_latents_passes_them_smoothly_and_comes_back() -> None:
 # Camera paths.
 
 
-def test_labels_are_read_as_they_are(tmp_path) -> None:
+def test_labels_are_read_unchanged(tmp_path) -> None:
     cameras = look_at(on_sphere(torch.linspace(0, 2, 4), torch.full((4,), 0.2), 1.7), focal=1.1)
     (tmp_path / "list.json").write_text(json.dumps(cameras.tolist()))
     (tmp_path / "keyed.json").write_text(json.dumps({"labels": cameras.tolist()}))

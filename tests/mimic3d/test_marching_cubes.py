@@ -29,7 +29,7 @@ def mesh_of(volume: np.ndarray, level: float, **settings) -> Trimesh:
 
 
 @pytest.mark.parametrize("cell", [2, 4, 8])
-def test_the_size_of_the_slabs_does_not_show(cell: int) -> None:
+def test_the_mesh_does_not_depend_on_the_slab_size(cell: int) -> None:
     volume = rough_volume(24, cell)
     whole = mesh_of(volume, 3.0, closed=True, slab=100)
     for slab in (2, 3, 7):
@@ -72,7 +72,7 @@ def test_an_open_surface_may_reach_every_side() -> None:
 
 @pytest.mark.parametrize("ending", ["ply", "glb"])
 @pytest.mark.parametrize("steepness", [1e-3, 1.0, 1e3])
-def test_a_reader_that_joins_near_vertices_tears_nothing(ending: str, steepness: float) -> None:
+def test_merging_near_vertices_keeps_the_mesh_watertight(ending: str, steepness: float) -> None:
     volume = rough_volume(32, 2) * steepness
     volume[5:9, 5:9, 5:9] = 3 * steepness  # flat, and on the level
     volume[::7, ::5, ::3] += 1e-6 * steepness
@@ -84,7 +84,7 @@ def test_a_reader_that_joins_near_vertices_tears_nothing(ending: str, steepness:
     assert read.volume == pytest.approx(mesh.volume, rel=1e-4)
 
 
-def test_a_volume_without_a_surface_is_said_to_be_one() -> None:
+def test_a_volume_without_a_surface_is_refused() -> None:
     volume = np.full((4, 4, 4), 2.0, np.float32)
     for closed in (False, True):
         with pytest.raises(NoSurfaceError, match="the density reaches 2 in the box, below the level 3"):

@@ -124,7 +124,7 @@ def test_a_modulated_convolution_is_the_one_with_a_kernel_for_each_sample(up: bo
 
 @pytest.mark.parametrize("groups", [1, 3])
 @pytest.mark.parametrize("noise", [True, False])
-def test_the_end_of_a_layer_has_the_gradients_of_its_formula(groups: int, noise: bool) -> None:
+def test_the_fused_end_of_a_layer_has_the_gradients_of_its_formula(groups: int, noise: bool) -> None:
     torch.manual_seed(0)
     shapes = {"x": (2, groups * 4, 5, 5), "scale": (2, groups * 4), "strength": (), "bias": (4,)}
     given = {name: torch.randn(shape, dtype=torch.double) for name, shape in shapes.items()}
@@ -213,7 +213,7 @@ def test_the_decoder_gives_density_first_then_features_within_bounds() -> None:
 
 
 @pytest.mark.parametrize("each", [1, 2, 8])
-def test_two_sets_in_one_pass_are_judged_as_two_batches(each: int) -> None:
+def test_two_sets_in_one_pass_are_as_two_batches(each: int) -> None:
     torch.manual_seed(0)
     dual, patch = DualDiscriminator(32, 64, 8), PatchDiscriminator(16, 64, 8)
     fake, real = ((torch.randn(each, 3, 32, 32), torch.randn(each, 3, 16, 16)) for _ in range(2))
@@ -278,7 +278,7 @@ def test_planes_of_another_width_reach_both_branches() -> None:
         assert generator.view(planes, w, camera, branch).image.shape == (2, 3, 32, 32)
 
 
-def test_the_3d_branch_teaches_itself_and_the_triplane_but_not_s2d() -> None:
+def test_the_3d_branch_has_gradients_in_the_triplane_but_not_in_s2d() -> None:
     generator, camera = tiny_generator(), some_cameras()
     w = generator.mapping(torch.randn(2, 8), camera)
     generator.branch_3d(generator.planes(w), camera, torch.rand(50, 2)).features.square().sum().backward()
@@ -304,7 +304,7 @@ def test_the_2d_branch_does_not_reach_s3d() -> None:
     assert untouched == s3d | unused_noise
 
 
-def test_the_camera_shown_to_the_discriminator_matters() -> None:
+def test_the_discriminator_depends_on_the_camera() -> None:
     torch.manual_seed(0)
     dual = DualDiscriminator(32, 256, 16)
     image, raw = torch.randn(2, 3, 32, 32), torch.randn(2, 3, 16, 16)
@@ -331,7 +331,7 @@ def test_r1_is_the_squared_gradient_and_can_be_differentiated_again() -> None:
     assert all(gradients[name].isfinite().all() and gradients[name].any() for name in kernels)
 
 
-def test_the_size_of_the_chunks_does_not_show() -> None:
+def test_the_image_does_not_depend_on_the_chunk_size() -> None:
     generator, camera = tiny_generator().eval(), some_cameras()
     with torch.no_grad():
         w = generator.mapping(torch.randn(2, 8), camera)
@@ -365,7 +365,7 @@ def test_the_average_w_moves_towards_the_batch() -> None:
     assert torch.allclose(mapping.w_avg, 0.002 * w[:, 0].detach().mean(dim=0), atol=1e-7)
 
 
-def test_noise_is_fixed_drawn_anew_or_absent() -> None:
+def test_noise_is_constant_random_or_absent() -> None:
     generator, camera = tiny_generator(), some_cameras(1)
     for name, parameter in generator.named_parameters():
         if name.endswith("noise_strength"):

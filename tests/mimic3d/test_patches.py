@@ -22,7 +22,7 @@ def test_a_window_of_the_patchs_size_is_a_crop() -> None:
     torch.testing.assert_close(read, whole)
 
 
-def test_a_larger_window_is_strided_through_and_its_rays_are_where_it_is_read() -> None:
+def test_rays_and_interpolation_of_a_strided_patch_agree() -> None:
     windows = PatchWindows(torch.tensor([[4.0, 2.0]]), torch.tensor([20.0]))
     read = extract_patches(RAMP, windows, 8)
     uv = patch_uv(windows.corners, 8, 32, windows.sides)
@@ -54,7 +54,7 @@ def test_patches_of_every_scale_train(scale: float) -> None:
     assert all(value.isfinite() for value in log.values())
 
 
-def test_a_strided_patch_trains_and_its_judge_can_be_told_the_window() -> None:
+def test_a_strided_patch_trains_with_a_conditional_discriminator() -> None:
     sizes = {"imitation.patch_scale": 0.75, "imitation.patch_resolution": 16, "schedule.stage1_kimg": 0}
     logs = []
     for label in ("none", "window"):

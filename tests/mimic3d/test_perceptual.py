@@ -98,7 +98,7 @@ def test_gradients_are_finite_where_no_feature_is_active(weights):
     assert x.grad.isfinite().all()
 
 
-def test_sizes_and_shapes_that_cannot_be(weights):
+def test_invalid_shapes_are_refused(weights):
     distance = PerceptualDistance(weights, "hed-vgg16")
     with pytest.raises(ValueError, match=r"of RGB images of one shape; got \(1, 4, 16, 16\)"):
         distance(torch.zeros(1, 4, 16, 16), torch.zeros(1, 4, 16, 16))
@@ -127,7 +127,7 @@ def test_lpips_on_alexnet_is_the_packages(images):
 
 
 @pytest.mark.parametrize("name", ["resnet18", "mobilenet_v3_small", "squeezenet1_1"])
-def test_any_convolutional_network_of_torchvision_judges(images, name):
+def test_any_convolutional_network_of_torchvision_gives_a_distance(images, name):
     from torchvision.models import get_model
 
     distance = FeatureDistance(feature_maps_of(get_model(name, weights=None), f"torchvision.{name}"))
@@ -159,7 +159,7 @@ def test_several_networks_are_weighted(weights, images, tmp_path):
     assert asked == ["lpips-vgg16", "lpips-vgg16", "hed-vgg16"]
 
 
-def test_an_extractor_that_cannot_be_had_is_one_line(monkeypatch):
+def test_an_unavailable_extractor_is_one_line(monkeypatch):
     with pytest.raises(ValueError, match="names 'vgg', but known are lpips-vgg16, "):
         imitation_distance("vgg", str)
     with pytest.raises(ValueError, match="torchvision has no usable network nonsense"):

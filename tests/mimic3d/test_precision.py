@@ -74,7 +74,7 @@ def test_float16_cannot_overflow_and_is_near_float32(up: bool) -> None:
     assert exact.abs().max() <= 256 and (half - exact).norm() < 0.005 * exact.norm()
 
 
-def test_the_sum_of_s2ds_pictures_is_kept_in_full_precision() -> None:
+def test_s2d_sums_its_rgb_outputs_in_full_precision() -> None:
     torch.manual_seed(0)
     s2d = Superresolution(32, (16, 8), 8, 8, 32, precision="bf16").requires_grad_(False)
     features, w = torch.randn(1, 32, 8, 8), torch.randn(1, 8)

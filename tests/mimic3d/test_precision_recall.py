@@ -33,7 +33,7 @@ def test_collapse_costs_recall_and_outliers_precision() -> None:
         precision_recall(reals, reals[:3])
 
 
-def test_names_say_extractor_and_branch() -> None:
+def test_names_have_extractor_and_branch() -> None:
     assert PrecisionRecall(0.5, 0.25).metrics("mobilenetv2", "3d") == {
         "precision_mobilenetv2/3d": 0.5,
         "recall_mobilenetv2/3d": 0.25,

@@ -65,7 +65,7 @@ def test_a_recipe_builds_at_its_own_size(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", RECIPES)
-def test_a_recipe_says_how_it_is_run_on_what_and_for_how_long(name: str) -> None:
+def test_a_recipes_docstring_has_command_hardware_and_time(name: str) -> None:
     said = RECIPES[name].__doc__ or ""
     assert f"mimic3d train {name} " in said or (name == "cars-demo" and "make demo" in said)
     assert "GPU" in said or "CPU cores" in said or "V100" in said
@@ -138,7 +138,7 @@ def test_cats_are_fine_tuned_from_stage_1_of_faces() -> None:
         assert not pretrained(scratch, 0) and scratch.total_nimg == 40_000_000
 
 
-def test_a_recipe_is_the_same_whenever_it_is_asked_for() -> None:
+def test_a_recipe_is_deterministic() -> None:
     assert all(get_recipe(name) == get_recipe(name) for name in RECIPES)
     assert len({str(to_dict(get_recipe(name))) for name in RECIPES}) == len(RECIPES)
 

@@ -93,7 +93,7 @@ def refusal(tmp_path: Path, data: bytes) -> str:
 
 @pytest.mark.parametrize("size", SUPERRESOLUTION)
 @pytest.mark.parametrize("architecture", ["mimic3d", "eg3d"])
-def test_every_tensor_and_size_arrives(tmp_path, architecture, size) -> None:
+def test_every_tensor_and_size_is_imported(tmp_path, architecture, size) -> None:
     original = small_generator(architecture, size)
     (tmp_path / "network.pkl").write_bytes(checkpoint(original))
     import_released(tmp_path / "network.pkl", tmp_path / "generator")
@@ -112,7 +112,7 @@ def test_every_tensor_and_size_arrives(tmp_path, architecture, size) -> None:
 
 
 @pytest.mark.parametrize("architecture", ["mimic3d", "eg3d"])
-def test_an_imported_generator_draws_with_every_branch_that_it_has(tmp_path, architecture) -> None:
+def test_an_imported_generator_renders_all_its_branches(tmp_path, architecture) -> None:
     (tmp_path / "network.pkl").write_bytes(checkpoint(small_generator(architecture)))
     generator, config = imported(tmp_path / "network.pkl")
     assert generator.branches == {"mimic3d": ("2d", "3d"), "eg3d": ("2d",)}[architecture]
@@ -277,7 +277,7 @@ def test_damaged_bytes_are_refused_or_leave_plain_data(released) -> None:
             assert "\n" not in str(error)
 
 
-def test_other_files_are_named_for_what_they_are(tmp_path, released) -> None:
+def test_errors_name_the_kind_of_other_files(tmp_path, released) -> None:
     zipped = io.BytesIO()
     torch.save({"G_ema": torch.zeros(3)}, zipped)
     for data, said in {
@@ -440,7 +440,7 @@ def test_a_destination_that_is_taken_is_left_alone(tmp_path, released) -> None:
     assert sorted(p.name for p in tmp_path.iterdir()) == ["empty", "network.pkl", "taken"]
 
 
-def test_the_command_says_what_came_of_it(tmp_path, released, monkeypatch, capsys) -> None:
+def test_the_command_reports_its_result_or_error(tmp_path, released, monkeypatch, capsys) -> None:
     (tmp_path / "network.pkl").write_bytes(released)
     (tmp_path / "hostile.pkl").write_bytes(dump({"G_ema": Call(os.system, "touch executed")}))
     monkeypatch.chdir(tmp_path)

@@ -61,7 +61,7 @@ def step(trainer: Trainer) -> dict[str, Tensor]:
     return trainer.step(images, cameras, cameras)
 
 
-def test_every_network_arrives_and_a_run_starts_from_all_of_them(tmp_path) -> None:
+def test_all_networks_are_imported_and_start_a_run(tmp_path) -> None:
     (tmp_path / "network.pkl").write_bytes(released())
     config = import_released(tmp_path / "network.pkl", tmp_path / "generator")
     assert config.model.discriminator_channel_base == 256 and config.model.discriminator_channel_max == 12
@@ -92,7 +92,7 @@ def test_an_eg3d_generator_starts_a_stage_one_of_its_own_kind(tmp_path) -> None:
     assert all(value.isfinite() for value in step(trainer).values())
 
 
-def test_the_generator_alone_may_be_asked_for(tmp_path) -> None:
+def test_generator_only_imports_nothing_else(tmp_path) -> None:
     (tmp_path / "network.pkl").write_bytes(released(change={"b64.conv0.bias": None}))
     import_released(tmp_path / "network.pkl", tmp_path / "generator", generator_only=True)
     assert not (tmp_path / "generator" / TRAINING_NETWORKS).exists()
@@ -121,11 +121,11 @@ def refusal(tmp_path: Path, data: bytes) -> str:
         ({"b128.fromrgb.weight": torch.zeros(2, 3, 1, 1)}, "has the shape (2, 3, 1, 1), but must have"),
     ],
 )
-def test_tensors_that_make_no_discriminator_are_named(tmp_path, change, said) -> None:
+def test_errors_name_tensors_that_do_not_fit_a_discriminator(tmp_path, change, said) -> None:
     assert said in refusal(tmp_path, released(change=change))
 
 
-def test_what_stands_for_a_network_and_is_none_is_refused(tmp_path) -> None:
+def test_values_that_are_not_networks_are_refused(tmp_path) -> None:
     assert "its D is not a network" in refusal(tmp_path, released(D=[1]))
     assert "in G, its mimic3d generator lacks" in refusal(tmp_path, released(G=Persistent("G", {})))
 
@@ -137,7 +137,7 @@ def nested(depth: int) -> list:
     return value
 
 
-def test_bombs_are_followed_in_no_more_than_their_own_size(tmp_path) -> None:
+def test_bombs_take_no_more_memory_than_their_size(tmp_path) -> None:
     # 2 ** 60 lists if each were visited as often as it is named; a chain deeper than Python's stack.
     assert "holds no network G_ema" in refusal(tmp_path, dump({"D": nested(60)}))
     chain = b"\x80\x04" + b"]" * 200_000 + b"a" * 199_999 + b"."

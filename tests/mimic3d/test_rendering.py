@@ -185,7 +185,7 @@ def test_outside_the_box_a_plane_reads_zero() -> None:
     assert read.tolist() == pytest.approx([1.0, 0.0, 1 / 3])
 
 
-def test_a_point_that_is_not_a_number_reads_no_number_and_harms_no_other() -> None:
+def test_a_nan_point_does_not_affect_other_points() -> None:
     planes = torch.ones(2, 3, 4, 8, 8)
     points = torch.zeros(2, 3, 3)
     points[1, 1] = torch.nan
