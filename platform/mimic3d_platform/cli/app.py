@@ -42,7 +42,9 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 
-Model = Annotated[str, typer.Argument(help="A generator's folder, or models:/NAME@ALIAS, models:/NAME/3.")]
+Model = Annotated[
+    str, typer.Argument(help="A generator's folder, models:/NAME@ALIAS, models:/NAME/3, or builtin:cars.")
+]
 Overrides = Annotated[
     list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override a config key; repeatable.")
 ]

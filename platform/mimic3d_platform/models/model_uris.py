@@ -1,6 +1,7 @@
 """Fetches what a model's URI names: a registered model, a training checkpoint or a generator's folder.
 
-A URI is `models:/NAME@ALIAS` or `models:/NAME/VERSION`, a place in object storage, or a local path.
+A URI is `models:/NAME@ALIAS` or `models:/NAME/VERSION`, `builtin:NAME` for a model that comes with the package,
+a place in object storage, or a local path.
 """
 
 from __future__ import annotations
@@ -22,6 +23,25 @@ if TYPE_CHECKING:
     from mimic3d.networks.generator import Generator
 
 
+BUILTIN = "builtin:"
+_BUILTIN_FOLDER = Path(__file__).parent / "builtin"
+
+
+def builtin_folder(uri: str) -> Path | None:
+    """The folder of a model that comes with the package, `builtin:NAME`; None for any other URI.
+
+    Raises:
+        UserError: no such model comes with it.
+    """
+    if not uri.startswith(BUILTIN):
+        return None
+    known = sorted(folder.name for folder in _BUILTIN_FOLDER.iterdir() if folder.is_dir())
+    name = uri.removeprefix(BUILTIN)
+    if name not in known:
+        raise UserError(f"{uri}: no such model comes with mimic3d; known: {', '.join(known)}")
+    return _BUILTIN_FOLDER / name
+
+
 def fetch(uri: str, folder: Path, digest: str = "") -> Path:
     """Copies what `uri` names into `folder`, and verifies it against its own list of digests.
 
@@ -33,7 +53,7 @@ def fetch(uri: str, folder: Path, digest: str = "") -> Path:
     if is_registered(uri):
         pull(uri, folder)
     else:
-        storage.copy_tree(uri, folder)
+        storage.copy_tree(builtin_folder(uri) or uri, folder)
     _verify_manifest(folder, uri)
     if digest and folder_digest(folder) != digest:
         raise UserError(
@@ -69,6 +89,8 @@ def load_generator(uri: str) -> tuple[Generator, Config]:
     Raises:
         UserError: as `fetch`, or the files do not make a generator.
     """
+    if (builtin := builtin_folder(uri)) is not None:
+        return _load(builtin, uri)
     if not is_registered(uri) and storage.is_local(uri):
         return _load(storage.local_path(uri), uri)
     use_services()

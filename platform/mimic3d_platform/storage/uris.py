@@ -61,9 +61,10 @@ def local_path(uri: Uri) -> Path:
 def absolute(uri: str) -> str:
     """`uri` with a relative path made absolute, since workers run in folders of their own.
 
-    URIs of other schemes, `models:/…` and the empty string stay as they are.
+    URIs of other schemes, those of models (`models:/…`, `builtin:…`) and the empty string stay as they are.
     """
-    return str(local_path(uri)) if uri and is_local(uri) and not uri.startswith("models:/") else uri
+    of_model = uri.startswith(("models:/", "builtin:"))
+    return str(local_path(uri)) if uri and not of_model and is_local(uri) else uri
 
 
 def join(uri: Uri, *parts: str) -> str:

@@ -7,6 +7,8 @@ import torch
 
 from mimic3d.checkpoints.generator_folder import save_generator
 from mimic3d.config.recipes import get_recipe
+from mimic3d.export.latents import latents_of_seeds
+from mimic3d.export.orbits import front
 from mimic3d.networks.generator import build_generator
 from mimic3d_platform import storage
 from mimic3d_platform.errors import UserError
@@ -51,3 +53,22 @@ def test_a_generator_in_object_storage_is_loaded_by_its_uri(s3_folder: str, tmp_
     storage.copy_tree(tmp_path, f"{s3_folder}/damaged")
     with pytest.raises(UserError, match=f"{s3_folder}/damaged/generator holds no config.yaml"):
         model_uris.load_generator(f"{s3_folder}/damaged")
+
+
+def test_the_model_that_comes_with_the_package_renders_cars_in_both_branches() -> None:
+    generator, config = model_uris.load_generator("builtin:cars")
+    assert config.recipe == "cars-small" and generator.branches == ("2d", "3d")
+    camera = front(config.camera)
+    with torch.no_grad():
+        w = generator.mapping(latents_of_seeds(config.model, range(2)), camera.expand(2, -1))
+        planes = generator.planes(w)
+        for branch in generator.branches:
+            image = generator.view(planes, w, camera.expand(2, -1), branch=branch).image
+            border = torch.cat([image[..., 0, :], image[..., -1, :]])
+            assert border.mean() > 0.9, "the background is white"
+            assert image[:, :, 20:44, 20:44].mean() < 0.5, "a car is in the middle"
+
+
+def test_a_model_that_does_not_come_with_the_package_is_refused_with_those_that_do() -> None:
+    with pytest.raises(UserError, match="builtin:boats: no such model comes with mimic3d; known: cars"):
+        model_uris.load_generator("builtin:boats")
