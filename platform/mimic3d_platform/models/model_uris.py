@@ -1,7 +1,7 @@
 """Fetches what a model's URI names: a registered model, a training checkpoint or a generator's folder.
 
-A URI is `models:/NAME@ALIAS` or `models:/NAME/VERSION`, `builtin:NAME` for a model that comes with the package,
-a place in object storage, or a local path.
+A URI is `models:/NAME@ALIAS` or `models:/NAME/VERSION`, `builtin:NAME` for a model that comes with the
+package, a place in object storage, or a local path.
 """
 
 from __future__ import annotations
