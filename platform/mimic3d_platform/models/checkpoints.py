@@ -21,7 +21,6 @@ from mimic3d_platform.storage.digests import sha256_of_files, sha256_of_json
 
 FOLDER = "checkpoints"
 MANIFEST = "manifest.json"
-GENERATOR = "generator"
 # How the names of metrics begin of which lower is better; of all others higher is.
 LOWER_IS_BETTER = ("fid", "fd", "kid")
 

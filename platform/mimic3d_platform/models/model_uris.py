@@ -11,10 +11,11 @@ import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from mimic3d.checkpoints.file_names import GENERATOR_FOLDER
 from mimic3d.config import Config
 from mimic3d_platform import storage
 from mimic3d_platform.errors import UserError
-from mimic3d_platform.models.checkpoints import GENERATOR, MANIFEST
+from mimic3d_platform.models.checkpoints import MANIFEST
 from mimic3d_platform.models.registry import is_registered, pull
 from mimic3d_platform.settings import use_services
 from mimic3d_platform.storage.digests import sha256_of_files, sha256_of_json
@@ -79,7 +80,7 @@ def folder_digest(folder: Path) -> str:
 
 def generator_folder(folder: Path) -> Path:
     """The generator's folder within a training checkpoint; any other folder is a generator's itself."""
-    inner = folder / GENERATOR
+    inner = folder / GENERATOR_FOLDER
     return inner if inner.is_dir() else folder
 
 

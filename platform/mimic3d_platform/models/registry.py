@@ -15,6 +15,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from mimic3d.checkpoints.file_names import GENERATOR_WEIGHTS
 from mimic3d.config import to_dict
 from mimic3d_platform import storage
 from mimic3d_platform.errors import UserError
@@ -213,10 +214,8 @@ def _register(
     alias: str | None,
     step: int = 0,
 ) -> int:
-    if not (folder / "generator.safetensors").is_file():
-        raise UserError(
-            f"{folder} holds no generator.safetensors; name a folder that a training has exported"
-        )
+    if not (folder / GENERATOR_WEIGHTS).is_file():
+        raise UserError(f"{folder} holds no {GENERATOR_WEIGHTS}; name a folder that a training has exported")
     digest = sha256(digests.encode())
     check_tracking()
     mlflow_client = client()
