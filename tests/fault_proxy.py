@@ -196,6 +196,9 @@ class FaultProxy:
                 return False
             client.sendall(reply)
             status = int(reply.split(b" ", 2)[1])
+            if status == 101:
+                _pass_both_ways(client, asked, server, answered)
+                return False
             if status >= 200:
                 break
         headers = _headers(reply)
@@ -268,6 +271,23 @@ def _pass_request(stream: BinaryIO, server: socket.socket, headers: dict[str, st
     with contextlib.suppress(OSError, ValueError):
         for block in _blocks(stream, headers):
             server.sendall(block)
+
+
+def _pass_both_ways(
+    client: socket.socket, asked: BinaryIO, server: socket.socket, answered: BinaryIO
+) -> None:
+    """Connects both sides of a web socket until one of them ends."""
+
+    def pass_on(stream: BinaryIO, target: socket.socket) -> None:
+        with contextlib.suppress(OSError, ValueError):
+            while block := stream.read1(CHUNK):  # type: ignore[attr-defined]
+                target.sendall(block)
+        _reset(target)
+
+    back = threading.Thread(target=pass_on, args=(asked, server), daemon=True)
+    back.start()
+    pass_on(answered, client)
+    back.join(timeout=60)
 
 
 def _pass_answer(

@@ -72,7 +72,7 @@ def shown(options: list[str], tmp_path_factory: pytest.TempPathFactory) -> Shown
     logs = tmp_path_factory.mktemp("logs")
     stop(options, signal.SIGINT, some_shards, logs / "interrupted.log")
     said = (logs / "interrupted.log").read_text()
-    assert said.splitlines()[-1] == "error: stopped; run the same command again to go on from where it was"
+    assert said.splitlines()[-1] == "error: stopped; run the same command again to resume"
     assert not stored(MANIFEST)
     stop(options, signal.SIGKILL, a_checkpoint, logs / "killed.log")
     run = mimic3d(*options)

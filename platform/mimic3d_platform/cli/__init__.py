@@ -1,10 +1,14 @@
-"""The `mimic3d` command. Heavy imports stay inside the commands, so that `--help` answers at once."""
+"""The `mimic3d` command.
+
+Commands import Ray, MLflow and PyTorch when they run, so that `mimic3d --help` answers within half a second.
+"""
 
 from __future__ import annotations
 
 import os
 import sys
 import traceback
+from typing import NoReturn
 
 import typer
 
@@ -15,16 +19,16 @@ from mimic3d_platform.errors import ClusterGoneError, UserError
 
 __all__ = ["app", "cluster", "data", "evaluation", "main", "models", "services", "sweeps", "training"]
 
-# Typer exports only children of the error that it raises for a command line it cannot read.
-_UsageError = typer.BadParameter.__base__
-_STOPPED = "stopped; run the same command again to go on from where it was"
+_STOPPED = "stopped; run the same command again to resume"
 
 
 def main(*command: str) -> None:
-    """The entry point: what a user can mend is one line and status 2; nothing is ever a traceback.
+    """Runs the command line; prints an error as one line, never a traceback.
+
+    The exit status is 2 for an error that the user can correct, 1 for an unexpected one, 130 after Ctrl-C.
 
     Args:
-        command: precedes the arguments of this process; the entry points in `jobs/` are one command each.
+        command: precedes the arguments of this process; the scripts in `jobs/` are one command each.
     """
     try:
         status = app([*command, *sys.argv[1:]], standalone_mode=False)
@@ -32,34 +36,43 @@ def main(*command: str) -> None:
         _fail(str(error), 2, at_once=True)
     except UserError as error:
         _fail(str(error), 2)
-    except _UsageError as error:
+    except typer.TyperException as error:
+        context = getattr(error, "ctx", None)
         if len(sys.argv) == 1 or type(error).__name__ == "NoArgsIsHelpError":
             typer.echo(error.format_message())
             sys.exit(2)
-        _fail(f"{error.format_message().rstrip('.')}; see `{error.ctx.command_path} --help`", 2)
+        hint = f"; see `{context.command_path} --help`" if context else ""
+        _fail(f"{error.format_message().rstrip('.')}{hint}", 2)
     except ConfigError as error:
         _fail(str(error), 2)
     except KeyboardInterrupt:
         _fail(_STOPPED, 130)
     except BrokenPipeError:
         os._exit(0)
-    except ValueError as error:  # the method's own errors, made for users
+    except ValueError as error:  # Raised by `mimic3d`, which does not know `UserError`.
         _fail(str(error), 2, error)
     except Exception as error:
         _fail(f"unexpected {type(error).__name__}: {error}", 1, error)
-    if status == 130:  # Typer turns Ctrl-C into this status.
+    if status == 130:  # Typer returns this status after Ctrl-C.
         _fail(_STOPPED, 130)
     sys.exit(status)
 
 
-def _fail(message: str, status: int, error: Exception | None = None, at_once: bool = False) -> None:
+def _fail(message: str, status: int, error: Exception | None = None, at_once: bool = False) -> NoReturn:
+    """Prints the error and ends the process; `at_once` without waiting for other threads.
+
+    Args:
+        error: its traceback is written to a file, which the line names.
+    """
     line = " ".join(message.split())
     if error is not None:
         line += f" (details: {_write_details(error)})"
     print(f"error: {line}", file=sys.stderr)
     sys.stdout.flush()
-    # Ray's and MLflow's threads may still be waiting for a server that is gone.
-    os._exit(status) if status != 2 or at_once else sys.exit(status)
+    # Threads of Ray and MLflow may be waiting for a server that has ended.
+    if status != 2 or at_once:
+        os._exit(status)
+    sys.exit(status)
 
 
 def _write_details(error: Exception) -> str:

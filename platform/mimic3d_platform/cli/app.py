@@ -1,13 +1,14 @@
-"""What all commands share: the application, its groups, the kinds of argument that several take."""
+"""The Typer application, its help panels, and the arguments that several commands share."""
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 import typer.core
 
-# The parts of `mimic3d --help`, in the order in which one meets them.
+# The panels of `mimic3d --help` and the commands in each, in the order in which help lists them.
 PANELS = {
     "Services": ("up", "down", "status", "doctor", "weights"),
     "Data": ("data",),
@@ -18,33 +19,46 @@ PANELS = {
 _PANEL_OF = {name: panel for panel, names in PANELS.items() for name in names}
 
 
-class _InPanels(typer.core.TyperGroup):
-    """Lists the commands panel by panel; one that is in none comes last."""
+class _PanelGroup(typer.core.TyperGroup):
+    """A command group whose help lists commands in the order of `PANELS`; commands in no panel come last."""
 
-    def list_commands(self, context: Any) -> list[str]:
+    def list_commands(self, context: Any) -> list[str]:  # Typer's base class of contexts is private.
         order = list(_PANEL_OF)
         return sorted(
-            super().list_commands(context), key=lambda it: (it not in order, [*order, it].index(it))
+            super().list_commands(context), key=lambda name: (name not in order, [*order, name].index(name))
         )
 
     def get_command(self, context: Any, name: str) -> Any:
         command = super().get_command(context, name)
-        if command is not None:
+        if isinstance(command, typer.core.TyperCommand | typer.core.TyperGroup):
             command.rich_help_panel = _PANEL_OF.get(name)
         return command
 
 
 app = typer.Typer(
-    cls=_InPanels,
-    help="Train Mimic3D: 3D objects from single posed images, drawn from any camera.",
+    cls=_PanelGroup,
+    help="Train Mimic3D, a 3D-aware GAN: 3D objects from single posed images, rendered from any camera.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
 )
 
 Model = Annotated[
-    str, typer.Argument(help="A generator's folder, models:/NAME@ALIAS, models:/NAME/3, or builtin:cars.")
+    str,
+    typer.Argument(help="A generator's folder, models:/NAME@ALIAS, models:/NAME/VERSION, or builtin:cars."),
 ]
 Overrides = Annotated[
     list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override a config key; repeatable.")
 ]
+Recipe = Annotated[str, typer.Argument(help="A recipe's name, or a config file (YAML).")]
+SweepFile = Annotated[Path, typer.Argument(help="The sweep file, such as sweeps/imitation.yaml.")]
+Data = Annotated[str | None, typer.Option(help="The data set's folder: s3://… or a path.")]
+Runs = Annotated[str | None, typer.Option(help="The folder of all runs: s3://… or a path.")]
+RunName = Annotated[str | None, typer.Option(help="The run's name; the recipe's by default.")]
+SweepName = Annotated[str | None, typer.Option(help="The sweep's name; the file's by default.")]
+Workers = Annotated[
+    str | None,
+    typer.Option(help="Ray Train workers: a number, or LEAST:MOST; all GPUs, else all CPUs, by default."),
+]
+Register = Annotated[str | None, typer.Option(help="Register the generator in MLflow under this model name.")]
+Alias = Annotated[str | None, typer.Option(help="Point this alias at the registered version.")]

@@ -1,87 +1,99 @@
-"""`mimic3d submit …` and `mimic3d jobs …`: work on a running Ray cluster."""
+"""`mimic3d submit …` and `mimic3d jobs …`: jobs on a running Ray cluster."""
 
 from __future__ import annotations
 
 import time
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
+from typer.core import TyperGroup
 
-from mimic3d_platform.cli.app import Overrides, app
+from mimic3d_platform.cli.app import (
+    Alias,
+    Data,
+    Overrides,
+    Recipe,
+    Register,
+    RunName,
+    Runs,
+    SweepFile,
+    SweepName,
+    Workers,
+    app,
+)
 from mimic3d_platform.console import Console
 from mimic3d_platform.errors import UserError
 
 if TYPE_CHECKING:
-    from mimic3d_platform.cluster.dashboard import Cluster
-    from mimic3d_platform.cluster.jobs import Job, Work
+    from mimic3d_platform.cluster.dashboard import Dashboard
+    from mimic3d_platform.cluster.jobs import Job, JobSpec
 
 submit = typer.Typer(
-    help="Send work to a running Ray cluster; the same work sent twice is one job.", no_args_is_help=True
+    help="Submit jobs to a running Ray cluster; a job submitted twice runs once.", no_args_is_help=True
 )
-jobs = typer.Typer(help="Find the jobs of a Ray cluster again.", no_args_is_help=True)
+jobs = typer.Typer(help="List, follow and stop the jobs of a Ray cluster.", no_args_is_help=True)
 app.add_typer(submit, name="submit")
 app.add_typer(jobs, name="jobs")
 
 Address = Annotated[
     str | None,
-    typer.Option(help="The cluster's dashboard, http://HEAD:8265; that of `mimic3d up` when not given."),
+    typer.Option(help="The cluster's dashboard, http://HEAD:8265; that of `mimic3d up` by default."),
 ]
 WithCode = Annotated[
-    bool, typer.Option("--with-code", help="Send this checkout's tracked sources, for trying changes.")
+    bool,
+    typer.Option("--with-code", help="Send this checkout's tracked sources, in place of the image's."),
 ]
 Detach = Annotated[bool, typer.Option("--detach", help="Do not follow the job's output.")]
-# What a command does not know itself it hands on.
-_ANY_ARGUMENTS = {"allow_extra_args": True, "ignore_unknown_options": True}
 JobName = Annotated[str, typer.Argument(metavar="JOB", help="A job's id, or the name of its run.")]
+# `submit evaluate` and `submit data` pass on the arguments that they do not know.
+_ANY_ARGUMENTS = {"allow_extra_args": True, "ignore_unknown_options": True}
 
 
 @submit.command("train")
 def submit_train(
-    recipe: Annotated[str, typer.Argument(help="A recipe's name, or a config file (YAML) here.")],
-    data: Annotated[str | None, typer.Option(help="The data set's folder: s3://…")] = None,
-    name: Annotated[str | None, typer.Option(help="The run's name; the recipe's when not given.")] = None,
+    recipe: Recipe,
+    data: Data = None,
+    name: RunName = None,
     overrides: Overrides = None,
-    workers: Annotated[
-        str | None,
-        typer.Option(help="Ray Train workers: a number, or LEAST:MOST; all GPUs or CPUs by default."),
-    ] = None,
-    runs: Annotated[str | None, typer.Option(help="The folder of all runs: s3://…")] = None,
-    register: Annotated[str | None, typer.Option(help="Register the generator under this name.")] = None,
-    alias: Annotated[str | None, typer.Option(help="Give the registered version this alias.")] = None,
+    workers: Workers = None,
+    runs: Runs = None,
+    register: Register = None,
+    alias: Alias = None,
     address: Address = None,
     with_code: WithCode = False,
     detach: Detach = False,
 ) -> None:
-    """Train a recipe on the cluster: `mimic3d train`, there."""
-    from mimic3d_platform.cli.job_specs import fewest_workers, training_work
+    """Run `mimic3d train` on the cluster."""
+    from mimic3d_platform.cli.job_specs import TrainingOptions, training_job
+    from mimic3d_platform.cluster.resources import fewest_workers
 
-    work = training_work(recipe, data, overrides or [], name, workers, runs, register, alias)
-    _submit(work, address, fewest_workers(workers), with_code, detach)
+    options = TrainingOptions(recipe, data, overrides or (), name, workers, runs, register, alias)
+    _submit(training_job(options), address, fewest_workers(workers), with_code, detach)
 
 
 @submit.command("sweep")
 def submit_sweep(
-    file: Annotated[Path, typer.Argument(help="The sweep file here, such as sweeps/imitation.yaml.")],
-    data: Annotated[str | None, typer.Option(help="The data set's folder: s3://…")] = None,
-    name: Annotated[str | None, typer.Option(help="The sweep's name; the file's when not given.")] = None,
+    file: SweepFile,
+    data: Data = None,
+    name: SweepName = None,
     overrides: Overrides = None,
-    runs: Annotated[str | None, typer.Option(help="The folder of all runs: s3://…")] = None,
+    runs: Runs = None,
     address: Address = None,
     with_code: WithCode = False,
     detach: Detach = False,
 ) -> None:
-    """Try many settings on the cluster: `mimic3d sweep`, there. The report is in MLflow."""
-    from mimic3d_platform.cli.job_specs import sweep_work
+    """Run `mimic3d sweep` on the cluster; its report is in MLflow."""
+    from mimic3d_platform.cli.job_specs import SweepOptions, sweep_job
 
-    _submit(sweep_work(file, data, overrides or [], name, runs), address, 1, with_code, detach)
+    options = SweepOptions(file, data, overrides or (), name, runs)
+    _submit(sweep_job(options), address, 1, with_code, detach)
 
 
 @submit.command("evaluate", context_settings=_ANY_ARGUMENTS)
 def submit_evaluate(
     context: typer.Context, address: Address = None, with_code: WithCode = False, detach: Detach = False
 ) -> None:
-    """Measure a model there: what follows is as for `mimic3d evaluate`."""
+    """Run `mimic3d evaluate` on the cluster, with the same arguments."""
     _submit_command("evaluate", context, address, with_code, detach)
 
 
@@ -89,17 +101,17 @@ def submit_evaluate(
 def submit_data(
     context: typer.Context, address: Address = None, with_code: WithCode = False, detach: Detach = False
 ) -> None:
-    """Work on data sets there: what follows is as for `mimic3d data`, such as `render s3://…`."""
+    """Run `mimic3d data` on the cluster, with the same arguments, such as `render s3://…`."""
     _submit_command("data", context, address, with_code, detach)
 
 
 @jobs.command("list")
 def jobs_list(address: Address = None) -> None:
     """List the jobs, the newest first."""
-    from mimic3d_platform.cluster.jobs import jobs as list_jobs
+    from mimic3d_platform.cluster.jobs import list_jobs
 
     found = list_jobs(_connect(address))
-    rows = [(job.id, job.kind, job.run, job.status, _when(job), _took(job)) for job in found]
+    rows = [(job.id, job.kind, job.run, job.status, _start_time(job), _duration(job)) for job in found]
     Console().table(("job", "kind", "run", "state", "since", "took"), rows)
 
 
@@ -107,70 +119,83 @@ def jobs_list(address: Address = None) -> None:
 def jobs_logs(
     job: JobName,
     address: Address = None,
-    follow: Annotated[bool, typer.Option("--follow", "-f", help="Go on until the job ends.")] = False,
+    follow: Annotated[
+        bool, typer.Option("--follow", "-f", help="Show new output until the job ends.")
+    ] = False,
 ) -> None:
-    """Show what a job has printed."""
-    from mimic3d_platform.cluster import jobs
+    """Show a job's output."""
+    from mimic3d_platform.cluster.jobs import find_job
 
-    cluster = _connect(address)
-    found = jobs.find(cluster, job)
+    dashboard = _connect(address)
+    found = find_job(dashboard, job)
     if follow:
-        _follow(cluster, found)
-    typer.echo(jobs.logs(cluster, found.id), nl=False)
+        _follow(dashboard, found)
+    typer.echo(dashboard.get_job_logs(found.id), nl=False)
 
 
 @jobs.command("stop")
 def jobs_stop(job: JobName, address: Address = None) -> None:
-    """Stop a job; the same work submitted again goes on from its last checkpoint."""
-    from mimic3d_platform.cluster import jobs
+    """Stop a job; submitted again, its run resumes from its last checkpoint."""
+    from mimic3d_platform.cluster.jobs import find_job, stop_job
 
-    cluster = _connect(address)
-    found = jobs.find(cluster, job)
-    if not found.over:
-        found = jobs.stop(cluster, found.id)
-    if not found.over:
+    dashboard = _connect(address)
+    found = find_job(dashboard, job)
+    if not found.ended:
+        found = stop_job(dashboard, found.id)
+    if not found.ended:
         raise UserError(f"the job {found.id} is still {found.status}: look at `mimic3d jobs list` again")
     Console().say(f"job {found.id}: {found.status}")
 
 
-def _connect(address: str | None) -> Cluster:
-    from mimic3d_platform.cluster.dashboard import find_cluster
+def _connect(address: str | None) -> Dashboard:
+    from mimic3d_platform.cluster.connect import find_cluster
+    from mimic3d_platform.cluster.dashboard import Dashboard
 
-    cluster = find_cluster(address)
-    cluster.check()
-    return cluster
+    return Dashboard(find_cluster(address))
 
 
 def _submit_command(
     kind: str, context: typer.Context, address: str | None, with_code: bool, detach: bool
 ) -> None:
-    from mimic3d_platform.cli.job_specs import command_work
+    from mimic3d_platform.cli.job_specs import command_job
 
-    _submit(command_work(kind, context.args), address, 1, with_code, detach)
+    root = context.find_root().command
+    assert isinstance(root, TyperGroup)
+    _submit(command_job(root, kind, context.args), address, 1, with_code, detach)
 
 
-def _submit(work: Work, address: str | None, workers: int, with_code: bool, detach: bool) -> None:
-    """Sends the work where it fits, and follows it."""
-    from mimic3d_platform.cluster.jobs import submit as send
+def _submit(spec: JobSpec, address: str | None, workers: int, with_code: bool, detach: bool) -> None:
+    """Submits a job to a cluster that has room for `workers`, and follows it unless `detach` is set."""
+    from mimic3d_platform.cluster.jobs import submit
 
-    cluster = _connect(address)
-    cluster.require(workers)
-    job, new = send(cluster, work, with_code=with_code)
+    dashboard = _connect(address)
+    dashboard.require(workers)
+    job, new = submit(dashboard, spec, with_code=with_code)
     console = Console()
-    console.say(f"job {job.id}: {'submitted to' if new else 'runs already at'} {cluster.url}")
+    console.say(f"job {job.id}: {'submitted to' if new else 'runs already at'} {dashboard.cluster.url}")
     if detach:
         console.say(f"`mimic3d jobs logs {job.id} --follow` shows its output")
         return
-    _follow(cluster, job)
+    _follow(dashboard, job)
 
 
-def _follow(cluster: Cluster, job: Job) -> None:
-    """Shows a job's output to its end; leaves with the job's own exit status."""
-    from mimic3d_platform.cluster.jobs import detachable, follow
+def _follow(dashboard: Dashboard, job: Job) -> None:
+    """Shows a job's output until it ends, or until Ctrl-C, which leaves the job running.
+
+    Raises:
+        typer.Exit: always, with the job's own exit status; 130 after Ctrl-C.
+    """
+    from mimic3d_platform.cluster.jobs import follow_job
 
     console = Console()
-    with detachable(cluster, job, console.say):
-        ended = follow(cluster, job.id, lambda text: typer.echo(text, nl=False))
+    try:
+        ended = follow_job(dashboard, job.id, lambda text: typer.echo(text, nl=False))
+    except KeyboardInterrupt:
+        console.say(
+            f"detached: the job {job.id} keeps running; `mimic3d jobs logs {job.id} --follow` shows it "
+            f"again, `mimic3d jobs stop {job.id}` ends it"
+        )
+        raise SystemExit(130) from None
     console.say(f"job {ended.id}: {ended.status}")
     if ended.status != "SUCCEEDED":
         if ended.exit_code is None and ended.message:
@@ -179,12 +204,12 @@ def _follow(cluster: Cluster, job: Job) -> None:
     raise typer.Exit(0)
 
 
-def _when(job: Job) -> str:
-    return time.strftime("%Y-%m-%d %H:%M", time.localtime(job.started)) if job.started else ""
+def _start_time(job: Job) -> str:
+    return time.strftime("%Y-%m-%d %H:%M", time.localtime(job.start_time)) if job.start_time else ""
 
 
-def _took(job: Job) -> str:
-    if not job.started:
+def _duration(job: Job) -> str:
+    if not job.start_time:
         return ""
-    minutes, seconds = divmod(round((job.ended or time.time()) - job.started), 60)
+    minutes, seconds = divmod(round((job.end_time or time.time()) - job.start_time), 60)
     return f"{minutes} min {seconds:02d} s" if minutes else f"{seconds} s"

@@ -7,23 +7,25 @@ from typing import Annotated
 
 import typer
 
-from mimic3d_platform.cli.app import Overrides, app
+from mimic3d_platform.cli.app import Data, Overrides, Runs, SweepFile, SweepName, app
 from mimic3d_platform.console import Console
 
 
 @app.command()
 def sweep(
-    file: Annotated[Path, typer.Argument(help="The sweep file, such as sweeps/imitation.yaml.")],
-    data: Annotated[str | None, typer.Option(help="The data set's folder: s3://… or a path.")] = None,
-    name: Annotated[str | None, typer.Option(help="The sweep's name; the file's when not given.")] = None,
+    file: SweepFile,
+    data: Data = None,
+    name: SweepName = None,
     overrides: Overrides = None,
-    runs: Annotated[str | None, typer.Option(help="The folder of all runs: s3://… or a path.")] = None,
-    report: Annotated[Path | None, typer.Option(help="Where the report goes; sweeps-out/NAME.")] = None,
+    runs: Runs = None,
+    report: Annotated[
+        Path | None, typer.Option(help="The report's folder; sweeps-out/NAME by default.")
+    ] = None,
 ) -> None:
-    """Try many settings on Ray Tune and report which are best; the same name resumes."""
+    """Search settings with Ray Tune and report the best; a sweep with the same name resumes."""
     from mimic3d_platform.tuning.sweep_file import load_sweep
 
-    # A mistake in the file is reported at once, before PyTorch is loaded.
+    # Before the imports below, which load PyTorch: a mistake in the file is reported within a second.
     loaded = load_sweep(file, data, overrides or [])
     from mimic3d_platform.tuning.report import PAGE, WINNER, table
     from mimic3d_platform.tuning.run_sweep import run_sweep

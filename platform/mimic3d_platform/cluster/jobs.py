@@ -1,62 +1,62 @@
-"""Work sent to a running Ray cluster through its Jobs API, followed, left and found again.
+"""Ray jobs of a running cluster: submit, list, find, follow and stop them through Ray's Jobs API.
 
-What travels is one small folder: the resolved config, and the sources only where they are asked for. No
-credential travels: the job finds them in the cluster's own environment (docs/clusters.md). A submission's id
-follows from what the work is, so that the same work submitted twice is one job.
+A submission carries one small folder: the resolved config, and the sources only on request. It carries no
+credentials; the job reads those from the cluster's own environment (docs/clusters.md). A job's id is derived
+from what it does, so that a job submitted twice runs once.
 """
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
-import logging
 import re
 import shlex
 import shutil
 import subprocess
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
-from urllib.parse import quote
+from typing import TYPE_CHECKING
 
-from mimic3d_platform.cluster.dashboard import Cluster, NoAnswer
-from mimic3d_platform.cluster.ray_internals import UPLOAD_LOGGERS
+from mimic3d_platform.cluster.connect import UnreachableError
 from mimic3d_platform.errors import UserError
 
-ENDED = ("SUCCEEDED", "FAILED", "STOPPED")
-POLL_S = 1.0
-# A head that is being restarted is waited for; the job itself does not need us.
+if TYPE_CHECKING:
+    from ray.job_submission import JobDetails
+
+    from mimic3d_platform.cluster.dashboard import Dashboard
+
+# `follow` waits this long for a head that is being restarted; the job itself needs no connection to us.
 OUTAGE_PATIENCE_S = 120.0
 STOP_PATIENCE_S = 90.0
-# Ray kills a stopped driver after this long; by then it has told MLflow and let its workers go.
+RETRY_S = 1.0
+# Ray kills a stopped driver after this long; it needs the time to end its MLflow run and its workers.
 _DRIVER_PATIENCE_S = 60
 _SOURCES = ("mimic3d", "platform/mimic3d_platform", "jobs")
 _RUN_KEY, _KIND_KEY = "mimic3d.run", "mimic3d.kind"
 
 
 @dataclass(frozen=True)
-class Work:
-    """What a cluster is to do: `python -m jobs.<kind> <arguments>` in a folder that holds `files`."""
+class JobSpec:
+    """A job to submit: `python -m jobs.<kind> <arguments>`, run in a folder that holds `files`."""
 
     kind: str
-    """`train`, `sweep`, `evaluate` or `data`: the name of the entry point in `jobs/`."""
-    name: str
-    """The run's name, by which people find it again."""
+    """`train`, `sweep`, `evaluate` or `data`: the entry point in `jobs/`."""
+    run: str
+    """The run's name, by which `mimic3d jobs` finds the job."""
     arguments: tuple[str, ...]
     files: Mapping[str, str] = field(default_factory=dict)
-    """By name, the small text files that the arguments name."""
+    """Small text files that the arguments name: content by file name."""
     identity: str = ""
-    """What makes two submissions the same work; arguments and files where it is empty."""
+    """Two specs of one kind, run and identity are the same job; if empty, arguments and files decide."""
 
     @property
     def id(self) -> str:
-        """The id of its first submission."""
-        content = self.identity or repr((self.arguments, sorted(self.files.items())))
-        readable = re.sub(r"[^A-Za-z0-9._-]", "-", self.name)[:60]
-        digest = hashlib.sha256(f"{self.kind} {self.name} {content}".encode()).hexdigest()[:8]
+        """The submission id of the first attempt."""
+        identity = self.identity or repr((self.arguments, sorted(self.files.items())))
+        readable = re.sub(r"[^A-Za-z0-9._-]", "-", self.run)[:60]
+        digest = hashlib.sha256(f"{self.kind} {self.run} {identity}".encode()).hexdigest()[:8]
         return f"{self.kind}-{readable}-{digest}"
 
     @property
@@ -67,168 +67,157 @@ class Work:
 
 @dataclass(frozen=True)
 class Job:
-    """A job as the cluster knows it."""
+    """A submitted job as the cluster reports it."""
 
     id: str
     status: str
+    """Ray's: PENDING, RUNNING, SUCCEEDED, FAILED or STOPPED."""
+    ended: bool
     kind: str
     run: str
-    started: float | None
-    """Seconds since the epoch."""
-    ended: float | None
+    start_time: float | None
+    """Seconds since the epoch, as `end_time`."""
+    end_time: float | None
     exit_code: int | None
     message: str
 
-    @property
-    def over(self) -> bool:
-        """Whether nothing of it runs any more."""
-        return self.status in ENDED
+    @classmethod
+    def of(cls, details: JobDetails) -> Job:
+        """Reads a job from what Ray's client returns."""
+        metadata = details.metadata or {}
+        return cls(
+            id=details.submission_id or "",
+            status=str(details.status.value),
+            ended=details.status.is_terminal(),
+            kind=metadata.get(_KIND_KEY, ""),
+            run=metadata.get(_RUN_KEY, ""),
+            start_time=details.start_time / 1000 if details.start_time else None,
+            end_time=details.end_time / 1000 if details.end_time else None,
+            exit_code=details.driver_exit_code,
+            message=" ".join((details.message or "").split()),
+        )
 
 
-def submit(cluster: Cluster, work: Work, *, with_code: bool = False) -> tuple[Job, bool]:
-    """Sends `work`, unless it runs there already.
+def submit(dashboard: Dashboard, spec: JobSpec, *, with_code: bool = False) -> tuple[Job, bool]:
+    """Submits a job, unless the cluster is running it already.
 
-    Work that has ended is sent again under the next attempt's id, `…-2`: a run goes on from its last
-    checkpoint, a finished one says so.
+    A job that has ended is submitted again as the next attempt, with the id `…-2` and so on; its run resumes
+    from its last checkpoint.
 
     Args:
-        with_code: send the tracked sources of this checkout too, and use them instead of the image's.
+        with_code: also send the tracked sources of this checkout, which replace those of the cluster's image.
     Returns:
         The job, and whether it is new.
+    Raises:
+        UserError: the cluster refuses the job, or `with_code` is set and this is no checkout.
     """
-    attempts = {_attempt(work.id, job.id): job for job in jobs(cluster)}
+    attempts = {_attempt(spec.id, job.id): job for job in list_jobs(dashboard)}
     attempts.pop(0, None)
     if attempts:
         newest = attempts[max(attempts)]
-        if not newest.over:
+        if not newest.ended:
             return newest, False
     number = max(attempts, default=0) + 1
-    job_id = work.id if number == 1 else f"{work.id}-{number}"
+    job_id = spec.id if number == 1 else f"{spec.id}-{number}"
     with tempfile.TemporaryDirectory(prefix="mimic3d-job-") as name:
         folder = Path(name)
-        for file, text in work.files.items():
+        for file, text in spec.files.items():
             (folder / file).write_text(text, encoding="utf-8")
-        commit = _copy_sources(folder) if with_code else None
-        _send(cluster, work, job_id, folder, commit)
-    job = find(cluster, job_id)
-    return job, True
+        variables = {"RAY_JOB_STOP_WAIT_TIME_S": str(_DRIVER_PATIENCE_S), "PYTHONUNBUFFERED": "1"}
+        if with_code:
+            variables["MIMIC3D_COMMIT"] = _copy_sources(folder)
+        try:
+            dashboard.submit_job(
+                entrypoint=spec.command,
+                submission_id=job_id,
+                runtime_env={"working_dir": str(folder), "env_vars": variables},
+                metadata={_KIND_KEY: spec.kind, _RUN_KEY: spec.run},
+            )
+        except UserError:
+            # Another process may have submitted the same job since the list was read.
+            if all(job.id != job_id for job in list_jobs(dashboard)):
+                raise
+    return find_job(dashboard, job_id), True
 
 
-def jobs(cluster: Cluster) -> list[Job]:
-    """All submitted jobs of the cluster, the newest first."""
-    found = [_job(known) for known in cluster.ask("GET", "/api/jobs/") or () if known.get("submission_id")]
-    return sorted(found, key=lambda job: job.started or 0.0, reverse=True)
+def list_jobs(dashboard: Dashboard) -> list[Job]:
+    """Returns all submitted jobs of the cluster, the newest first."""
+    found = [Job.of(details) for details in dashboard.list_jobs() if details.submission_id]
+    return sorted(found, key=lambda job: job.start_time or 0.0, reverse=True)
 
 
-def find(cluster: Cluster, name: str) -> Job:
-    """The job of this id, or the newest of the run of this name.
+def find_job(dashboard: Dashboard, name: str) -> Job:
+    """Returns the job with the id `name`, else the newest job of the run `name`.
 
     Raises:
-        UserError: there is none.
+        UserError: the cluster has neither.
     """
-    known = cluster.ask("GET", f"/api/jobs/{quote(name, safe='')}")
-    if known is not None:
-        return _job(known)
-    there = jobs(cluster)
-    for job in there:
+    jobs = list_jobs(dashboard)
+    for job in jobs:
+        if job.id == name:
+            return job
+    for job in jobs:
         if job.run == name:
             return job
-    listed = ", ".join(job.id for job in there[:3]) or "none"
-    raise UserError(f"no job or run {name} at {cluster.url}: it has {listed}; `mimic3d jobs list` shows all")
+    first = ", ".join(job.id for job in jobs[:3]) or "none"
+    raise UserError(
+        f"no job or run {name} at {dashboard.cluster.url}: it has {first}; `mimic3d jobs list` shows all"
+    )
 
 
-def logs(cluster: Cluster, job_id: str) -> str:
-    """All that the job has printed so far."""
-    answer = cluster.ask("GET", f"/api/jobs/{quote(job_id, safe='')}/logs")
-    return str((answer or {}).get("logs") or "")
+def follow_job(dashboard: Dashboard, job_id: str, show: Callable[[str], None]) -> Job:
+    """Passes a job's output to `show` as it is written, until the job ends.
 
+    A head that does not answer is waited for; the output then continues where it was interrupted.
 
-def follow(cluster: Cluster, job_id: str, show: Callable[[str], None]) -> Job:
-    """Hands on what the job prints until it ends; a cluster that is away for a while is waited for.
-
+    Returns:
+        The job, which has ended.
     Raises:
-        UserError: it stays away, or the job is unknown there (a new cluster under the same address).
+        UserError: the head does not answer or stream the log for `OUTAGE_PATIENCE_S`, or it does not know the
+            job (a new cluster at the same address).
     """
     shown = 0
-    away_since: float | None = None
+    lost_since: float | None = None
     while True:
         try:
-            job = find(cluster, job_id)
-            text = logs(cluster, job_id)
-            away_since = None
-        except NoAnswer:
-            away_since = away_since or time.monotonic()
-            if time.monotonic() - away_since > OUTAGE_PATIENCE_S:
-                raise
-            time.sleep(POLL_S)
-            continue
-        end = len(text) if job.over else text.rfind("\n") + 1
-        if end > shown:
-            show(text[shown:end])
-            shown = end
-        if job.over:
-            return job
-        # The whole log is one answer, so a long one is asked for less often.
-        time.sleep(POLL_S + len(text) / 500_000)
+            for text in dashboard.stream_log(job_id, skip=shown):
+                lost_since = None
+                show(text)
+                shown += len(text)
+            job = Job.of(dashboard.get_job_info(job_id))
+            if job.ended:
+                return job
+            problem = UnreachableError(f"Ray at {dashboard.cluster.url} has closed the log of {job_id} early")
+        except UnreachableError as error:
+            problem = error
+        lost_since = lost_since or time.monotonic()
+        if time.monotonic() - lost_since > OUTAGE_PATIENCE_S:
+            raise problem
+        time.sleep(RETRY_S)
 
 
-def stop(cluster: Cluster, job_id: str) -> Job:
-    """Asks the job to stop and waits until it has."""
-    cluster.ask("POST", f"/api/jobs/{quote(job_id, safe='')}/stop")
+def stop_job(dashboard: Dashboard, job_id: str) -> Job:
+    """Stops a job and waits until it has ended, for at most `STOP_PATIENCE_S`; returns it as it then is."""
+    dashboard.stop_job(job_id)
     deadline = time.monotonic() + STOP_PATIENCE_S
-    while not (job := find(cluster, job_id)).over and time.monotonic() < deadline:
-        time.sleep(0.5)
+    while not (job := Job.of(dashboard.get_job_info(job_id))).ended and time.monotonic() < deadline:
+        time.sleep(RETRY_S / 2)
     return job
 
 
 def _attempt(first: str, job_id: str) -> int:
-    """The number of the attempt that `job_id` is of the work with the id `first`; 0 if it is of another."""
+    """Returns the number of the attempt with the id `job_id` of the job with the id `first`, or 0."""
     match = re.fullmatch(re.escape(first) + r"(?:-(\d+))?", job_id)
     return int(match[1] or 1) if match else 0
 
 
-def _job(known: Mapping[str, Any]) -> Job:
-    labels = known.get("metadata") or {}
-    started, ended = known.get("start_time"), known.get("end_time")
-    return Job(
-        id=known["submission_id"],
-        status=known["status"],
-        kind=labels.get(_KIND_KEY, ""),
-        run=labels.get(_RUN_KEY, ""),
-        started=started / 1000 if started else None,
-        ended=ended / 1000 if ended else None,
-        exit_code=known.get("driver_exit_code"),
-        message=" ".join((known.get("message") or "").split()),
-    )
-
-
-def _send(cluster: Cluster, work: Work, job_id: str, folder: Path, commit: str | None) -> None:
-    from ray.job_submission import JobSubmissionClient
-
-    for chatty in UPLOAD_LOGGERS:
-        logging.getLogger(chatty).setLevel(logging.ERROR)
-    variables = {"RAY_JOB_STOP_WAIT_TIME_S": str(_DRIVER_PATIENCE_S), "PYTHONUNBUFFERED": "1"}
-    if commit:
-        variables["MIMIC3D_COMMIT"] = commit
-    try:
-        JobSubmissionClient(cluster.url, headers=cluster.headers).submit_job(
-            entrypoint=work.command,
-            submission_id=job_id,
-            runtime_env={"working_dir": str(folder), "env_vars": variables},
-            metadata={_KIND_KEY: work.kind, _RUN_KEY: work.name},
-        )
-    except (RuntimeError, ConnectionError, ValueError) as error:
-        said = " ".join(str(error).split())
-        if "already exists" in said:  # Someone has submitted the same work in this very moment.
-            return
-        raise UserError(f"Ray at {cluster.url} does not take the job: {said[:300]}") from None
-
-
 def _copy_sources(folder: Path) -> str:
-    """Copies the tracked sources of this checkout, as they are now; returns the commit they are based on.
+    """Copies the tracked sources of this checkout, uncommitted changes included, into `folder`.
 
+    Returns:
+        The commit that the sources are based on.
     Raises:
-        UserError: this program does not run from a checkout.
+        UserError: this program does not run from a git checkout.
     """
     root = Path(__file__).parents[3]
     try:
@@ -236,7 +225,7 @@ def _copy_sources(folder: Path) -> str:
         commit = _git(root, "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*").strip()
     except (OSError, subprocess.SubprocessError):
         raise UserError(
-            f"--with-code sends the sources of a git checkout, and {root} is none: leave it out, and the "
+            f"--with-code sends the sources of a git checkout, and {root} is not one: leave it out, and the "
             "cluster uses the mimic3d of its image"
         ) from None
     for name in filter(None, listed):
@@ -250,20 +239,3 @@ def _copy_sources(folder: Path) -> str:
 def _git(root: Path, *arguments: str) -> str:
     command = ["git", "-C", str(root), *arguments]
     return subprocess.run(command, capture_output=True, text=True, timeout=20, check=True).stdout
-
-
-@contextlib.contextmanager
-def detachable(cluster: Cluster, job: Job, say: Callable[[str], None]) -> Iterator[None]:
-    """Ctrl-C in the block leaves the job to itself and says how to find it again.
-
-    Raises:
-        SystemExit: with status 130, after Ctrl-C.
-    """
-    try:
-        yield
-    except KeyboardInterrupt:
-        say(
-            f"detached: the job {job.id} goes on; `mimic3d jobs logs {job.id} --follow` shows it again, "
-            f"`mimic3d jobs stop {job.id}` ends it"
-        )
-        raise SystemExit(130) from None

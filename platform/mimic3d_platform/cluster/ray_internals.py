@@ -3,6 +3,10 @@
 No other file imports from `ray._private`, `ray._raylet` or an `_internal` package. `pyproject.toml` bounds
 Ray's version from above; whoever raises the bound has to check the names of this file.
 
+Private methods that are overridden elsewhere:
+
+- `JobSubmissionClient._do_request` (`cluster/dashboard.py`): the public methods take no time limit.
+
 A name is imported when it is first used, so that a process that only joins a cluster does not load Ray Train.
 """
 
@@ -14,8 +18,8 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from ray._private.node import Node as Node
     from ray._private.parameter import RayParams as RayParams
-    from ray._raylet import AuthenticationTokenLoader as AuthenticationTokenLoader
-    from ray._raylet import Config as Config
+    from ray._raylet import AuthenticationTokenLoader as AuthenticationTokenLoader  # type: ignore[attr-defined]
+    from ray._raylet import Config as Config  # type: ignore[attr-defined]
     from ray.train.v2._internal.execution.callback import WorkerCallback as WorkerCallback
     from ray.train.v2._internal.execution.context import get_train_context as get_train_context
     from ray.train.v2._internal.execution.scaling_policy import ElasticScalingPolicy as ElasticScalingPolicy
@@ -42,8 +46,13 @@ _MODULES = {
     "ENV_VARS_TO_PROPAGATE": "ray.tune.execution.class_cache",
 }
 
-# Loggers that report each upload of a job's files at level INFO; `cluster/jobs.py` raises their level.
-UPLOAD_LOGGERS = ("ray.dashboard.modules.dashboard_sdk", "ray._private.runtime_env.packaging")
+# Loggers of Ray's job client that report each upload and each missing token, which our own messages cover.
+CLIENT_LOGGERS = (
+    "ray.dashboard.modules.dashboard_sdk",
+    "ray.dashboard.modules.job.sdk",
+    "ray._private.authentication.http_token_authentication",
+    "ray._private.runtime_env.packaging",
+)
 
 
 def __getattr__(name: str) -> object:

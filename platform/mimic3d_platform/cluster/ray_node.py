@@ -35,7 +35,7 @@ def main() -> None:
         num_gpus=0,  # The head has them all.
         object_store_memory=given.object_store_memory,
         dashboard_agent_listen_port=given.agent_port,
-        include_log_monitor=False,  # The head's reads the log folder of both.
+        include_log_monitor=False,  # type: ignore[arg-type]  # The head's reads the log folder of both.
         node_manager_port=0,
         min_worker_port=0,
         max_worker_port=0,

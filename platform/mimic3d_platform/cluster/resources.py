@@ -2,10 +2,26 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Literal
 
 from mimic3d.config import Config
 from mimic3d_platform.errors import UserError
+
+
+@dataclass(frozen=True)
+class Processors:
+    """What Ray Train workers get one each of: the GPUs of a cluster, or its CPUs if it has no GPU."""
+
+    kind: Literal["GPU", "CPU"]
+    count: int
+
+    @classmethod
+    def of(cls, resources: Mapping[str, float]) -> Processors:
+        """Counts them in a cluster's total resources, such as `{"CPU": 8.0, "GPU": 2.0}`."""
+        gpus = int(resources.get("GPU", 0))
+        return cls("GPU", gpus) if gpus else cls("CPU", int(resources.get("CPU", 0)))
 
 
 @dataclass(frozen=True)
@@ -38,6 +54,21 @@ def parse_workers(text: str | None) -> int | tuple[int, int] | None:
     return numbers[0] if len(numbers) == 1 else (numbers[0], numbers[1])
 
 
+def fewest_workers(text: str | None) -> int:
+    """Returns the smallest number of workers that `--workers` allows; 1 if it is not given.
+
+    Raises:
+        UserError: it is neither a number nor a range, or below 1, or an empty range.
+    """
+    count = parse_workers(text)
+    if count is None:
+        return 1
+    least, most = count if isinstance(count, tuple) else (count, count)
+    if not 1 <= least <= most:
+        raise UserError(f"--workers {text}: give a number from 1, or LEAST:MOST, such as 4 or 2:8")
+    return least
+
+
 def divisors(batch: int, most: int) -> list[int]:
     """Into how many equal parts, up to `most`, a batch can be split."""
     return [count for count in range(1, most + 1) if batch % count == 0]
@@ -53,9 +84,9 @@ def plan(config: Config, workers: int | tuple[int, int] | None) -> Scale:
     """
     import ray
 
-    have = ray.cluster_resources()
-    gpus, cpus = int(have.get("GPU", 0)), int(have.get("CPU", 0))
-    kind, there = ("GPU", gpus) if gpus else ("CPU", cpus)
+    resources = ray.cluster_resources()
+    processors = Processors.of(resources)
+    kind, there = processors.kind, processors.count
     accumulate = config.schedule.accumulate
     batch = config.schedule.batch // accumulate
     if workers is None:
@@ -75,5 +106,6 @@ def plan(config: Config, workers: int | tuple[int, int] | None) -> Scale:
             f"schedule.batch {config.schedule.batch}{micro} cannot be split among {asked} workers: "
             "change either"
         )
-    threads = 1 if not gpus else max(1, cpus // max(most, 1))
-    return Scale(fitting[0], fitting[-1], bool(gpus), threads, batch)
+    gpu = processors.kind == "GPU"
+    threads = max(1, int(resources.get("CPU", 0)) // max(most, 1)) if gpu else 1
+    return Scale(fitting[0], fitting[-1], gpu, threads, batch)

@@ -1,4 +1,4 @@
-"""Which cluster is meant, and whose token goes there."""
+"""Which cluster a command uses, which token it sends there, and what it submits."""
 
 import json
 import socket
@@ -8,10 +8,20 @@ import time
 from pathlib import Path
 
 import pytest
+import typer.main
 
-from mimic3d_platform.cli.job_specs import command_work, fewest_workers, sweep_work, training_work
-from mimic3d_platform.cluster.dashboard import Cluster, find_cluster
-from mimic3d_platform.cluster.jobs import Work
+from mimic3d_platform.cli import app
+from mimic3d_platform.cli.job_specs import (
+    SweepOptions,
+    TrainingOptions,
+    command_job,
+    sweep_job,
+    training_job,
+)
+from mimic3d_platform.cluster.connect import Cluster, find_cluster
+from mimic3d_platform.cluster.dashboard import Dashboard
+from mimic3d_platform.cluster.jobs import JobSpec
+from mimic3d_platform.cluster.resources import fewest_workers
 from mimic3d_platform.errors import UserError
 from mimic3d_platform.local.database import choose_database
 from mimic3d_platform.local.state import Stack
@@ -51,7 +61,7 @@ def test_without_an_address_it_is_the_stack_with_its_token() -> None:
 
 @pytest.mark.parametrize("address", ["http://head:8265", "head:8265", "http://head:8265/"])
 def test_the_stack_s_token_goes_to_no_other_cluster(address: str) -> None:
-    assert find_cluster(address) == Cluster("http://head:8265", None, find_cluster(address).token_from)
+    assert find_cluster(address) == Cluster("http://head:8265", None, find_cluster(address).token_source)
 
 
 def test_ray_s_own_variables_name_a_cluster_too(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -91,41 +101,41 @@ def test_a_token_file_that_is_empty_or_not_there_is_one_line(tmp_path: Path) -> 
 
 
 def test_a_head_that_does_not_answer_is_told_in_bounded_time(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("mimic3d_platform.cluster.dashboard.ASK_TIMEOUT_S", 0.5)
+    monkeypatch.setattr("mimic3d_platform.cluster.dashboard.FIRST_TIMEOUT_S", 0.5)
     with socket.create_server(("127.0.0.1", 0)) as silent:
         place = f"127.0.0.1:{silent.getsockname()[1]}"
         started = time.monotonic()
         with pytest.raises(UserError, match=f"no Ray cluster answers at http://{place} .nothing within"):
-            find_cluster(place).check()
+            Dashboard(find_cluster(place))
         assert time.monotonic() - started < 60
 
 
-# Work.
+# What is submitted.
 
 
-def work(
+def spec(
     *overrides: str, name: str | None = None, workers: str | None = None, runs: str | None = None
-) -> Work:
-    return training_work("cars-demo", "s3://mimic3d/x", [*overrides], name, workers, runs, None, None)
+) -> JobSpec:
+    return training_job(TrainingOptions("cars-demo", "s3://mimic3d/x", overrides, name, workers, runs))
 
 
 def test_the_same_run_is_the_same_job_however_many_workers_it_gets() -> None:
-    assert work(workers="2").id == work(workers="1:4").id == work().id
-    others = [work(name="b"), work("seed=7"), work(runs="s3://other/runs")]
-    assert len({work().id, *(other.id for other in others)}) == 4
-    assert work().id.startswith("train-cars-demo-")
+    assert spec(workers="2").id == spec(workers="1:4").id == spec().id
+    others = [spec(name="b"), spec("seed=7"), spec(runs="s3://other/runs")]
+    assert len({spec().id, *(other.id for other in others)}) == 4
+    assert spec().id.startswith("train-cars-demo-")
 
 
 def test_the_config_travels_resolved_and_the_command_names_no_secret(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "hunter2")
-    sent = work("imitation.lpips_weight=0.25", workers="2")
+    sent = spec("imitation.lpips_weight=0.25", workers="2")
     assert "lpips_weight: 0.25" in sent.files["config.yaml"]
     assert sent.command == "python -m jobs.train config.yaml --name cars-demo --workers 2"
     assert "hunter2" not in repr(sent)
 
 
 def test_a_sweep_travels_resolved_and_is_read_the_same_there(tmp_path: Path) -> None:
-    sent = sweep_work(ROOT / "sweeps" / "imitation.yaml", "s3://mimic3d/x", ["seed=3"], None, None)
+    sent = sweep_job(SweepOptions(ROOT / "sweeps" / "imitation.yaml", "s3://mimic3d/x", ["seed=3"]))
     assert sent.command == "python -m jobs.sweep sweep.yaml --name imitation"
     (tmp_path / "sweep.yaml").write_text(sent.files["sweep.yaml"])
     there = load_sweep(tmp_path / "sweep.yaml")
@@ -143,17 +153,18 @@ def test_every_entry_point_is_a_command(kind: str) -> None:
 
 def test_small_files_travel_and_folders_do_not(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
+    root = typer.main.get_command(app)
     (tmp_path / "deep").mkdir()
     (tmp_path / "deep" / "note.yaml").write_text("a: 1\n")
-    sent = command_work("data", ["inspect", "s3://mimic3d/x", "--sheet=deep/note.yaml"])
+    sent = command_job(root, "data", ["inspect", "s3://mimic3d/x", "--sheet=deep/note.yaml"])
     assert sent.files == {"note.yaml": "a: 1\n"} and sent.arguments[-1] == "--sheet=note.yaml"
     for arguments, words in (
         (["render", "s3://mimic3d/x", "--meshes", "deep"], "deep is on this machine only"),
         (["rendr"], "no such command 'rendr'"),
-        ([], "say what to do"),
+        ([], "a subcommand is missing"),
     ):
         with pytest.raises(UserError, match=words):
-            command_work("data", arguments)
+            command_job(root, "data", arguments)
 
 
 @pytest.mark.parametrize("workers", ["0", "3:2", "two", "1:2:3", "-1"])

@@ -174,7 +174,7 @@ def test_one_run_is_one_job_that_can_be_left_found_and_stopped(
         first.kill()
         first.wait()
     said = log.read_text()
-    assert "detached" in said and "goes on" in said and "Traceback" not in said
+    assert "detached" in said and "keeps running" in said and "Traceback" not in said
     again = cluster.run(*arguments, "--detach")
     assert again.returncode == 0 and "runs already at" in again.stdout
     mine = [job for job in cluster.jobs() if "train-long-" in (job["submission_id"] or "")]

@@ -245,7 +245,7 @@ def test_a_truncated_checkpoint_is_refused_by_name_and_the_one_before_is_taken(s
 
 
 def test_told_to_end_the_run_is_stored_first_and_goes_on_from_there(story: Story) -> None:
-    assert "error: stopped; run the same command again to go on from where it was" in story.disturbed
+    assert "error: stopped; run the same command again to resume" in story.disturbed
     starts = [nimg for nimg, _ in points("stopped")["resumed_from"]]
     for who, (at, stored) in story.told.items():
         # On a machine so busy that the driver's patience ended, it goes on from the checkpoint before.
