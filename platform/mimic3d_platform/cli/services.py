@@ -1,4 +1,4 @@
-"""`mimic3d up`, `down`, `status`, `doctor`, `weights`: what a run stands on."""
+"""`mimic3d up`, `down`, `status`, `doctor` and `weights`."""
 
 from __future__ import annotations
 
@@ -16,9 +16,11 @@ if TYPE_CHECKING:
 @app.command()
 def up(
     nodes: Annotated[
-        int | None, typer.Option(help="Ray nodes on this machine; as many as there were when not given.")
+        int | None, typer.Option(help="Ray nodes on this machine; as many as last time by default.")
     ] = None,
-    cpus: Annotated[int | None, typer.Option(help="CPUs that each Ray node hands out.")] = None,
+    cpus: Annotated[
+        int | None, typer.Option(help="CPUs that each Ray node offers; all of the machine's by default.")
+    ] = None,
     mlflow_database: Annotated[
         str | None,
         typer.Option(help="PostgreSQL for MLflow, postgresql://USER@HOST/DB; its password in PGPASSWORD."),
@@ -28,28 +30,28 @@ def up(
     from mimic3d_platform import local
 
     console = Console()
-    found = local.up(nodes=nodes, cpus=cpus, on_progress=console.say, database=mlflow_database)
-    _print_stack(found, console)
+    stack = local.up(nodes=nodes, cpus=cpus, on_progress=console.say, database=mlflow_database)
+    _print_stack(stack, console)
 
 
 @app.command()
 def down() -> None:
-    """Stop what `mimic3d up` started; all data is kept."""
+    """Stop the services that `mimic3d up` started; their data is kept."""
     from mimic3d_platform import local
 
     console = Console()
     local.down(on_progress=console.say)
-    console.say("the stack is down; its data is kept")
+    console.say("the services are down; their data is kept")
 
 
 @app.command()
 def status() -> None:
-    """Say what of the stack runs; the exit status is 1 when something is amiss."""
+    """Show the services of `mimic3d up`; the exit status is 1 if one of them does not work."""
     from mimic3d_platform import local
 
-    found = local.status()
-    _print_stack(found, Console())
-    raise typer.Exit(0 if found.healthy else 1)
+    stack = local.status()
+    _print_stack(stack, Console())
+    raise typer.Exit(0 if stack.healthy else 1)
 
 
 def _print_stack(stack: StackStatus, console: Console) -> None:
@@ -63,41 +65,47 @@ def _print_stack(stack: StackStatus, console: Console) -> None:
 
 @app.command()
 def doctor() -> None:
-    """Say what of Python, torch, GPU, Ray, S3, MLflow and weights works, and what to do about the rest."""
-    from mimic3d_platform.local.doctor import diagnose
+    """Check Python, torch, GPU, Ray, S3, MLflow, weights, disk and memory; name a remedy for each fault."""
+    from mimic3d_platform.cli.doctor import diagnose
 
     findings = diagnose()
-    rows = [(f.name, f.state, f.detail, f.remedy) for f in findings]
+    rows = [(finding.name, finding.state, finding.detail, finding.remedy) for finding in findings]
     Console().table(("what", "state", "found", "what to do"), rows)
-    raise typer.Exit(1 if any(f.state == "missing" for f in findings) else 0)
+    raise typer.Exit(1 if any(finding.state == "missing" for finding in findings) else 0)
 
 
 @app.command()
 def weights(
-    stage: Annotated[str | None, typer.Option(help="Copy the weights there: a folder or s3://…")] = None,
-    names: Annotated[list[str] | None, typer.Argument(help="Networks; those in use when none.")] = None,
+    stage: Annotated[
+        str | None, typer.Option(help="Copy the weights to this folder or s3://… prefix.")
+    ] = None,
+    names: Annotated[
+        list[str] | None, typer.Argument(help="Feature networks; those that a run would use by default.")
+    ] = None,
 ) -> None:
-    """Show the feature networks of losses and metrics, or stage them for clusters without internet."""
-    from mimic3d_platform.evaluation import feature_weights as store
+    """Show the feature networks of losses and metrics, or stage their weights for offline clusters."""
+    from mimic3d_platform.evaluation import feature_weights
 
     console = Console()
     if stage is None and not names:
         rows = [
             (
-                w.name,
-                w.purpose,
-                "stand-in" if w.stand_in else "the real one",
-                "ready" if w.ready else "",
-                w.source,
+                network.name,
+                network.purpose,
+                "stand-in" if network.stand_in else "the real one",
+                "ready" if network.ready else "",
+                network.source,
             )
-            for w in store.describe()
+            for network in feature_weights.describe()
         ]
-        console.table(("network", "for", "kind", "where"), rows)
+        console.table(("network", "for", "kind", "state", "where"), rows)
         return
-    wanted = names or [store.best_available(purpose, console.say) for purpose in ("perceptual", "frechet")]
+    wanted = names or [
+        feature_weights.best_available(purpose, console.say) for purpose in ("perceptual", "frechet")
+    ]
     if stage is None:
         for name in wanted:
-            console.say(f"{name}: {store.resolve(name, console.say)}")
+            console.say(f"{name}: {feature_weights.resolve(name, console.say)}")
         return
-    for place in store.stage(wanted, stage, console.say):
+    for place in feature_weights.stage(wanted, stage, console.say):
         console.say(f"staged {place}; set MIMIC3D_WEIGHTS={stage} where they are to be used")

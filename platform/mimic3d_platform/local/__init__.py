@@ -1,4 +1,4 @@
-"""The services on this machine: object storage, MLflow and Ray on loopback; and `doctor`."""
+"""Object storage, MLflow and Ray on this machine, on loopback: `mimic3d up`, `down` and `status`."""
 
 from mimic3d_platform.local.stack import StackStatus, down, status, up
 

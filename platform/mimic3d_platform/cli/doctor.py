@@ -1,4 +1,6 @@
-"""What of this machine and its services is usable, and what to do about the rest (`mimic3d doctor`)."""
+"""Checks of this machine and its services, each with a remedy where it fails (`mimic3d doctor`)."""
+
+from __future__ import annotations
 
 import importlib
 import importlib.metadata
@@ -14,19 +16,23 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
+import psutil
+
 from mimic3d_platform import local, storage
+from mimic3d_platform.evaluation import feature_weights
 from mimic3d_platform.settings import default_home, get_settings
 
 State = Literal["ok", "warn", "missing"]
 
+# Seconds after which a check that has not ended is reported as such.
 CHECK_PATIENCE_S = 9.0
-_ASK_TIMEOUT_S = 3.0
+_REQUEST_TIMEOUT_S = 3.0
 _GB = 1000**3
 
 
 @dataclass(frozen=True)
 class Finding:
-    """One thing looked at: whether it is usable, what was seen, and what to do where it is not."""
+    """The result of one check: the state of a part, what was found, and a remedy if it is not usable."""
 
     name: str
     state: State
@@ -35,18 +41,18 @@ class Finding:
 
 
 def diagnose() -> list[Finding]:
-    """Look at everything, side by side; takes at most `CHECK_PATIENCE_S`, raises nothing."""
+    """Runs all checks in parallel, for at most `CHECK_PATIENCE_S`; a check that raises is a finding too."""
     results: dict[str, list[Finding]] = {}
 
     def run(name: str, check: Callable[[], list[Finding]]) -> None:
         try:
             results[name] = check()
-        except Exception as error:  # A check that fails is itself a finding.
-            said = " ".join(str(error).split()) or type(error).__name__
-            results[name] = [Finding(name, "missing", said[:300], _REMEDIES.get(name, ""))]
+        except Exception as error:
+            reason = " ".join(str(error).split()) or type(error).__name__
+            results[name] = [Finding(name, "missing", reason[:300], _REMEDIES.get(name, ""))]
 
     deadline = time.monotonic() + CHECK_PATIENCE_S
-    # Daemons, because one that hangs (a dead network drive, a name that cannot be looked up) is left behind.
+    # Daemon threads, so that the process can end while one hangs (a dead network drive, a name look-up).
     threads = [threading.Thread(target=run, args=item, daemon=True) for item in _CHECKS.items()]
     for thread in threads:
         thread.start()
@@ -68,17 +74,17 @@ def _python() -> list[Finding]:
 def _torch() -> list[Finding]:
     import torch
 
-    seen = f"{torch.__version__}, {torch.get_num_threads()} threads, CUDA {torch.version.cuda or 'none'}"
-    found = [Finding("torch", "ok", seen)]
+    detail = f"{torch.__version__}, {torch.get_num_threads()} threads, CUDA {torch.version.cuda or 'none'}"
+    found = [Finding("torch", "ok", detail)]
     if torch.cuda.is_available():
         for index in range(torch.cuda.device_count()):
             device = torch.cuda.get_device_properties(index)
             found.append(Finding("GPU", "ok", f"{device.name}, {device.total_memory / _GB:.0f} GB"))
     elif shutil.which("nvidia-smi"):
         remedy = "install a torch build for this machine's driver"
-        found.append(Finding("GPU", "warn", "a driver is there but torch cannot use the GPU", remedy))
+        found.append(Finding("GPU", "warn", "a driver is installed but torch cannot use the GPU", remedy))
     else:
-        remedy = "`cars-demo` needs none; `cars64` and `cars128` want a CUDA GPU"
+        remedy = "none is needed for `cars-demo`; `cars64` and `cars128` need a CUDA GPU"
         found.append(Finding("GPU", "warn", "none, training runs on the CPU", remedy))
     return found
 
@@ -91,11 +97,11 @@ def _ray() -> list[Finding]:
     stack = local.status().services["ray"]
     if stack.healthy:
         return [Finding("Ray", "ok", f"{version}, cluster at {address}, dashboard {stack.url}")]
-    if "://" in address or ":" not in address:  # `ray://…` and names such as `auto` are for Ray to look up.
-        return [Finding("Ray", "warn", f"{version}, {address} is not looked at", "")]
+    if "://" in address or ":" not in address:  # `ray://…`, or a name such as `auto` that Ray resolves.
+        return [Finding("Ray", "warn", f"{version}, {address} is not checked", "")]
     host, _, port = address.rpartition(":")
     try:
-        socket.create_connection((host, int(port)), timeout=_ASK_TIMEOUT_S).close()
+        socket.create_connection((host, int(port)), timeout=_REQUEST_TIMEOUT_S).close()
     except OSError:
         return [Finding("Ray", "missing", f"{version}, nothing answers at {address}", _REMEDIES["Ray"])]
     return [Finding("Ray", "ok", f"{version}, cluster at {address}")]
@@ -117,9 +123,9 @@ def _mlflow() -> list[Finding]:
     if not uri:
         return [Finding("MLflow", "warn", f"{version}, no server is named", _REMEDIES["MLflow"])]
     if not uri.startswith("http"):
-        return [Finding("MLflow", "warn", f"{version}, {uri} is not a server and is not looked at")]
+        return [Finding("MLflow", "warn", f"{version}, {uri} is not a server and is not checked")]
     try:
-        urllib.request.urlopen(f"{uri.rstrip('/')}/health", timeout=_ASK_TIMEOUT_S).close()
+        urllib.request.urlopen(f"{uri.rstrip('/')}/health", timeout=_REQUEST_TIMEOUT_S).close()
     except urllib.error.HTTPError as error:
         detail = f"{version}, {uri} answers with status {error.code}"
         return [Finding("MLflow", "warn", detail, "check MLFLOW_TRACKING_URI and its credentials")]
@@ -129,12 +135,12 @@ def _mlflow() -> list[Finding]:
 
 
 def _weights() -> list[Finding]:
-    from mimic3d_platform.evaluation import feature_weights
-
     found = []
     for network in feature_weights.describe():
         name = f"weights {network.name}"
-        remedy = "" if network.ready else "fetched when first needed; `mimic3d weights` does it now"
+        remedy = (
+            "" if network.ready else f"fetched at first use; `mimic3d weights {network.name}` fetches it now"
+        )
         state: State = "ok" if network.ready else "warn"
         stand_in = " (stand-in)" if network.stand_in else ""
         found.append(Finding(name, state, f"{network.purpose}{stand_in}, {network.source}", remedy))
@@ -148,18 +154,18 @@ def _disk() -> list[Finding]:
     free = shutil.disk_usage(folder).free / _GB
     state: State = "ok" if free >= 10 else "warn" if free >= 3 else "missing"
     remedy = (
-        "" if state == "ok" else "free some, or set MIMIC3D_HOME to a larger disk; a demo takes about 3 GB"
+        ""
+        if state == "ok"
+        else "free some space, or set MIMIC3D_HOME to a larger disk; the demo needs about 3 GB"
     )
     return [Finding("disk", state, f"{free:.0f} GB free at {folder}", remedy)]
 
 
 def _memory() -> list[Finding]:
-    import psutil
-
     memory = psutil.virtual_memory()
     available, total = memory.available / _GB, memory.total / _GB
     state: State = "ok" if available >= 6 else "warn" if available >= 3 else "missing"
-    remedy = "" if state == "ok" else "end other programs; the demo wants 8 GB in all"
+    remedy = "" if state == "ok" else "end other programs; the demo needs 8 GB in all"
     return [Finding("memory", state, f"{available:.1f} of {total:.1f} GB available", remedy)]
 
 
@@ -172,10 +178,10 @@ def _ffmpeg() -> list[Finding]:
     import imageio_ffmpeg
 
     program = imageio_ffmpeg.get_ffmpeg_exe()
-    said = subprocess.run([program, "-version"], capture_output=True, text=True, timeout=_ASK_TIMEOUT_S)
-    if said.returncode:
+    run = subprocess.run([program, "-version"], capture_output=True, text=True, timeout=_REQUEST_TIMEOUT_S)
+    if run.returncode:
         return [Finding("ffmpeg", "missing", f"{program} does not run", _REMEDIES["ffmpeg"])]
-    return [Finding("ffmpeg", "ok", f"{said.stdout.split()[2]}, orbit videos")]
+    return [Finding("ffmpeg", "ok", f"{run.stdout.split()[2]}, orbit videos")]
 
 
 _CHECKS: dict[str, Callable[[], list[Finding]]] = {
@@ -191,13 +197,13 @@ _CHECKS: dict[str, Callable[[], list[Finding]]] = {
     "ffmpeg": _ffmpeg,
 }
 
-_SERVICE = "run `mimic3d up` for a stack of your own, or set "
+_SERVICE = "run `mimic3d up` for services on this machine, or set "
 _REMEDIES = {
     "torch": "run `make setup`",
     "Ray": _SERVICE + "RAY_ADDRESS",
     "S3": _SERVICE + "AWS_ENDPOINT_URL, AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY",
     "MLflow": _SERVICE + "MLFLOW_TRACKING_URI",
     "weights": "run `mimic3d weights`",
-    "embreex": "run `make setup`; without it meshes cannot be rendered",
+    "embreex": "run `make setup`; meshes are rendered with embreex",
     "ffmpeg": "run `make setup`, or set IMAGEIO_FFMPEG_EXE to an ffmpeg program",
 }

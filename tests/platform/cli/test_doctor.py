@@ -1,11 +1,11 @@
-"""The doctor: every part is looked at, quickly, and what is not usable comes with what to do."""
+"""The doctor checks every part within ten seconds, and names a remedy for each that is not usable."""
 
 import time
 from pathlib import Path
 
 import pytest
 
-from mimic3d_platform.local import doctor
+from mimic3d_platform.cli import doctor
 
 PARTS = {"Python", "torch", "GPU", "Ray", "S3", "MLflow", "disk", "memory", "embreex", "ffmpeg"}
 
