@@ -73,7 +73,7 @@ def kill_service(home: Path, name: str) -> int:
     """Kills a service of the stack with all its processes; returns how many those were."""
     leader = Stack.load(home).services[name].leader
     assert leader is not None, f"{name} does not run"
-    family = leader.family()
+    family = leader.members()
     for process in family:
         process.kill()
     return len(family)

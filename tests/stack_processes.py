@@ -11,7 +11,7 @@ from mimic3d_platform.local.state import Stack
 def stack_processes(home: Path) -> list[psutil.Process]:
     """Every process of the stack under `home`: its services' families, and whatever names its folders."""
     stack = Stack.load(home)
-    found = [p for known in stack.services.values() if known.leader for p in known.leader.family()]
+    found = [p for known in stack.services.values() if known.leader for p in known.leader.members()]
     folders = [str(home), *([str(stack.runtime)] if stack.runtime else [])]
     for process in psutil.process_iter():
         try:

@@ -1,1 +1,1 @@
-"""Ray itself: connecting to a cluster, its dashboard, jobs, tasks and resources."""
+"""Ray: connecting to a cluster, its dashboard, its resources, jobs, tasks and training workers."""

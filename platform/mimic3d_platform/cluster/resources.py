@@ -1,4 +1,4 @@
-"""How many workers of what kind train a run; with a range, as many as the cluster has room for."""
+"""The resources of a Ray cluster, and how many training workers they are divided into."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from mimic3d_platform.errors import UserError
 
 @dataclass(frozen=True)
 class Processors:
-    """What Ray Train workers get one each of: the GPUs of a cluster, or its CPUs if it has no GPU."""
+    """What each Ray Train worker gets one of: a cluster's GPUs, or its CPUs if it has no GPU."""
 
     kind: Literal["GPU", "CPU"]
     count: int
@@ -26,24 +26,28 @@ class Processors:
 
 @dataclass(frozen=True)
 class Scale:
-    """The workers of a run: between `least` and `most`, one GPU each or one CPU each."""
+    """The number of workers of a run, from `least` to `most`, and what each of them gets."""
 
     least: int
     most: int
     gpu: bool
+    """Whether a worker gets a GPU; else it gets a CPU."""
     threads: int
+    """PyTorch's, in each worker."""
     batch: int
+    """Images that the workers share in equal parts."""
 
     @property
     def elastic(self) -> bool:
+        """Whether the number of workers may change during the run."""
         return self.least < self.most
 
 
 def parse_workers(text: str | None) -> int | tuple[int, int] | None:
-    """`4`, or `2:8` for as many as there is room for.
+    """Parses `--workers`: `4`, or `2:8` for a range (least, most).
 
     Raises:
-        UserError: it is neither.
+        UserError: it is neither a number nor a range.
     """
     if text is None:
         return None
@@ -70,40 +74,42 @@ def fewest_workers(text: str | None) -> int:
 
 
 def divisors(batch: int, most: int) -> list[int]:
-    """Into how many equal parts, up to `most`, a batch can be split."""
+    """Returns the divisors of `batch` from 1 to `most`, in increasing order."""
     return [count for count in range(1, most + 1) if batch % count == 0]
 
 
 def plan(config: Config, workers: int | tuple[int, int] | None) -> Scale:
-    """How many workers of what kind; refused before anything starts if the cluster is too small.
+    """Chooses the number of workers of a run on the cluster that this process is connected to.
 
     Args:
-        workers: a number, a (least, most) range, or None for as many as there are.
+        workers: a number, a range (least, most), or None for as many as the cluster has processors.
     Raises:
-        UserError: more than there are, or a number that cannot share the batch.
+        UserError: the cluster has too few processors, or the batch cannot be divided among the workers.
     """
     import ray
 
     resources = ray.cluster_resources()
     processors = Processors.of(resources)
-    kind, there = processors.kind, processors.count
     accumulate = config.schedule.accumulate
     batch = config.schedule.batch // accumulate
     if workers is None:
-        least = most = divisors(batch, max(there, 1))[-1]
+        least = most = divisors(batch, max(processors.count, 1))[-1]
     elif isinstance(workers, int):
         least = most = workers
     else:
         least, most = workers
-    if least < 1 or least > there or most < least:
-        asked = f"{least}" if least == most else f"{least}:{most}"
-        raise UserError(f"{asked} workers need as many {kind}s, the cluster has {there}: change --workers")
+    if least < 1 or least > processors.count or most < least:
+        wanted = f"{least}" if least == most else f"{least}:{most}"
+        raise UserError(
+            f"{wanted} workers need as many {processors.kind}s, the cluster has {processors.count}: change "
+            "--workers"
+        )
     fitting = [count for count in divisors(batch, most) if count >= least]
     if not fitting:
-        asked = f"{least}" if least == most else f"from {least} to {most}"
-        micro = f" in {accumulate} parts" if accumulate > 1 else ""
+        wanted = f"{least}" if least == most else f"from {least} to {most}"
+        parts = f" in {accumulate} parts" if accumulate > 1 else ""
         raise UserError(
-            f"schedule.batch {config.schedule.batch}{micro} cannot be split among {asked} workers: "
+            f"schedule.batch {config.schedule.batch}{parts} cannot be split among {wanted} workers: "
             "change either"
         )
     gpu = processors.kind == "GPU"

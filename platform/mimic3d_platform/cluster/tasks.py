@@ -1,4 +1,4 @@
-"""Work split into numbered pieces, run as Ray tasks on the running cluster."""
+"""Runs work that is split into numbered pieces as Ray tasks on the running cluster."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import contextlib
 import os
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, TypeVar, TypeVarTuple
 
 import mimic3d
 import mimic3d_platform
@@ -14,58 +14,65 @@ from mimic3d_platform.cluster.connect import join_ray
 from mimic3d_platform.errors import UserError
 from mimic3d_platform.settings import get_settings
 
-Result = TypeVar("Result")
+if TYPE_CHECKING:
+    import ray
 
-_RETRIES = 2
-# Until it is known how much work there is.
+Result = TypeVar("Result")
+Shared = TypeVarTuple("Shared")
+
+# Times that Ray runs a piece again after its worker process has died.
+_MAX_RETRIES = 2
+# Workers that `start_workers` starts at most, because it does not know how much work follows.
 _EARLY_WORKERS = 16
 
 
-def start_workers(work: Callable[..., Any]) -> None:
-    """Has Ray start workers for `run_pieces(work, …)`, a few at most, and goes on without waiting for them.
+def start_workers(work: Callable[..., object]) -> None:
+    """Makes Ray start worker processes that have imported `work`, and returns without waiting for them.
+
+    `run_pieces(work, …)` then finds them ready.
 
     Raises:
-        UserError: no cluster is named, or none answers.
+        UserError: no cluster is named, or it does not answer.
     """
     join_ray()
     import ray
 
-    task = ray.remote(num_cpus=1, runtime_env=_runtime_env())(_load)
+    task = ray.remote(num_cpus=1, runtime_env=_runtime_env())(_import_work)
     for _ in range(min(int(ray.cluster_resources().get("CPU", 1)), _EARLY_WORKERS)):
         task.remote(work)
 
 
 def run_pieces(
-    work: Callable[..., Result],
+    work: Callable[[int, *Shared], Result],
     count: int,
-    *shared: Any,
+    *shared: *Shared,
     on_result: Callable[[Result], None] | None = None,
     here: bool = False,
 ) -> list[Result]:
-    """`[work(0, *shared), …, work(count - 1, *shared)]`, each a Ray task of one CPU.
+    """Returns `[work(0, *shared), …, work(count - 1, *shared)]`; each piece is a Ray task of one CPU.
 
-    A task whose worker dies is tried again, so `work` has to bear being done twice.
+    A piece whose worker process dies is run again, so `work` must be idempotent.
 
     Args:
         work: a function of an importable module.
-        shared: arguments that all pieces get, sent to a node once.
-        on_result: called in this process with each result as it comes.
-        here: work in this process, a piece after the other, without Ray.
+        shared: arguments of all pieces, sent to each node once.
+        on_result: called in this process with each result as soon as it is there.
+        here: run the pieces one after the other in this process, without Ray.
     Raises:
-        UserError: what `work` raised of that kind, or the cluster lost.
+        UserError: a piece raised one, or the cluster was lost.
     """
     if here:
         return [_run_here(work, index, shared, on_result) for index in range(count)]
     join_ray()
     import ray
 
-    # The settings hold secrets: they travel as an object, not in the runtime environment that Ray displays.
+    # Settings hold secrets; they travel as an object because Ray's dashboard shows the runtime environment.
     environment = ray.put(get_settings().export())
     references = [ray.put(value) for value in shared]
-    task = ray.remote(num_cpus=1, max_retries=_RETRIES, runtime_env=_runtime_env())(_run_piece)
+    task = ray.remote(num_cpus=1, max_retries=_MAX_RETRIES, runtime_env=_runtime_env())(_run_piece)
     window = max(2 * int(ray.cluster_resources().get("CPU", 1)), 2)
     results: dict[int, Result] = {}
-    running: dict[Any, int] = {}
+    running: dict[ray.ObjectRef, int] = {}
     try:
         waiting = iter(range(count))
         while len(results) < count:
@@ -84,7 +91,7 @@ def run_pieces(
     except (ray.exceptions.RayError, ConnectionError) as error:
         first = str(error).strip().split("\n")[0]
         raise UserError(
-            f"Ray lost a task ({first}): run the same command again, it goes on from here"
+            f"Ray lost a task ({first}): run the same command again, and it keeps the finished pieces"
         ) from error
     finally:
         for reference in running:
@@ -94,9 +101,9 @@ def run_pieces(
 
 
 def _run_here(
-    work: Callable[..., Result],
+    work: Callable[[int, *Shared], Result],
     index: int,
-    shared: tuple[Any, ...],
+    shared: tuple[*Shared],
     on_result: Callable[[Result], None] | None,
 ) -> Result:
     result = work(index, *shared)
@@ -105,18 +112,20 @@ def _run_here(
     return result
 
 
-def _runtime_env() -> dict[str, Any]:
-    """Where workers import the packages from: a checkout need not be installed, nor be where they run."""
+def _runtime_env() -> dict[str, dict[str, str]]:
+    """Returns the runtime environment in which workers can import the packages, installed or not."""
     packages = [Path(str(module.__file__)).parents[1] for module in (mimic3d, mimic3d_platform)]
     given = os.environ.get("PYTHONPATH", "").split(os.pathsep)
     roots = dict.fromkeys([*map(str, packages), *filter(None, given)])
     return {"env_vars": {"PYTHONPATH": os.pathsep.join(roots)}}
 
 
-def _load(work: Callable[..., Any]) -> None:
-    """Loads the modules that `work` comes from, by being given it."""
+def _import_work(work: Callable[..., object]) -> None:
+    """Does nothing: unpickling the argument imports the module of `work`."""
 
 
-def _run_piece(work: Callable[..., Result], environment: dict[str, str], index: int, *shared: Any) -> Result:
+def _run_piece(
+    work: Callable[[int, *Shared], Result], environment: dict[str, str], index: int, *shared: *Shared
+) -> Result:
     os.environ.update(environment)
     return work(index, *shared)

@@ -1,7 +1,7 @@
-"""The PostgreSQL behind MLflow, where the stack is given one: a server of the user's, not one of the stack's.
+"""MLflow's PostgreSQL database, where the user names one: it runs on the user's server, not in the stack.
 
-Its URL holds no password, since it is on record; the password comes from PGPASSWORD, which is kept in a
-private file of the stack, or from the file that PGPASSFILE names. Neither is in any argument or log.
+Its URL is stored without a password. The password comes from PGPASSWORD, which is copied to a private file of
+the stack, or from the file that PGPASSFILE names; it appears in no argument and no log.
 """
 
 import importlib.util
@@ -17,14 +17,14 @@ CONNECT_TIMEOUT_S = 5
 
 
 def choose_database(stack: Stack, url: str | None) -> tuple[str | None, bool]:
-    """The database to use, and whether that is news: `url`, else the one on record, else None (SQLite).
+    """Returns the URL of the database to use (None: SQLite), and whether it differs from last time's.
 
-    `sqlite` in place of a URL goes back to SQLite.
-
+    Args:
+        url: a PostgreSQL URL, or `sqlite`; None for the database of last time.
     Raises:
-        UserError: the URL is not PostgreSQL's or holds a password, or the server does not let MLflow in.
+        UserError: the URL is not PostgreSQL's or holds a password, or the server refuses the connection.
     """
-    record = _record(stack)
+    record = _read_record(stack)
     before = record.get("url")
     if url == "sqlite":
         return None, before is not None
@@ -32,13 +32,13 @@ def choose_database(stack: Stack, url: str | None) -> tuple[str | None, bool]:
         record = {"url": _checked(url)}
     if "url" not in record:
         return None, False
-    _keep_password(stack, record)
-    _try(record["url"], variables(stack))
+    _keep_password(stack, record["url"])
+    _try_to_connect(record["url"], variables(stack))
     return record["url"], record["url"] != before
 
 
 def remember_database(stack: Stack, url: str | None) -> None:
-    """Puts the database on record, so that the next `up` uses it too; None strikes it off."""
+    """Stores the database for the next `up`; None deletes what was stored."""
     folder = stack.folder / "mlflow"
     if url is None:
         for name in ("database.json", "pgpass"):
@@ -49,7 +49,7 @@ def remember_database(stack: Stack, url: str | None) -> None:
 
 
 def variables(stack: Stack) -> dict[str, str]:
-    """What PostgreSQL's library reads in MLflow's environment: where the password is."""
+    """Returns the environment variables that tell PostgreSQL's client library where the password is."""
     kept = stack.folder / "mlflow" / "pgpass"
     if kept.is_file():
         return {"PGPASSFILE": str(kept)}
@@ -58,11 +58,11 @@ def variables(stack: Stack) -> dict[str, str]:
 
 
 def sqlalchemy_url(url: str) -> str:
-    """The URL as MLflow wants it, with the driver that is installed."""
+    """Returns the URL with the name of the installed driver, as MLflow expects it."""
     return "postgresql+psycopg2://" + url.partition("://")[2]
 
 
-def _record(stack: Stack) -> dict[str, str]:
+def _read_record(stack: Stack) -> dict[str, str]:
     try:
         return dict(json.loads((stack.folder / "mlflow" / "database.json").read_text()))
     except (FileNotFoundError, ValueError):
@@ -70,6 +70,11 @@ def _record(stack: Stack) -> dict[str, str]:
 
 
 def _checked(url: str) -> str:
+    """Returns `url` if MLflow can use it.
+
+    Raises:
+        UserError: it cannot; the message holds no password.
+    """
     parts = urlsplit(url)
     place = f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}"
     if parts.scheme not in ("postgresql", "postgres") or not parts.hostname or len(parts.path) < 2:
@@ -84,12 +89,12 @@ def _checked(url: str) -> str:
     return url
 
 
-def _keep_password(stack: Stack, record: Mapping[str, str]) -> None:
-    """Writes PGPASSWORD, where it is set, to the stack's own password file."""
+def _keep_password(stack: Stack, url: str) -> None:
+    """Writes PGPASSWORD, if it is set, to the stack's own password file."""
     password = os.environ.get("PGPASSWORD")
     if not password:
         return
-    parts = urlsplit(record["url"])
+    parts = urlsplit(url)
     fields = (
         parts.hostname or "",
         str(parts.port or 5432),
@@ -103,9 +108,9 @@ def _keep_password(stack: Stack, record: Mapping[str, str]) -> None:
     write_private(folder / "pgpass", ":".join(escaped) + "\n")
 
 
-def _try(url: str, environment: Mapping[str, str]) -> None:
-    """Connects once, as MLflow will."""
-    import psycopg2
+def _try_to_connect(url: str, environment: Mapping[str, str]) -> None:
+    """Opens and closes a connection, with the password that MLflow will use."""
+    import psycopg2  # Optional: `pip install 'mimic3d[server]'`.
 
     passfile = {"passfile": environment["PGPASSFILE"]} if "PGPASSFILE" in environment else {}
     try:
@@ -113,5 +118,6 @@ def _try(url: str, environment: Mapping[str, str]) -> None:
     except psycopg2.Error as error:
         reason = " ".join(str(error).split())[:200]
         raise UserError(
-            f"MLflow's database does not let it in ({reason}): correct --mlflow-database, or set PGPASSWORD"
+            f"MLflow's database refuses the connection ({reason}): correct --mlflow-database, or set "
+            "PGPASSWORD"
         ) from None

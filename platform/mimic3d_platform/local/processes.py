@@ -1,72 +1,78 @@
-"""Processes of the stack: started in sessions of their own, known by (pid, creation time), ended as families.
+"""Starts and stops the processes of services, each service in a POSIX session of its own.
 
-A service is one session: its leader, which we start, and whatever that starts. A session outlives its leader
-(after `kill -9` the orphans keep its number) and the kernel gives a pid to nobody else while it names a
-session, so the family of a dead leader is still found, and nobody else's process is ever touched.
+A session has a leader, which this module starts and records by pid and start time, and every process that the
+leader starts. It outlives its leader: after `kill -9` the orphans keep the session's number, and the kernel
+gives no new process a pid that names a session. So orphans are found, and no other process is ever stopped.
 """
 
 import contextlib
 import os
 import subprocess
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import psutil
 
 POLL_S = 0.1
 
-# The child waits for a line before it becomes the service, so that no service runs unrecorded: were we killed
-# between its start and the writing of its pid, it would read the end of its input and leave.
-_WAIT_FOR_WORD = ("/bin/sh", "-c", 'read -r word && exec "$@" < /dev/null', "sh")
+# The child reads a line before it becomes the service, so that no service runs unrecorded: if this process
+# dies after starting the child and before recording its pid, the child reads the end of its input and exits.
+_WAIT_FOR_LINE = ("/bin/sh", "-c", 'read -r word && exec "$@" < /dev/null', "sh")
 
 
 @dataclass(frozen=True)
 class Leader:
-    """The first process of a service: its pid, and when it was created (seconds since the epoch)."""
+    """The session leader of a service, which may have died: its pid and start time (s since the epoch)."""
 
     pid: int
     created: float
 
     def process(self) -> psutil.Process | None:
-        """The leader itself, unless it is dead or its pid is another's by now."""
+        """Returns the leader's process; None if it is dead, also if another process has its pid."""
         try:
             process = psutil.Process(self.pid)
             same = abs(process.create_time() - self.created) < 1.0
-            return process if same and _lives(process) else None
+            return process if same and _is_alive(process) else None
         except psutil.Error:
             return None
 
-    def family(self) -> list[psutil.Process]:
-        """Every living process of the service, the leader first; orphans of a dead leader as well."""
+    def members(self) -> list[psutil.Process]:
+        """Returns all living processes of the service, the leader first; also if the leader is dead."""
         leader = self.process()
-        if leader is None and (_taken_by_another(self) or self.created < psutil.boot_time()):
+        if leader is None and (_pid_is_reused(self) or self.created < psutil.boot_time()):
             return []
         members = [leader] if leader else []
         for process in psutil.process_iter():
             try:
                 in_session = process.pid != self.pid and os.getsid(process.pid) == self.pid
-                if in_session and process.create_time() >= self.created - 1.0 and _lives(process):
+                if in_session and process.create_time() >= self.created - 1.0 and _is_alive(process):
                     members.append(process)
             except (OSError, psutil.Error):
                 continue
-        for member in list(members):  # A grandchild may have made a session of its own.
+        for member in list(members):  # A descendant may have started a session of its own.
             try:
-                members += [p for p in member.children(recursive=True) if p not in members and _lives(p)]
+                members += [p for p in member.children(recursive=True) if p not in members and _is_alive(p)]
             except psutil.Error:
                 continue
         return members
 
 
-class Starting:
-    """A service's process that exists and waits for the word; `go` lets it run."""
+class WaitingProcess:
+    """A service's process that waits until `release` is called before it runs the service.
+
+    Args:
+        command: of the service.
+        env: the whole environment.
+        cwd: the working directory.
+        log: the file, readable by its owner only, that gets both output streams.
+    """
 
     def __init__(self, command: Sequence[str], env: Mapping[str, str], cwd: Path, log: Path) -> None:
-        with open(log, "ab", opener=_private) as stream:
+        with open(log, "ab", opener=_open_private) as stream:
             self._popen = subprocess.Popen(
-                [*_WAIT_FOR_WORD, *command],
+                [*_WAIT_FOR_LINE, *command],
                 stdin=subprocess.PIPE,
                 stdout=stream,
                 stderr=subprocess.STDOUT,
@@ -76,34 +82,37 @@ class Starting:
             )
         self.leader = Leader(self._popen.pid, psutil.Process(self._popen.pid).create_time())
 
-    def go(self) -> None:
-        """Say the word: the process becomes the service."""
-        pipe: Any = self._popen.stdin
+    def release(self) -> None:
+        """Lets the process become the service."""
+        pipe = self._popen.stdin
+        assert pipe is not None
         pipe.write(b"go\n")
         pipe.close()
         _CHILDREN.append(self._popen)
 
 
-# Kept so that a child of this very process is reaped by `poll` instead of staying a zombie.
+# Children of this process that `reap` polls; a dead child that is not polled remains a zombie.
 _CHILDREN: list[subprocess.Popen[bytes]] = []
 
 
-def end(leaders: Iterable[Leader], patience_s: float = 10.0) -> int:
-    """End whole families: ask every leader, give them time, then kill what is left.
+def stop(leaders: Iterable[Leader], patience_s: float = 10.0) -> int:
+    """Stops services: sends each leader SIGTERM, waits, then kills every process that is left.
 
+    Args:
+        patience_s: how long the processes may take to exit before they are killed.
     Returns:
-        How many processes had to be killed.
+        The number of processes that had to be killed.
     """
     leaders = list(leaders)
-    members = {process for leader in leaders for process in leader.family()}
+    members = {process for leader in leaders for process in leader.members()}
     for leader in leaders:
         if process := leader.process():
             _signal(process.terminate)
     _wait(members, patience_s, [leader for leader in leaders if leader.process()])
     killed = 0
-    for _ in range(5):  # What is being killed may still start something; look again until nothing is found.
-        members = {process for leader in leaders for process in leader.family()} | set(
-            filter(_lives, members)
+    for _ in range(5):  # A process that is being killed may have started another.
+        members = {process for leader in leaders for process in leader.members()} | set(
+            filter(_is_alive, members)
         )
         if not members:
             break
@@ -115,42 +124,44 @@ def end(leaders: Iterable[Leader], patience_s: float = 10.0) -> int:
 
 
 def reap() -> None:
-    """Let go of dead children of this process."""
+    """Removes dead children of this process from the process table."""
     _CHILDREN[:] = [child for child in _CHILDREN if child.poll() is None]
 
 
 def _wait(members: Iterable[psutil.Process], seconds: float, leaders: Sequence[Leader]) -> None:
-    """Wait until all have gone; where leaders are given, at most a moment longer than for these."""
+    """Waits until all members are dead, for at most `seconds`; at most 1 s after the last leader has died."""
     deadline = time.monotonic() + seconds
-    grace = None
-    while time.monotonic() < deadline and any(_lives(process) for process in members):
+    orphans_deadline = None
+    while time.monotonic() < deadline and any(_is_alive(process) for process in members):
         reap()
-        if leaders and grace is None and not any(leader.process() for leader in leaders):
-            grace = time.monotonic() + 1.0  # Orphans that have not followed by now will not.
-        if grace and time.monotonic() > grace:
+        if leaders and orphans_deadline is None and not any(leader.process() for leader in leaders):
+            orphans_deadline = time.monotonic() + 1.0
+        if orphans_deadline and time.monotonic() > orphans_deadline:
             return
         time.sleep(POLL_S)
 
 
-def _lives(process: psutil.Process) -> bool:
-    """Whether it runs; a zombie does not, though where nothing reaps it it has a pid for ever."""
+def _is_alive(process: psutil.Process) -> bool:
+    """Whether the process runs; a zombie does not, though it keeps its pid until its parent reaps it."""
     try:
         return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
     except psutil.Error:
         return False
 
 
-def _taken_by_another(leader: Leader) -> bool:
+def _pid_is_reused(leader: Leader) -> bool:
+    """Whether another process has the leader's pid."""
     try:
         return abs(psutil.Process(leader.pid).create_time() - leader.created) >= 1.0
     except psutil.Error:
         return False
 
 
-def _signal(send: Any) -> None:
+def _signal(send: Callable[[], object]) -> None:
+    """Sends a signal; the process may have exited meanwhile."""
     with contextlib.suppress(psutil.Error):
         send()
 
 
-def _private(path: str, flags: int) -> int:
+def _open_private(path: str, flags: int) -> int:
     return os.open(path, flags, 0o600)

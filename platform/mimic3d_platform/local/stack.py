@@ -1,8 +1,8 @@
-"""The embedded stack: object storage, MLflow and Ray on this machine, on loopback, for one user.
+"""The stack: object storage, MLflow and Ray on this machine, on loopback, for one user.
 
-`up` starts what is not running, `down` ends all of it, `status` looks. State lies in `<home>/stack`: data,
-database and credentials outlive `down`; only processes recorded there, and known again by their creation
-time, are ever ended.
+`up` starts the services that do not run, `down` stops all of them, `status` checks them. Their state lies in
+`<home>/stack`; `down` keeps data, database and credentials. Only processes that are recorded there, with the
+recorded start time, are ever stopped.
 """
 
 import contextlib
@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from mimic3d_platform import storage
 from mimic3d_platform.errors import UserError
@@ -17,30 +18,36 @@ from mimic3d_platform.local import processes, services, state
 from mimic3d_platform.local.database import choose_database, remember_database
 from mimic3d_platform.settings import Settings, default_home
 
-START_PATIENCE_S = 400.0  # Seconds, on an idle machine; minutes on a busy one.
+# Services start within seconds on an idle machine and within minutes on a busy one.
+START_PATIENCE_S = 400.0
 Progress = Callable[[str], None]
 
 
 @dataclass(frozen=True)
 class ServiceStatus:
-    """One service as it is now. `detail` is one line for people: what is wrong, or what to know."""
+    """The state of one service."""
 
     name: str
     title: str
+    """The name in messages."""
     url: str | None
     port: int | None
     pid: int | None
+    """Of its first process; None, as `url` and `port`, if it does not run."""
     healthy: bool
+    """Whether it runs and answers."""
     detail: str
+    """One line for the user: what is wrong, or `running`."""
     log: Path
 
 
 @dataclass(frozen=True)
 class StackStatus:
-    """The stack as it is now, by service name: `s3`, `mlflow`, `ray`."""
+    """The state of all services."""
 
     home: Path
     services: dict[str, ServiceStatus] = field(default_factory=dict)
+    """By name: `s3`, `mlflow`, `ray`, and `ray-2` and so on for further nodes."""
 
     @property
     def healthy(self) -> bool:
@@ -60,18 +67,20 @@ def up(
     on_progress: Progress = lambda line: None,
     database: str | None = None,
 ) -> StackStatus:
-    """Bring the stack up: start what is not running, wait until all answers, make the buckets.
+    """Starts the services that do not run, waits until all answer, and creates the buckets.
 
     Args:
-        home: the folder of its state; `$MIMIC3D_HOME` or its default if not given.
-        nodes: how many Ray nodes; more than one is for trying the loss of one. As many as there were, alive
-            or dead, if not given; those beyond it are ended.
-        cpus: how many CPUs each node hands out; all of the machine's if not given. A running node keeps its.
-        on_progress: is told, line by line, what happens.
-        database: PostgreSQL for MLflow, `postgresql://USER@HOST/DATABASE` without the password; the one of
-            the last time, else SQLite, if not given.
+        home: the folder of the state; `$MIMIC3D_HOME` or its default if None.
+        nodes: the number of Ray nodes, several to try the loss of one; further running nodes are stopped.
+            None for as many as last time.
+        cpus: CPUs that each node started now offers; all of the machine's if None.
+        on_progress: called with each line of progress.
+        database: a PostgreSQL URL for MLflow, `postgresql://USER@HOST/DATABASE` without a password, or
+            `sqlite`; if None, last time's, at first SQLite.
+    Returns:
+        The services, all of which answer.
     Raises:
-        UserError: a service is missing, dies or does not answer; names it, its log and the way out.
+        UserError: a service is missing, dies or does not answer; names it, its log and the remedy.
     """
     for name, value in (("nodes", nodes), ("cpus", cpus)):
         if value is not None and value < 1:
@@ -83,12 +92,17 @@ def up(
         further = _further_nodes(stack)
         wanted = range(2, nodes + 1) if nodes is not None else further
         superfluous = [f"ray-{index}" for index in further if index not in wanted]
-        _end(stack, superfluous + (["mlflow"] if other_database else []))
-        kinds = [services.ObjectStorage(), services.Tracking(database_url), services.RayHead(cpus)]
-        kinds += [services.RayNode(index, cpus) for index in wanted]
+        _stop(stack, superfluous + (["mlflow"] if other_database else []))
+        kinds: list[services.ServiceKind] = [
+            services.ObjectStorage(),
+            services.Tracking(database_url),
+            services.RayHead(cpus),
+            *(services.RayNode(index, cpus) for index in wanted),
+        ]
         state.make_runtime(stack)
-        # All are laid out before any is started: what is missing is said while nothing runs yet.
-        for kind, launch in [(kind, _launch(stack, kind, secrets)) for kind in _to_start(stack, kinds)]:
+        # All are prepared before the first is started, so that a missing program is reported at once.
+        prepared = [(kind, _prepare(stack, kind, secrets)) for kind in _to_start(stack, kinds)]
+        for kind, launch in prepared:
             _start(stack, kind, launch)
             on_progress(f"{kind.title}: starting")
         state.write_environment(stack, _environment(stack, secrets))
@@ -100,30 +114,41 @@ def up(
 
 
 def down(home: Path | None = None, on_progress: Progress = lambda line: None) -> StackStatus:
-    """End every process of the stack; its data, database, credentials and ports are kept."""
+    """Stops all processes of the stack; keeps data, database, credentials and ports.
+
+    Args:
+        home: as for `up`.
+        on_progress: called with each line of progress.
+    Returns:
+        The services, none of which runs.
+    """
     home = _home(home)
     if not (home / "stack").is_dir():
         return status(home)
     with state.locked(home) as stack:
         running = {name: known.leader for name, known in stack.services.items() if known.leader}
-        if any(leader.family() for leader in running.values()):
+        if any(leader.members() for leader in running.values()):
             on_progress("stopping " + ", ".join(kind.title for kind in _kinds(stack) if kind.name in running))
-        # The storage last, since the others write to it.
-        processes.end([leader for name, leader in running.items() if name != "s3"])
-        # Asked to stop, SeaweedFS closes its doors at once but then waits 15 s for itself; what it has
-        # acknowledged is in its files by then, so it need not be waited for.
-        processes.end([running["s3"]] if "s3" in running else [], patience_s=3.0)
-        _forget(stack, list(running))
-        state.drop_runtime(stack)
+        # The storage stops last because the others write to it.
+        processes.stop([leader for name, leader in running.items() if name != "s3"])
+        # On SIGTERM, SeaweedFS stops accepting requests at once and then sleeps for 15 s. What it has
+        # acknowledged is in its files by then, so killing it earlier loses nothing.
+        processes.stop([running["s3"]] if "s3" in running else [], patience_s=3.0)
+        _mark_stopped(stack, list(running))
+        state.delete_runtime(stack)
         stack.save()
     return status(home)
 
 
 def status(home: Path | None = None) -> StackStatus:
-    """Look at every service: does its process live, does it answer; takes seconds at most."""
+    """Checks whether each service's process runs and answers; takes seconds at most.
+
+    Args:
+        home: as for `up`.
+    """
     home = _home(home)
     stack = state.Stack.load(home)
-    return StackStatus(home, {kind.name: _look(stack, kind) for kind in _kinds(stack)})
+    return StackStatus(home, {kind.name: _status_of(stack, kind) for kind in _kinds(stack)})
 
 
 def _home(home: Path | None) -> Path:
@@ -131,26 +156,26 @@ def _home(home: Path | None) -> Path:
 
 
 def _kinds(stack: state.Stack) -> list[services.ServiceKind]:
-    """The three services every stack has, and those further Ray nodes that this one has running."""
-    kinds = [services.ObjectStorage(), services.Tracking(), services.RayHead()]
-    return [*kinds, *map(services.RayNode, _further_nodes(stack))]
+    """Returns the three services of every stack, and the further Ray nodes of this one."""
+    nodes = [services.RayNode(index) for index in _further_nodes(stack)]
+    return [services.ObjectStorage(), services.Tracking(), services.RayHead(), *nodes]
 
 
 def _further_nodes(stack: state.Stack) -> list[int]:
-    """The numbers of the Ray nodes beside the head that run, or ran when they were last seen."""
+    """Returns the numbers of the Ray nodes beside the head that were started and not stopped since."""
     names = [name for name, known in stack.services.items() if name.startswith("ray-") and known.leader]
     return sorted(int(name.removeprefix("ray-")) for name in names)
 
 
-def _end(stack: state.Stack, names: list[str]) -> None:
-    """End services that are not to run, or not as they are."""
-    known = {name: stack.service(name).leader for name in names}
-    processes.end([leader for leader in known.values() if leader])
-    _forget(stack, names)
+def _stop(stack: state.Stack, names: list[str]) -> None:
+    """Stops services that are no longer wanted, or that need other options."""
+    leaders = [stack.service(name).leader for name in names]
+    processes.stop([leader for leader in leaders if leader])
+    _mark_stopped(stack, names)
     stack.save()
 
 
-def _look(stack: state.Stack, kind: services.ServiceKind) -> ServiceStatus:
+def _status_of(stack: state.Stack, kind: services.ServiceKind) -> ServiceStatus:
     known = stack.services.get(kind.name, state.Service())
     alive = known.leader is not None and known.leader.process() is not None
     healthy = alive and kind.answers(known.ports)
@@ -175,7 +200,7 @@ def _look(stack: state.Stack, kind: services.ServiceKind) -> ServiceStatus:
 
 
 def _to_start(stack: state.Stack, kinds: list[services.ServiceKind]) -> list[services.ServiceKind]:
-    """The services that do not run, cleared of what they left behind and with ports to listen on."""
+    """Returns the services that do not run; stops their orphans and gives them ports."""
     dead: list[services.ServiceKind] = []
     taken = {port for known in stack.services.values() for port in known.ports.values()}
     outdated: set[str] = set()
@@ -184,11 +209,11 @@ def _to_start(stack: state.Stack, kinds: list[services.ServiceKind]) -> list[ser
         if known.leader and known.leader.process() and kind.name not in outdated:
             continue
         if known.leader:
-            processes.end([known.leader])
-            _forget(stack, [kind.name])
+            processes.stop([known.leader])
+            _mark_stopped(stack, [kind.name])
         ports = state.free_ports(kind.ports, known.ports, taken)
         if kind.name == "s3" and ports != known.ports:
-            outdated.add("mlflow")  # It was told where the storage is.
+            outdated.add("mlflow")  # It has the storage's former address.
         if kind.name == "ray":
             outdated.update(name for name in stack.services if name.startswith("ray-"))
         known.ports = ports
@@ -197,7 +222,8 @@ def _to_start(stack: state.Stack, kinds: list[services.ServiceKind]) -> list[ser
     return dead
 
 
-def _launch(stack: state.Stack, kind: services.ServiceKind, secrets: dict[str, str]) -> services.Launch:
+def _prepare(stack: state.Stack, kind: services.ServiceKind, secrets: dict[str, str]) -> services.Launch:
+    """Writes a service's configuration; returns how to start it."""
     try:
         return kind.launch(stack, stack.service(kind.name).ports, secrets)
     except OSError as error:
@@ -205,30 +231,31 @@ def _launch(stack: state.Stack, kind: services.ServiceKind, secrets: dict[str, s
 
 
 def _start(stack: state.Stack, kind: services.ServiceKind, launch: services.Launch) -> None:
-    """Start one service; it is on record before it runs."""
+    """Starts one service; its process is recorded before the service runs."""
     known = stack.service(kind.name)
     log = stack.log(kind.name)
     try:
         if log.exists():
             log.replace(log.with_suffix(".previous.log"))
-        starting = processes.Starting(launch.command, launch.environment(), launch.folder, log)
+        process = processes.WaitingProcess(launch.command, launch.environment(), launch.folder, log)
     except OSError as error:
         raise UserError(f"cannot start {kind.title}: {error.strerror} ({error.filename})") from None
-    known.leader, known.ready = starting.leader, False
+    known.leader, known.ready = process.leader, False
     stack.save()
-    starting.go()
+    process.release()
 
 
 def _wait(
     stack: state.Stack, kinds: list[services.ServiceKind], secrets: dict[str, str], on_progress: Progress
 ) -> None:
-    """Wait until every service answers.
+    """Waits until every service answers.
 
-    A part of Ray that dies is started once more: Ray gives its own parts 30 s, too few on a busy machine.
+    A Ray node that dies is started once more: Ray gives its own processes 30 s to start, too few on a busy
+    machine.
     """
     began = time.monotonic()
     waiting = list(kinds)
-    again = {kind.name for kind in kinds if kind.name.startswith("ray")}
+    restartable = {kind.name for kind in kinds if kind.name.startswith("ray")}
     while waiting:
         for kind in list(waiting):
             known = stack.service(kind.name)
@@ -239,43 +266,46 @@ def _wait(
                 known.ready = True
                 stack.save()
                 waiting.remove(kind)
-            elif known.leader.process() is None and kind.name in again:
-                again.remove(kind.name)
-                # Nodes that have joined a head are lost with it.
+            elif known.leader.process() is None and kind.name in restartable:
+                restartable.remove(kind.name)
+                # Nodes that have joined a head die with it.
                 lost = [other for other in kinds if kind.name == "ray" and other.name.startswith("ray-")]
                 for other in [kind, *lost]:
                     if leader := stack.service(other.name).leader:
-                        processes.end([leader], patience_s=3.0)
-                    _start(stack, other, _launch(stack, other, secrets))
+                        processes.stop([leader], patience_s=3.0)
+                    _start(stack, other, _prepare(stack, other, secrets))
                     waiting += [other] if other not in waiting else []
                     on_progress(f"{other.title}: starting again")
             elif known.leader.process() is None:
-                _give_up(stack, kind, "stopped while starting", end_it=True)
+                raise _failure(stack, kind, "stopped while starting", stop_it=True)
             elif time.monotonic() - began > START_PATIENCE_S:
                 started = not known.ready
-                manner = "did not become ready" if started else "runs but does not answer"
-                _give_up(stack, kind, f"{manner} within {START_PATIENCE_S:.0f} s", end_it=started)
+                problem = "did not become ready" if started else "runs but does not answer"
+                problem += f" within {START_PATIENCE_S:.0f} s"
+                raise _failure(stack, kind, problem, stop_it=started)
         processes.reap()
         time.sleep(processes.POLL_S)
 
 
-def _give_up(stack: state.Stack, kind: services.ServiceKind, what: str, end_it: bool) -> None:
+def _failure(stack: state.Stack, kind: services.ServiceKind, problem: str, stop_it: bool) -> UserError:
+    """Returns the error for a service that does not start; stops the service first if `stop_it` is set."""
     known = stack.service(kind.name)
     assert known.leader is not None
     log = stack.log(kind.name)
-    said = state.tail(log)
-    way_out = "run `mimic3d up` again" if end_it else "run `mimic3d down`, then `mimic3d up`"
-    if end_it:
-        processes.end([known.leader], patience_s=3.0)
-        _forget(stack, [kind.name])
+    reason = state.last_error(log)
+    remedy = "run `mimic3d up` again" if stop_it else "run `mimic3d down`, then `mimic3d up`"
+    if stop_it:
+        processes.stop([known.leader], patience_s=3.0)
+        _mark_stopped(stack, [kind.name])
         stack.save()
-    raise UserError(
-        f"{kind.title} {what}{f' ({said})' if said else ''}; its log is {log}; mend that, then {way_out}"
+    return UserError(
+        f"{kind.title} {problem}{f' ({reason})' if reason else ''}; its log is {log}; correct that, then "
+        f"{remedy}"
     )
 
 
-def _forget(stack: state.Stack, names: list[str]) -> None:
-    """Take processes that have ended off the record, with the sockets they leave."""
+def _mark_stopped(stack: state.Stack, names: list[str]) -> None:
+    """Removes stopped processes from the record, and deletes the sockets that they left."""
     for name in names:
         known = stack.service(name)
         known.leader, known.ready = None, False
@@ -286,7 +316,7 @@ def _forget(stack: state.Stack, names: list[str]) -> None:
 
 
 def _environment(stack: state.Stack, secrets: dict[str, str]) -> dict[str, str]:
-    """The variables that `settings` reads from the stack's file."""
+    """Returns the variables that `settings` reads from the stack's file."""
     return {
         "AWS_ENDPOINT_URL": services.ObjectStorage().url(stack.service("s3").ports),
         "AWS_ACCESS_KEY_ID": secrets["AWS_ACCESS_KEY_ID"],
@@ -300,17 +330,18 @@ def _environment(stack: state.Stack, secrets: dict[str, str]) -> dict[str, str]:
 
 
 def _make_buckets(stack: state.Stack, secrets: dict[str, str]) -> None:
-    """Make the two buckets, and try a write: the storage answers a little before it can take one."""
+    """Creates the two buckets and tries a write, which the storage refuses for a moment after its start."""
     import botocore.exceptions
 
-    settings = Settings(**(_environment(stack, secrets) | {"AWS_SESSION_TOKEN": None}))
+    variables: dict[str, Any] = {**_environment(stack, secrets), "AWS_SESSION_TOKEN": None}
+    settings = Settings(**variables)
     client = storage.s3_client(settings)
     deadline = time.monotonic() + START_PATIENCE_S / 4
     while True:
         try:
-            there = {bucket["Name"] for bucket in client.list_buckets()["Buckets"]}
+            existing = {bucket["Name"] for bucket in client.list_buckets()["Buckets"]}
             for bucket in (services.DATA_BUCKET, services.ARTIFACT_BUCKET):
-                if bucket not in there:
+                if bucket not in existing:
                     client.create_bucket(Bucket=bucket)
                 client.put_object(Bucket=bucket, Key=".mimic3d-up", Body=b"up")
                 client.delete_object(Bucket=bucket, Key=".mimic3d-up")
@@ -319,7 +350,7 @@ def _make_buckets(stack: state.Stack, secrets: dict[str, str]) -> None:
             if time.monotonic() > deadline:
                 log = stack.log("s3")
                 raise UserError(
-                    f"SeaweedFS (S3) takes no writes ({error}); is its disk full? Its log is {log}; "
-                    "mend that, then run `mimic3d down` and `mimic3d up`"
+                    f"SeaweedFS (S3) refuses writes ({error}); is its disk full? Its log is {log}; "
+                    "correct that, then run `mimic3d down` and `mimic3d up`"
                 ) from None
         time.sleep(0.2)

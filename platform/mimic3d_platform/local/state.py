@@ -1,4 +1,6 @@
-"""What the stack remembers in `<home>/stack`: ports, pids, credentials; and the lock around changing it."""
+"""The stored state of the services, `<home>/stack`: ports, pids, credentials; and the lock that guards it."""
+
+from __future__ import annotations
 
 import contextlib
 import fcntl
@@ -13,7 +15,6 @@ import time
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 from mimic3d_platform.errors import UserError
 from mimic3d_platform.local.processes import Leader
@@ -21,47 +22,53 @@ from mimic3d_platform.settings import stack_file
 from mimic3d_platform.storage import atomic_file
 
 LOCK_PATIENCE_S = 180.0
-# A process that was killed is a zombie before its last thread lets go of its ports.
+# A killed process keeps its ports until its last thread has ended.
 PORTS_PATIENCE_S = 5.0
 
-# Below the range from which Linux takes ports for outgoing connections, so that a port stays free over a
-# `down`; above those that well-known servers use.
+# Below the ports that Linux gives to outgoing connections, so that a port stays free between `down` and `up`;
+# above those of well-known servers.
 _PORTS = range(20000, 32000)
 
-# Ray's sockets lie up to 68 characters below its folder, and a socket's path has at most 107.
+# Ray's sockets lie up to 68 characters below its folder, and a socket's path has at most 107 characters.
 _LONGEST_RUNTIME = 34
 
 
 @dataclass
 class Service:
-    """What is remembered of one service: the port of each of its listeners, and who runs it."""
+    """The record of one service."""
 
     ports: dict[str, int] = field(default_factory=dict)
+    """The port of each listener, by its name."""
     leader: Leader | None = None
-    ready: bool = False  # It has answered since it was started.
+    """Its first process, if it was started and not stopped since."""
+    ready: bool = False
+    """Whether it has answered a request since it was started."""
 
 
 @dataclass
 class Stack:
-    """The state of one stack, `<home>/stack/state.json`; `runtime` is a short private folder for sockets."""
+    """The state of the services under `home`, stored in `<home>/stack/state.json`."""
 
     home: Path
     services: dict[str, Service] = field(default_factory=dict)
     runtime: Path | None = None
+    """A private folder with a short path, for sockets and Ray's session files."""
 
     @property
     def folder(self) -> Path:
+        """The private folder of state, data and logs."""
         return self.home / "stack"
 
     def log(self, service: str) -> Path:
-        """The file that holds what a service prints."""
+        """Returns the file that gets a service's output."""
         return self.folder / "logs" / f"{service}.log"
 
     def service(self, name: str) -> Service:
+        """Returns a service's record, an empty one if it has none yet."""
         return self.services.setdefault(name, Service())
 
     def save(self) -> None:
-        """Write the state; a reader sees the old one or the new one."""
+        """Writes the state file atomically."""
         document = {
             "version": 1,
             "runtime": str(self.runtime) if self.runtime else None,
@@ -78,8 +85,8 @@ class Stack:
         write_private(self.folder / "state.json", json.dumps(document, indent=1))
 
     @classmethod
-    def load(cls, home: Path) -> "Stack":
-        """Read the state; a stack that never was is empty.
+    def load(cls, home: Path) -> Stack:
+        """Reads the state file; returns an empty state if there is none.
 
         Raises:
             UserError: the file is damaged or cannot be read.
@@ -89,14 +96,14 @@ class Stack:
         try:
             document = json.loads(path.read_text())
             stack.runtime = Path(document["runtime"]) if document["runtime"] else None
-            for name, known in document["services"].items():
-                leader = Leader(known["pid"], known["created"]) if known["pid"] else None
-                stack.services[name] = Service(known["ports"], leader, known["ready"])
+            for name, record in document["services"].items():
+                leader = Leader(record["pid"], record["created"]) if record["pid"] else None
+                stack.services[name] = Service(record["ports"], leader, record["ready"])
         except FileNotFoundError:
             pass
         except OSError as error:
             raise UserError(
-                f"cannot read the stack's state {path}: {error.strerror}; correct its rights"
+                f"cannot read the stack's state {path}: {error.strerror}; correct its permissions"
             ) from None
         except (ValueError, KeyError, TypeError, AttributeError):
             raise UserError(
@@ -108,10 +115,10 @@ class Stack:
 
 @contextlib.contextmanager
 def locked(home: Path, patience_s: float = LOCK_PATIENCE_S) -> Iterator[Stack]:
-    """The stack's state, for one changer at a time; makes the private folders.
+    """Yields the state, which no other process changes during the block; creates the private folders.
 
     Raises:
-        UserError: the folder cannot be made, or another `up` or `down` does not finish.
+        UserError: the folder cannot be created, or another `up` or `down` takes longer than `patience_s`.
     """
     folder = home / "stack"
     try:
@@ -137,18 +144,22 @@ def locked(home: Path, patience_s: float = LOCK_PATIENCE_S) -> Iterator[Stack]:
                 time.sleep(0.2)
         yield Stack.load(home)
     finally:
-        os.close(handle)  # Also lets go of the lock.
+        os.close(handle)  # This also releases the lock.
 
 
 def free_ports(
     names: list[str], wanted: Mapping[str, int], taken: set[int], patience_s: float = PORTS_PATIENCE_S
 ) -> dict[str, int]:
-    """A free port of 127.0.0.1 for each name: those wanted if every one is free, else fresh ones for all.
+    """Returns a free port of 127.0.0.1 for each name: the wanted ones if all are free, else new ones for all.
 
     Args:
-        patience_s: how long those wanted are waited for.
+        wanted: the ports of last time.
+        taken: ports that must not be used; the returned ones are added.
+        patience_s: how long to wait for the wanted ports to become free.
+    Raises:
+        UserError: too few ports are free.
     """
-    if set(wanted) == set(names) and _come_free(wanted.values(), patience_s):
+    if set(wanted) == set(names) and _become_free(wanted.values(), patience_s):
         taken.update(wanted.values())
         return dict(wanted)
     chosen: dict[str, int] = {}
@@ -163,8 +174,8 @@ def free_ports(
     return chosen
 
 
-def _come_free(ports: Collection[int], patience_s: float) -> bool:
-    """Whether all are free, now or within `patience_s`."""
+def _become_free(ports: Collection[int], patience_s: float) -> bool:
+    """Waits until all ports are free, for at most `patience_s`; returns whether they are."""
     deadline = time.monotonic() + patience_s
     while not all(is_free(port) for port in ports):
         if time.monotonic() > deadline:
@@ -174,7 +185,7 @@ def _come_free(ports: Collection[int], patience_s: float) -> bool:
 
 
 def is_free(port: int) -> bool:
-    """Whether a server could listen on this port, on loopback and on every interface."""
+    """Whether a server could listen on this port, on loopback and on all interfaces."""
     for address in ("127.0.0.1", "0.0.0.0"):
         with socket.socket() as probe:
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -186,28 +197,32 @@ def is_free(port: int) -> bool:
 
 
 def credentials(stack: Stack) -> dict[str, str]:
-    """The stack's secrets by the names of their variables; made afresh the first time, then kept."""
+    """Returns the stack's secrets by the names of their variables; generates them at the first call."""
     path = stack.folder / "credentials.json"
     try:
         return dict(json.loads(path.read_text()))
     except (FileNotFoundError, ValueError):
-        made = {
+        generated = {
             "AWS_ACCESS_KEY_ID": "M3D" + secrets.token_hex(10).upper(),
             "AWS_SECRET_ACCESS_KEY": secrets.token_urlsafe(30),
             "RAY_AUTH_TOKEN": secrets.token_hex(32),
             "WEED_SIGNING_KEY": secrets.token_urlsafe(32),
         }
-        write_private(path, json.dumps(made, indent=1))
-        return made
+        write_private(path, json.dumps(generated, indent=1))
+        return generated
 
 
 def write_environment(stack: Stack, environment: Mapping[str, str]) -> None:
-    """Leave the addresses and keys where `settings.get_settings` finds them."""
+    """Writes the addresses and keys to the file that `settings.get_settings` reads."""
     write_private(stack_file(stack.home), json.dumps(dict(environment), indent=1))
 
 
 def write_private(path: Path, text: str) -> None:
-    """Write a file whole or not at all, readable by its owner only."""
+    """Writes a file atomically, readable by its owner only.
+
+    Raises:
+        UserError: the file cannot be written.
+    """
     try:
         with atomic_file(path, private=True) as file:
             file.write(text.encode())
@@ -218,7 +233,7 @@ def write_private(path: Path, text: str) -> None:
 
 
 def make_runtime(stack: Stack) -> Path:
-    """The short private folder for sockets and Ray's session files; made anew where it is gone."""
+    """Returns the folder of sockets and Ray's session files; creates it if it does not exist."""
     if stack.runtime is None or not stack.runtime.is_dir():
         base = tempfile.gettempdir()
         if len(base) > _LONGEST_RUNTIME - len("/m3d-xxxxxxxx/ray"):
@@ -227,19 +242,20 @@ def make_runtime(stack: Stack) -> Path:
     return stack.runtime
 
 
-def drop_runtime(stack: Stack) -> None:
-    """Delete the folder of sockets; nothing in it outlives the processes."""
+def delete_runtime(stack: Stack) -> None:
+    """Deletes the folder of sockets, which no stopped service needs."""
     if stack.runtime is not None:
         shutil.rmtree(stack.runtime, ignore_errors=True)
         stack.runtime = None
 
 
-def tail(path: Path, marks: tuple[str, ...] = ("rror", "atal", "panic", "in use", "denied")) -> str:
-    """The last line of a log that tells of trouble, else its last line, cut to a readable length."""
+def last_error(log: Path) -> str:
+    """Returns the last line of a log that looks like an error, else its last line; 200 characters at most."""
     try:
-        lines: list[Any] = path.read_text(errors="replace")[-20000:].splitlines()
+        lines = log.read_text(errors="replace")[-20000:].splitlines()
     except OSError:
         return ""
     lines = [line.strip() for line in lines if line.strip()]
-    telling = [line for line in lines if any(mark in line for mark in marks)]
-    return (telling or lines or [""])[-1][:200]
+    marks = ("rror", "atal", "panic", "in use", "denied")
+    errors = [line for line in lines if any(mark in line for mark in marks)]
+    return (errors or lines or [""])[-1][:200]

@@ -183,7 +183,7 @@ def test_workers_of_no_number_are_refused(workers: str) -> None:
         ("postgresql://mlflow:hunter2@host/mlflow", "holds a password"),
         ("mysql://mlflow@host/mlflow", "give postgresql://"),
         ("postgresql://mlflow@host", "give postgresql://"),
-        ("postgresql://mlflow@127.0.0.1:9/mlflow", "does not let it in"),
+        ("postgresql://mlflow@127.0.0.1:9/mlflow", "refuses the connection"),
     ],
 )
 def test_a_database_that_cannot_be_is_one_line(tmp_path: Path, url: str, words: str) -> None:

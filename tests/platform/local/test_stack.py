@@ -157,7 +157,7 @@ def test_nothing_listens_beyond_loopback_also_while_ray_works(home: Path) -> Non
 
 def test_ray_wants_the_token(home: Path) -> None:
     dashboard = local.status(home).services["ray"].port
-    assert dashboard and services._get(dashboard, "/api/version") == 401
+    assert dashboard and services._get_status(dashboard, "/api/version") == 401
 
 
 def test_killed_services_are_noticed_and_only_these_are_started_again(home: Path) -> None:
@@ -290,17 +290,17 @@ def test_only_the_very_process_that_was_recorded_is_ended(tmp_path: Path) -> Non
 
 
 def test_the_orphans_of_a_killed_leader_are_ended(tmp_path: Path) -> None:
-    starting = processes.Starting(
+    starting = processes.WaitingProcess(
         ["sh", "-c", "sleep 60 & sleep 60 & wait"], os.environ, tmp_path, tmp_path / "l"
     )
-    starting.go()
-    while len(starting.leader.family()) < 3:
+    starting.release()
+    while len(starting.leader.members()) < 3:
         time.sleep(0.05)
     os.kill(starting.leader.pid, signal.SIGKILL)
-    orphans = starting.leader.family()
+    orphans = starting.leader.members()
     while starting.leader.process():
         time.sleep(0.05)
-    processes.end([starting.leader], patience_s=1.0)
+    processes.stop([starting.leader], patience_s=1.0)
     assert len(orphans) >= 2 and not alive(orphans)
 
 
@@ -308,9 +308,9 @@ def test_a_service_whose_starter_dies_unheard_never_runs(tmp_path: Path) -> None
     program = f"""
 import os
 from pathlib import Path
-from mimic3d_platform.local.processes import Starting
+from mimic3d_platform.local.processes import WaitingProcess
 folder = Path({str(tmp_path)!r})
-print(Starting(["touch", "ran"], os.environ, folder, folder / "log").leader.pid, flush=True)
+print(WaitingProcess(["touch", "ran"], os.environ, folder, folder / "log").leader.pid, flush=True)
 os._exit(0)
 """
     environment = os.environ | {"PYTHONPATH": PATHS}
