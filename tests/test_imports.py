@@ -48,11 +48,6 @@ LAYERS: dict[str, tuple[tuple[str, ...], ...]] = {
         ("errors", "console"),
     ),
 }
-# Being removed: imports of the platform that do not flow down yet. No others may come.
-KNOWN_UPWARD = {
-    "mimic3d_platform.console -> mimic3d_platform.training.progress",
-    "mimic3d_platform.local.doctor -> mimic3d_platform.evaluation.feature_weights",
-}
 FOLDERS = {"mimic3d": ROOT / "mimic3d", "mimic3d_platform": ROOT / "platform" / "mimic3d_platform"}
 
 
@@ -149,7 +144,7 @@ def test_imports_of_the_method_flow_down_its_layers() -> None:
 
 
 def test_imports_of_the_platform_flow_down_its_layers() -> None:
-    assert set(upward_imports("mimic3d_platform")) <= KNOWN_UPWARD
+    assert upward_imports("mimic3d_platform") == []
 
 
 def test_no_modules_import_each_other() -> None:

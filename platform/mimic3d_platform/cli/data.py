@@ -1,4 +1,4 @@
-"""`mimic3d data …`: data sets in, out and looked at."""
+"""`mimic3d data …`: render, ingest, export, inspect and verify data sets."""
 
 from __future__ import annotations
 
@@ -11,26 +11,26 @@ from mimic3d_platform.cli.app import app
 from mimic3d_platform.console import Console
 from mimic3d_platform.errors import UserError
 
-data = typer.Typer(help="Make, look at and check data sets.", no_args_is_help=True)
+data = typer.Typer(help="Render, ingest, export, inspect and verify data sets.", no_args_is_help=True)
 app.add_typer(data, name="data")
 
 
 @data.command("render")
 def data_render(
     destination: Annotated[str, typer.Argument(help="The data set's folder: s3://… or a path.")],
-    resolution: Annotated[int, typer.Option(help="Pixels a side.")] = 32,
-    models: Annotated[int | None, typer.Option(help="How many of the models; all when not given.")] = None,
-    colourings: Annotated[int, typer.Option(help="Colourings of each model.")] = 16,
-    views: Annotated[int, typer.Option(help="Views of each colouring.")] = 12,
-    seed: Annotated[int, typer.Option(help="Everything random follows from it.")] = 0,
+    resolution: Annotated[int, typer.Option(help="Pixels along each side of an image.")] = 32,
+    models: Annotated[int | None, typer.Option(help="Number of models to render; all by default.")] = None,
+    colourings: Annotated[int, typer.Option(help="Colourings per model.")] = 16,
+    views: Annotated[int, typer.Option(help="Views per colouring.")] = 12,
+    seed: Annotated[int, typer.Option(help="Seed of colours and cameras.")] = 0,
     meshes: Annotated[
-        Path | None, typer.Option(help="A folder of OBJ, GLB or PLY; Debian's cars when not given.")
+        Path | None, typer.Option(help="A folder of OBJ, GLB or PLY files; Debian's cars by default.")
     ] = None,
-    supersample: Annotated[int, typer.Option(help="S, for S x S rays a pixel.")] = 4,
+    supersample: Annotated[int, typer.Option(help="S, for S × S rays per pixel.")] = 4,
     focal: Annotated[
         float, typer.Option(help="Focal length in image widths; 1.6 fills the image with a car.")
     ] = 1.0254,
-    overwrite: Annotated[bool, typer.Option(help="Replace another data set there.")] = False,
+    overwrite: Annotated[bool, typer.Option(help="Replace a data set at the destination.")] = False,
 ) -> None:
     """Render a posed data set from meshes by ray casting, in parallel on Ray."""
     from mimic3d_platform.data.render.render_dataset import render_dataset
@@ -58,36 +58,44 @@ def data_ingest(
     source: Annotated[str, typer.Argument(help="A folder or zip of posed images: s3://… or a path.")],
     destination: Annotated[str, typer.Argument(help="The data set's folder: s3://… or a path.")],
     form: Annotated[
-        str | None, typer.Option(help="eg3d, nerf, colmap or table; found by its files when not given.")
+        str | None, typer.Option(help="eg3d, nerf, colmap or table; detected by default.")
     ] = None,
     cameras: Annotated[
-        str | None, typer.Option(help="The cameras' file within the source, where it has another name.")
+        str | None, typer.Option(help="Path of the camera file within the source, if it has another name.")
     ] = None,
     crop: Annotated[
-        str | None, typer.Option(help="A centred square: so many pixels a side, or `square` for the largest.")
+        str | None,
+        typer.Option(help="Crop a centred square: its side in pixels, or `square` for the largest."),
     ] = None,
-    resize: Annotated[int | None, typer.Option(help="Pixels a side of every image.")] = None,
-    background: Annotated[str | None, typer.Option(help="white or black, behind transparent pixels.")] = None,
-    mirror: Annotated[bool, typer.Option(help="Add mirrored twins with mirrored cameras.")] = False,
+    resize: Annotated[
+        int | None, typer.Option(help="Resize images to this many pixels along each side.")
+    ] = None,
+    background: Annotated[
+        str | None, typer.Option(help="white or black: the colour behind transparent pixels.")
+    ] = None,
+    mirror: Annotated[
+        bool, typer.Option(help="Add a mirrored copy of each image, with a mirrored camera.")
+    ] = False,
     balance: Annotated[
-        bool, typer.Option(help="Add weights that make directions come equally often.")
+        bool, typer.Option(help="Add sampling weights that make all camera directions equally frequent.")
     ] = False,
     up: Annotated[
-        str, typer.Option(help="The source's axis that points up: y, -y, z, -z, x or -x; turned to y.")
+        str, typer.Option(help="The source's up axis: y, -y, z, -z, x or -x; it is rotated to y.")
     ] = "y",
     identity: Annotated[
-        str | None, typer.Option(help="folder or image: what shows one object; by the form when not given.")
+        str | None,
+        typer.Option(help="folder or image: which images show one object; by the format by default."),
     ] = None,
     partial: Annotated[
-        bool, typer.Option(help="Leave out broken images and those without a camera, and count them.")
+        bool, typer.Option(help="Skip and count broken images and images without a camera.")
     ] = False,
-    licence: Annotated[str | None, typer.Option(help="The images' licence, for the card.")] = None,
-    overwrite: Annotated[bool, typer.Option(help="Replace another data set there.")] = False,
-    local: Annotated[bool, typer.Option(help="Work in this process, without Ray.")] = False,
+    licence: Annotated[str | None, typer.Option(help="The images' licence, for the data card.")] = None,
+    overwrite: Annotated[bool, typer.Option(help="Replace a data set at the destination.")] = False,
+    local: Annotated[bool, typer.Option(help="Run in this process, without Ray.")] = False,
 ) -> None:
-    """Make a data set of posed images: EG3D's zip or folder, NeRF's transforms, COLMAP's model, a table.
+    """Make a data set from posed images: an EG3D zip or folder, NeRF transforms, a COLMAP model, a table.
 
-    Runs on Ray where a cluster is named or `mimic3d up` started one, else in this process.
+    Runs on Ray if a cluster is named or `mimic3d up` has started one, else in this process.
     """
     from mimic3d_platform.data.ingest.image_edits import parse_crop
     from mimic3d_platform.data.ingest.ingest_dataset import ingest_dataset
@@ -121,16 +129,16 @@ def data_ingest(
     )
     if left_out := manifest.provenance.get("left_out_count"):
         first = manifest.provenance["left_out"][0]
-        console.say(f"left out: {left_out} without image or camera, or broken; {first} is the first")
+        console.say(f"skipped {left_out} without image or camera, or broken; the first is {first}")
 
 
 @data.command("export")
 def data_export(
     uri: Annotated[str, typer.Argument(help="The data set's folder.")],
     destination: Annotated[str, typer.Argument(help="The zip to write: s3://… or a path.")],
-    overwrite: Annotated[bool, typer.Option(help="Replace a file there.")] = False,
+    overwrite: Annotated[bool, typer.Option(help="Replace a file at the destination.")] = False,
 ) -> None:
-    """Write a data set as a zip that EG3D's own tools read."""
+    """Write a data set as a zip file that EG3D's own tools read."""
     from mimic3d_platform.data.export_eg3d import export_dataset
 
     console = Console()
@@ -142,16 +150,14 @@ def data_export(
 @data.command("inspect")
 def data_inspect(
     uri: Annotated[str, typer.Argument(help="The data set's folder.")],
-    sheet: Annotated[str | None, typer.Option(help="Write a contact sheet there (PNG).")] = None,
-    cameras: Annotated[
-        str | None, typer.Option(help="Write a plot of where the cameras stand there (PNG).")
-    ] = None,
+    sheet: Annotated[str | None, typer.Option(help="Write a contact sheet to this PNG file.")] = None,
+    cameras: Annotated[str | None, typer.Option(help="Write a plot of the cameras to this PNG file.")] = None,
     duplicates: Annotated[
-        bool, typer.Option(help="Read every image and report those that come twice, or nearly.")
+        bool, typer.Option(help="Read every image and report duplicates and near duplicates.")
     ] = False,
-    local: Annotated[bool, typer.Option(help="Work in this process, without Ray.")] = False,
+    local: Annotated[bool, typer.Option(help="Run in this process, without Ray.")] = False,
 ) -> None:
-    """Show a data set's numbers; on request a contact sheet, a plot of its cameras, its duplicates."""
+    """Show a data set's statistics; on request a contact sheet, a plot of its cameras, its duplicates."""
     import json
 
     from mimic3d_platform.data.inspect.inspect_dataset import inspect_dataset
@@ -165,9 +171,9 @@ def data_inspect(
 @data.command("verify")
 def data_verify(
     uri: Annotated[str, typer.Argument(help="The data set's folder.")],
-    local: Annotated[bool, typer.Option(help="Work in this process, without Ray.")] = False,
+    local: Annotated[bool, typer.Option(help="Run in this process, without Ray.")] = False,
 ) -> None:
-    """Check every byte and row of a data set: checksums, images, cameras; exits with 2 if any is wrong."""
+    """Verify a data set: checksums, images and cameras of all rows. The exit status is 2 if any is wrong."""
     from mimic3d_platform.data.inspect.verify_dataset import verify_dataset
     from mimic3d_platform.settings import use_services
 
@@ -177,5 +183,7 @@ def data_verify(
     for problem in report.problems:
         console.say(str(problem))
     if count := len(report.problems) + report.more:
-        raise UserError(f"{uri} has {count} faults: mend the source and write the set again, or copy it anew")
-    console.say(f"{uri}: {report.rows} images and their cameras are as they should be")
+        raise UserError(
+            f"{uri} has {count} faults: correct the source and write the set again, or copy it again"
+        )
+    console.say(f"{uri}: {report.rows} images and their cameras are intact")

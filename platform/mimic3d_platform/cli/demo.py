@@ -1,6 +1,6 @@
-"""The main job from end to end on one machine: `mimic3d demo`.
+"""`mimic3d demo`: the whole workflow on one machine, from rendered data to a registered generator.
 
-Every part finds what an earlier start of it left, so a demo that was stopped anywhere goes on from there.
+Each part reuses what an earlier call has made, so a demo that was stopped resumes when it is called again.
 """
 
 from __future__ import annotations
@@ -10,9 +10,9 @@ import json
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
 from mimic3d.config import fingerprint
+from mimic3d.export.orbits import orbit, turntable
 from mimic3d_platform import local, storage, tracking
 from mimic3d_platform.console import Console
 from mimic3d_platform.data.render.render_dataset import render_dataset
@@ -39,8 +39,8 @@ IDENTITIES, FRAMES, MESH_RESOLUTION = 6, 48, 96
 MESH_SEED = 0
 
 
-class _Clock:
-    """Times the parts, and tells which one runs."""
+class _Stopwatch:
+    """Prints the heading of each part and measures its duration."""
 
     def __init__(self, console: Console) -> None:
         self.seconds: dict[str, float] = {}
@@ -54,31 +54,29 @@ class _Clock:
         self.seconds[name] = round(time.monotonic() - started, 1)
 
 
-def run_demo(folder: Path, console: Console, overrides: Sequence[str] = ()) -> dict[str, Any]:
-    """Renders cars, trains both stages, measures, registers, pulls and draws.
+def run_demo(folder: Path, console: Console, overrides: Sequence[str] = ()) -> None:
+    """Starts the services, renders cars, trains both stages, registers the generator, pulls and renders it.
 
     Args:
-        folder: gets the pictures and `summary.json`.
-        overrides: of the recipe, KEY=VALUE.
-    Returns:
-        the summary.
+        folder: gets the images, the mesh and `summary.json`.
+        overrides: of the recipe, KEY=VALUE each.
     Raises:
-        UserError: a service or a source of data that cannot be had.
+        UserError: a service does not start, or the car models or feature weights cannot be fetched.
     """
-    clock = _Clock(console)
-    with clock.part("stack", "object storage, MLflow and Ray, on loopback"):
+    stopwatch = _Stopwatch(console)
+    with stopwatch.part("stack", "object storage, MLflow and Ray, on loopback"):
         local.up(on_progress=console.say)
         use_services()
-    with clock.part("weights", "the feature networks of the loss and the metrics"):
+    with stopwatch.part("weights", "the feature networks of the loss and the metrics"):
         names = [best_available(purpose, console.say) for purpose in ("perceptual", "frechet")]
         console.say(f"perceptual loss on {names[0]}, Fréchet distance on {names[1]}")
-    # Data, run and pictures are named after what they are made of: another version of the recipe or of the
-    # numbers here is beside them, not in conflict with them.
+    # Data set and run are named after their settings, so that another version of the recipe or of the
+    # constants above gets a data set and a run of its own.
     config = resolve_config(RECIPE, DATA_URI, list(overrides))
     resolution, focal = config.model.image_resolution, config.camera.focal
     data_uri = storage.join(DATA_URI, f"{RECIPE}-{resolution}px-focal{focal:g}-{COLOURINGS}x{VIEWS}")
     config = resolve_config(RECIPE, data_uri, list(overrides))
-    with clock.part("data", "cars from human-made models, ray cast, as Parquet in S3"):
+    with stopwatch.part("data", "cars from human-made models, ray cast, as Parquet in S3"):
         with console.progress("rendering", "images") as advance:
             manifest = render_dataset(
                 data_uri,
@@ -91,57 +89,57 @@ def run_demo(folder: Path, console: Console, overrides: Sequence[str] = ()) -> d
                 on_progress=advance,
             )
         console.say(f"{manifest.count} images of {manifest.identities} cars in {data_uri}")
-    with clock.part("training", "stage 1, then stage 2, on Ray Train"):
+    with stopwatch.part("training", "stage 1, then stage 2, on Ray Train"):
         name = f"{RECIPE}-{fingerprint(config)[:8]}"
         finished = train_and_register(config, name, console, model=MODEL, alias=ALIAS)
-    pictures = folder / f"version-{finished.version}-{finished.result.run_id[:8]}"
-    with clock.part("pictures", f"models:/{MODEL}@{ALIAS} pulled back, drawn from all sides"):
-        uri = f"models:/{MODEL}@{ALIAS}"
-        paths = _draw(pull(uri, pictures / "model"), pictures, console)
-        # The grids that the training drew.
+    run_id = finished.result.run_id
+    model_uri = f"models:/{MODEL}@{ALIAS}"
+    pictures = folder / f"version-{finished.version}-{run_id[:8]}"
+    with stopwatch.part("pictures", f"{model_uri} pulled and rendered from all sides"):
+        paths = _render(pull(model_uri, pictures / "model"), pictures, console)
         paths["samples"] = pictures / "samples"
-        tracking.download_artifacts(finished.result.run_id, "samples", paths["samples"])
+        tracking.download_artifacts(run_id, "samples", paths["samples"])
 
-    console.heading("What came out")
+    console.heading("Results")
     console.metrics(finished.result.metrics)
-    console.table(("part", "seconds"), [(name, f"{seconds:.0f}") for name, seconds in clock.seconds.items()])
-    where = [
-        ("MLflow", tracking.run_url(finished.result.run_id) or ""),
-        ("Ray", local.status().services["ray"].url or ""),
-        ("model", f"{uri}, version {finished.version}"),
-        *((kind, str(path)) for kind, path in paths.items()),
-    ]
-    for what, place in where:  # Whole addresses, which a table would break.
+    console.table(
+        ("part", "seconds"), [(name, f"{seconds:.0f}") for name, seconds in stopwatch.seconds.items()]
+    )
+    mlflow_url = tracking.run_url(run_id) or ""
+    places = {
+        "MLflow": mlflow_url,
+        "Ray": local.status().services["ray"].url or "",
+        "model": f"{model_uri}, version {finished.version}",
+        **{kind: str(path) for kind, path in paths.items()},
+    }
+    for what, place in places.items():  # Lines, because a table would break long addresses.
         console.say(f"{what:8} {place}")
-    console.say("`mimic3d down` stops the services; run the demo again and it reuses what is there")
+    console.say("`mimic3d down` stops the services; the demo, run again, reuses everything")
     summary = {
         "recipe": RECIPE,
         "data": {"uri": data_uri, "images": manifest.count, "fingerprint": manifest.fingerprint},
         "metrics": {str(nimg): found for nimg, found in finished.result.metrics.items()},
         "training_seconds": round(finished.result.seconds, 1),
-        "seconds": clock.seconds,
-        "model": {"uri": uri, "version": finished.version, "run_id": finished.result.run_id},
+        "seconds": stopwatch.seconds,
+        "model": {"uri": model_uri, "version": finished.version, "run_id": run_id},
         "pictures": {kind: str(path) for kind, path in paths.items()},
-        "mlflow": where[0][1],
+        "mlflow": mlflow_url,
     }
     storage.write_bytes(folder / "summary.json", json.dumps(summary, indent=2).encode() + b"\n")
-    return summary
 
 
-def _draw(model: Path, folder: Path, console: Console) -> dict[str, Path]:
-    """The grid, the video and the mesh of the pulled model; those that are there stay.
+def _render(model: Path, folder: Path, console: Console) -> dict[str, Path]:
+    """Renders a grid, a video and a mesh of a generator, unless they exist; returns the paths by kind.
 
-    A model that has trained so little that it has no surface is shown without a mesh.
+    A generator that has been trained too little has no surface; the result then has no mesh.
     """
     paths = {"grid": folder / "grid.png", "orbit": folder / "orbit.mp4", "mesh": folder / "car.glb"}
-    from mimic3d.export.orbits import orbit, turntable
-
     cars = RenderOptions(seeds=tuple(range(IDENTITIES)))
     generator, config = load_generator(str(model))
     if not paths["grid"].is_file():
         write_grid(generator, config, paths["grid"], cars, turntable(config.camera, 4))
     if not paths["orbit"].is_file():
-        with console.progress("filming", "frames") as advance:
+        with console.progress("rendering", "frames") as advance:
             cameras = orbit(config.camera, FRAMES)
             write_video(generator, config, paths["orbit"], cars, cameras, progress=advance)
     if not paths["mesh"].is_file():

@@ -1,4 +1,4 @@
-"""`mimic3d evaluate`: the metrics of a generator."""
+"""`mimic3d evaluate`."""
 
 from __future__ import annotations
 
@@ -14,19 +14,21 @@ from mimic3d_platform.console import Console
 def evaluate(
     model: Model,
     data: Annotated[
-        str | None, typer.Option(help="The data set's folder; the one it was trained on when not given.")
+        str | None, typer.Option(help="The data set's folder; that of the generator's training by default.")
     ] = None,
     images: Annotated[
-        int | None, typer.Option(help="Generated for the Fréchet distance; as its config says.", min=2)
+        int | None,
+        typer.Option(help="Generated images for the Fréchet distance; by default as in its config.", min=2),
     ] = None,
     identities: Annotated[
-        int | None, typer.Option(help="Whose views are compared; as its config says.", min=1)
+        int | None,
+        typer.Option(help="Identities whose views are compared; by default as in its config.", min=1),
     ] = None,
     workers: Annotated[
-        int | None, typer.Option(help="Ray Train workers; all GPUs or CPUs by default.", min=1)
+        int | None, typer.Option(help="Ray Train workers; all GPUs, else all CPUs, by default.", min=1)
     ] = None,
 ) -> None:
-    """Measure both branches of a generator against a data set; MLflow gets the metrics too."""
+    """Measure both branches of a generator against a data set; also logs the metrics to MLflow."""
     from mimic3d_platform.evaluation.evaluate import evaluate as measure
     from mimic3d_platform.settings import use_services
     from mimic3d_platform.tracking import run_url

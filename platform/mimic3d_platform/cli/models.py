@@ -1,4 +1,4 @@
-"""`mimic3d pull`, `register`, `import-checkpoint`, `render`, `mesh`: what becomes of a generator."""
+"""`mimic3d pull`, `register`, `import-checkpoint`, `render` and `mesh`."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from mimic3d_platform.errors import UserError
 
 @app.command()
 def pull(
-    uri: Annotated[str, typer.Argument(help="models:/NAME@ALIAS or models:/NAME/3.")],
-    destination: Annotated[Path, typer.Argument(help="A folder.")],
+    uri: Annotated[str, typer.Argument(help="models:/NAME@ALIAS or models:/NAME/VERSION.")],
+    destination: Annotated[Path, typer.Argument(help="The folder to fetch it into.")],
 ) -> None:
-    """Fetch a registered generator, every file held to its SHA-256."""
+    """Fetch a registered generator and verify its files against their SHA-256."""
     from mimic3d_platform.models.registry import pull as fetch
     from mimic3d_platform.settings import use_services
 
@@ -29,9 +29,9 @@ def pull(
 def register(
     folder: Annotated[Path, typer.Argument(help="A generator's folder, such as an imported one.")],
     name: Annotated[str, typer.Argument(help="The model's name in the registry.")],
-    alias: Annotated[str | None, typer.Option(help="Give the registered version this alias.")] = None,
+    alias: Annotated[str | None, typer.Option(help="Point this alias at the registered version.")] = None,
 ) -> None:
-    """Register a generator that no training here made, with a run of its own in MLflow."""
+    """Register a generator from a folder, such as an imported one, with an MLflow run of its own."""
     from mimic3d_platform.models.registry import register_folder
     from mimic3d_platform.settings import use_services
 
@@ -45,10 +45,10 @@ def import_checkpoint(
     file: Annotated[Path, typer.Argument(help="A network pickle that EG3D or Mimic3D released (.pkl).")],
     destination: Annotated[Path, typer.Argument(help="The generator's folder, new or empty.")],
     generator_only: Annotated[
-        bool, typer.Option("--generator-only", help="Leave out the discriminators, which only a start needs.")
+        bool, typer.Option("--generator-only", help="Skip the discriminators, which only a training needs.")
     ] = False,
 ) -> None:
-    """Bring a released checkpoint into a generator's folder; nothing in it is executed."""
+    """Convert a released checkpoint to a generator's folder, without executing anything in it."""
     from mimic3d.checkpoints.released import import_released
 
     try:
@@ -58,24 +58,25 @@ def import_checkpoint(
     Console().say(f"{destination}: a generator of {model.architecture} for {model.image_resolution}² images")
 
 
-# What `render` and `mesh` share.
+# Options that `render` and `mesh` share.
 Latents = Annotated[
-    Path | None, typer.Option(help="Latents of a .npy or .safetensors file, in place of seeds.")
+    Path | None, typer.Option(help="A .npy or .safetensors file of latents, in place of seeds.")
 ]
-Truncation = Annotated[float, typer.Option(help="1 is none, 0 the average object.")]
+Truncation = Annotated[float, typer.Option(help="Truncation ψ: 1 for none, 0 for the average object.")]
 Cutoff = Annotated[
-    int | None, typer.Option("--truncation-cutoff", help="Truncate only that many first layers.", min=0)
+    int | None,
+    typer.Option("--truncation-cutoff", help="Truncate this many of the first layers only.", min=0),
 ]
-Noise = Annotated[str, typer.Option(help="Of the planes: const, random or none.")]
-Branch = Annotated[str | None, typer.Option(help="2d or 3d alone.")]
-Memory = Annotated[int, typer.Option(help="MiB that the samples along rays may take at a time.", min=1)]
+Noise = Annotated[str, typer.Option(help="Noise of the planes: const, random or none.")]
+Branch = Annotated[str | None, typer.Option(help="Render 2d or 3d only; both by default.")]
+Memory = Annotated[int, typer.Option(help="MiB of memory for the samples along rays at a time.", min=1)]
 
 
 @app.command()
 def render(
     model: Model,
     destination: Annotated[Path, typer.Argument(help="A .png for a grid, an .mp4 for a video.")],
-    seeds: Annotated[str, typer.Option(help="Of the latents, such as 0-5,9.")] = "0-5",
+    seeds: Annotated[str, typer.Option(help="Seeds of the latents, such as 0-5,9.")] = "0-5",
     latents: Latents = None,
     views: Annotated[
         int | None, typer.Option(help="Cameras of a grid (4), or frames of a video (48).", min=1)
@@ -84,10 +85,10 @@ def render(
         Path | None, typer.Option(help="A camera path, .json or .csv, in place of the orbit.")
     ] = None,
     interpolate: Annotated[
-        bool, typer.Option("--interpolate", help="A video that goes from latent to latent.")
+        bool, typer.Option("--interpolate", help="A video that interpolates between the latents.")
     ] = False,
     depth: Annotated[
-        bool, typer.Option("--depth", help="Beside each image its depth, near is white.")
+        bool, typer.Option("--depth", help="Add a depth map beside each image; near is white.")
     ] = False,
     branch: Branch = None,
     truncation: Truncation = 1.0,
@@ -95,7 +96,7 @@ def render(
     noise: Noise = "const",
     memory: Memory = 2048,
 ) -> None:
-    """Draw a grid or a video of a generator's branches, from seeds or latents, along an orbit or a path."""
+    """Render a grid or a video of a generator, from seeds or latents, along an orbit or a camera path."""
     from mimic3d_platform.models.model_uris import load_generator
     from mimic3d_platform.models.rendering import (
         RenderOptions,
@@ -107,10 +108,10 @@ def render(
 
     console = Console()
     if destination.suffix not in (".png", ".mp4"):
-        raise UserError(f"{destination} is neither a .png nor an .mp4: name one")
+        raise UserError(f"{destination} is neither a .png nor an .mp4: give one of them")
     is_video = destination.suffix == ".mp4"
     if interpolate and not is_video:
-        raise UserError(f"{destination} is a picture: --interpolate makes a video, an .mp4")
+        raise UserError(f"{destination} is an image: --interpolate makes a video, so give an .mp4")
     branches = (branch,) if branch else None
     options = RenderOptions(
         parse_seeds(seeds), latents, truncation, cutoff, branches, depth, noise, memory * 2**20
@@ -118,7 +119,7 @@ def render(
     generator, config = load_generator(model)
     path = camera_path(config.camera, cameras, views or (48 if is_video else 4), closed=is_video)
     if is_video:
-        with console.progress("filming", "frames") as advance:
+        with console.progress("rendering", "frames") as advance:
             write_video(generator, config, destination, options, path, interpolate, advance)
     else:
         write_grid(generator, config, destination, options, path)
@@ -129,15 +130,20 @@ def render(
 def mesh(
     model: Model,
     destination: Annotated[Path, typer.Argument(help="A .ply or .glb file.")],
-    seed: Annotated[int, typer.Option(help="Of the latent, as in the rows of a grid.", min=0)] = 0,
+    seed: Annotated[int, typer.Option(help="Seed of the latent, as in the rows of a grid.", min=0)] = 0,
     latents: Latents = None,
     resolution: Annotated[
         int, typer.Option(help="Samples along each side of the box.", min=2, max=2048)
     ] = 128,
-    level: Annotated[float | None, typer.Option(help="Raw density of the surface (10).")] = None,
-    largest: Annotated[bool, typer.Option("--largest", help="Keep the largest piece alone.")] = False,
+    level: Annotated[float | None, typer.Option(help="Raw density at the surface; 10 by default.")] = None,
+    largest: Annotated[
+        bool, typer.Option("--largest", help="Keep only the largest connected piece.")
+    ] = False,
     watertight: Annotated[
-        bool, typer.Option("--watertight/--open", help="Whether it is closed at the box's sides.")
+        bool,
+        typer.Option(
+            "--watertight/--open", help="Close the surface at the sides of the box, or leave it open."
+        ),
     ] = True,
     branch: Branch = None,
     truncation: Truncation = 1.0,
@@ -145,7 +151,7 @@ def mesh(
     noise: Noise = "const",
     memory: Memory = 2048,
 ) -> None:
-    """Write the coloured surface of one object."""
+    """Write the coloured surface of one object as a mesh."""
     from mimic3d_platform.models.model_uris import load_generator
     from mimic3d_platform.models.rendering import RenderOptions, write_mesh
 

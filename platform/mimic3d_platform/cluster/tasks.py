@@ -6,7 +6,7 @@ import contextlib
 import os
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar, TypeVarTuple
+from typing import TYPE_CHECKING, Any, TypeVar, TypeVarTuple
 
 import mimic3d
 import mimic3d_platform
@@ -69,7 +69,8 @@ def run_pieces(
     # Settings hold secrets; they travel as an object because Ray's dashboard shows the runtime environment.
     environment = ray.put(get_settings().export())
     references = [ray.put(value) for value in shared]
-    task = ray.remote(num_cpus=1, max_retries=_MAX_RETRIES, runtime_env=_runtime_env())(_run_piece)
+    # Ray's annotations have no place for a generic function.
+    task: Any = ray.remote(num_cpus=1, max_retries=_MAX_RETRIES, runtime_env=_runtime_env())(_run_piece)
     window = max(2 * int(ray.cluster_resources().get("CPU", 1)), 2)
     results: dict[int, Result] = {}
     running: dict[ray.ObjectRef, int] = {}

@@ -6,6 +6,7 @@ import difflib
 from collections.abc import Mapping
 
 from mimic3d.config import Config, ConfigError
+from mimic3d_platform.cluster.resources import Processors
 from mimic3d_platform.errors import UserError
 from mimic3d_platform.tuning.schema import SHARED, Asha, Budget, Objective, Pbt, Sweep
 from mimic3d_platform.tuning.space import CASE
@@ -64,8 +65,8 @@ def concurrency(sweep: Sweep, cluster: Mapping[str, float]) -> int:
         UserError: the cluster is too small for a trial, or for as many at once as the sweep asks for: trials
             would hold the resources that the workers of others wait for.
     """
-    gpus, cpus = int(cluster.get("GPU", 0)), int(cluster.get("CPU", 0))
-    kind, have = ("GPU", gpus) if gpus else ("CPU", cpus)
+    processors = Processors.of(cluster)
+    kind, have = processors.kind, processors.count
     workers, asked = sweep.trials.workers, sweep.trials.concurrency
     most = have // workers
     if most < 1:

@@ -37,7 +37,7 @@ def test_in_looked_at_checked_and_out_again(scene: Scene, tmp_path: Path) -> Non
     numbers = json.loads(done("data", "inspect", uri, "--sheet", sheet, "--cameras", plot, "--duplicates"))
     assert numbers["images"] == 120 and "weight" in numbers["columns"] and numbers["duplicates"]
     assert sheet.read_bytes()[:4] == plot.read_bytes()[:4] == b"\x89PNG"
-    assert "120 images and their cameras are as they should be" in done("data", "verify", uri, "--local")
+    assert "120 images and their cameras are intact" in done("data", "verify", uri, "--local")
     assert "120 images and dataset.json" in done("data", "export", uri, zip_again)
 
     assert "exists already" in error_of(mimic3d("data", "export", uri, zip_again))
