@@ -12,7 +12,6 @@ from typing import NoReturn
 
 import typer
 
-from mimic3d.config import ConfigError
 from mimic3d_platform.cli import cluster, data, evaluation, models, services, sweeps, training
 from mimic3d_platform.cli.app import app
 from mimic3d_platform.errors import ClusterGoneError, UserError
@@ -43,14 +42,14 @@ def main(*command: str) -> None:
             sys.exit(2)
         hint = f"; see `{context.command_path} --help`" if context else ""
         _fail(f"{error.format_message().rstrip('.')}{hint}", 2)
-    except ConfigError as error:
-        _fail(str(error), 2)
     except KeyboardInterrupt:
         _fail(_STOPPED, 130)
     except BrokenPipeError:
         os._exit(0)
     except ValueError as error:  # Raised by `mimic3d`, which does not know `UserError`.
-        _fail(str(error), 2, error)
+        from mimic3d.config import ConfigError
+
+        _fail(str(error), 2, None if isinstance(error, ConfigError) else error)
     except Exception as error:
         _fail(f"unexpected {type(error).__name__}: {error}", 1, error)
     if status == 130:  # Typer returns this status after Ctrl-C.
