@@ -1,7 +1,7 @@
-"""The losses of a step's phases, each of one part of the batch (the paper, sec. 4; EG3D's supplement).
+"""The losses of a step's phases (3D-to-2D imitation, Chen et al., 2023; EG3D's supplement).
 
-A phase is a function of what was sampled for it: it returns a loss, whose gradients one optimiser then takes,
-and scalars to log. The trainer calls the phases; which networks they train is said in each.
+A phase is a function of the inputs that were sampled for it. It returns a loss, whose gradients one optimiser
+then takes, and scalars to log. Each docstring begins with the network that the phase trains.
 """
 
 from __future__ import annotations

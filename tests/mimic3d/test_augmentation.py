@@ -89,6 +89,20 @@ def test_the_borders_are_mirrored() -> None:
     assert moved.abs().max() < 1.2 * images.abs().max()
 
 
+def test_beyond_one_mirrored_copy_an_image_is_black() -> None:
+    white = torch.ones(1, 3, SIZE, SIZE)
+    moved = warp_images(white, augmentation._translation(torch.tensor([[1.5, 0.0]])))[0, 0, SIZE // 2]
+    assert moved[: SIZE // 2 - 8].abs().max() < 0.05 and (moved[SIZE // 2 + 8 :] - 1).abs().max() < 0.05
+
+
+def test_a_flip_is_about_tap_5_of_the_wavelet() -> None:
+    ramp = torch.arange(SIZE, dtype=torch.float64).expand(1, 3, SIZE, SIZE)
+    flipped = warp_images(ramp, augmentation._scaling(torch.tensor([-1.0]), torch.ones(1)))
+    displaced = (flipped - ramp.flip(3))[..., 12:-12]
+    centre_of_mass = sum(place * tap for place, tap in enumerate(augmentation.SYM6)) / sum(augmentation.SYM6)
+    assert (displaced - (5 - centre_of_mass)).abs().max() < 1e-4
+
+
 def test_colour_transforms_are_what_they_are_called() -> None:
     rgb = torch.rand(2, 3, 4, 4) * 2 - 1
 
