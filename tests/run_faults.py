@@ -11,7 +11,6 @@ from mimic3d_platform.cluster.connect import join_ray
 from mimic3d_platform.local.state import Stack
 from mimic3d_platform.models.checkpoints import CheckpointStore
 from mimic3d_platform.settings import DEFAULT_RUNS_URI
-from mimic3d_platform.training.progress import ProgressBoard
 from stack_processes import stack_processes
 
 WORKER = "ray::RayTrainWorker"
@@ -22,12 +21,14 @@ def position(run: str, runs_uri: str = DEFAULT_RUNS_URI) -> int | None:
     join_ray()
     import ray  # Only now: Ray takes the stack's settings when it is imported.
 
+    from mimic3d_platform.training.run_state import RunState
+
     try:
-        board = ProgressBoard.find(runs_uri, run)
-        report = ray.get(board.get.remote(), timeout=10) if board is not None else None
+        state = RunState.find(runs_uri, run)
+        report = state.latest_report(timeout=10) if state is not None else None
     except (ray.exceptions.RayError, ValueError):
         return None
-    return report.nimg if report is not None and report.doing.startswith("stage") else None
+    return report.nimg if report is not None and report.phase.startswith("stage") else None
 
 
 def leave_ray() -> None:

@@ -27,8 +27,8 @@ from mimic3d_platform.models.rendering import (
     write_video,
 )
 from mimic3d_platform.settings import use_services
-from mimic3d_platform.training.register_run import train_and_register
-from mimic3d_platform.training.resolve_config import resolve_config
+from mimic3d_platform.training.config_from_command import resolve_config
+from mimic3d_platform.training.train_and_register import train_and_register
 
 RECIPE = "cars-demo"
 DATA_URI = "s3://mimic3d/data"

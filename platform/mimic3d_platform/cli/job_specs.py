@@ -19,8 +19,8 @@ from mimic3d_platform.cluster.resources import fewest_workers
 from mimic3d_platform.errors import UserError
 from mimic3d_platform.models.registry import check_registration
 from mimic3d_platform.settings import DEFAULT_RUNS_URI
-from mimic3d_platform.training import runs as run_names
-from mimic3d_platform.training.resolve_config import resolve_config
+from mimic3d_platform.training.config_from_command import resolve_config
+from mimic3d_platform.training.run_identity import check_name
 
 CONFIG, SWEEP = "config.yaml", "sweep.yaml"
 # Bytes of the largest file that is sent: configs and sweep files are smaller, data belongs in object storage.
@@ -67,7 +67,7 @@ def training_job(options: TrainingOptions) -> JobSpec:
     config = resolve_config(options.recipe, options.data, list(options.overrides))
     check_registration(options.register, options.alias)
     fewest_workers(options.workers)
-    name = run_names.check_name(options.name or config.recipe)
+    name = check_name(options.name or config.recipe)
     _require_shared("data set", config.data.uri)
     if options.runs:
         _require_shared("folder of runs", options.runs)
@@ -99,7 +99,7 @@ def sweep_job(options: SweepOptions) -> JobSpec:
     from mimic3d_platform.tuning.sweep_file import load_sweep, sweep_to_yaml
 
     sweep = load_sweep(options.file, options.data, list(options.overrides))
-    name = run_names.check_name(options.name or options.file.stem)
+    name = check_name(options.name or options.file.stem)
     _require_shared("data set", sweep.config["data"]["uri"])
     if sweep.stage1 not in (SHARED, OWN) and not sweep.stage1.startswith("models:/"):
         _require_shared("stage 1", sweep.stage1)

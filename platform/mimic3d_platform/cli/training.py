@@ -23,12 +23,12 @@ def train(
     alias: Alias = None,
 ) -> None:
     """Train both stages of a recipe on Ray Train; a run with the same name resumes."""
-    from mimic3d_platform.training.resolve_config import resolve_config
+    from mimic3d_platform.training.config_from_command import resolve_config
 
     # Before the imports below, which load PyTorch: a mistake in the config is reported within a second.
     config = resolve_config(recipe, data, overrides or [])
     from mimic3d_platform.cluster.resources import parse_workers
-    from mimic3d_platform.training.register_run import train_and_register
+    from mimic3d_platform.training.train_and_register import train_and_register
 
     count = parse_workers(workers)
     console = Console()

@@ -25,9 +25,9 @@ from mimic3d_platform.tracking.server import (
     check_tracking,
     client,
     in_environment,
-    shown,
     tracking_errors,
     tracking_uri,
+    without_login,
 )
 
 if TYPE_CHECKING:
@@ -98,7 +98,7 @@ def register_generator(
 
     Args:
         folder: with `generator.safetensors` and `config.yaml`; all files below it are taken.
-        metrics: shown with the model.
+        metrics: without_login with the model.
         alias: moved to the version.
         step: images consumed, at which `metrics` were measured.
     Returns:
@@ -343,7 +343,7 @@ def _suppressed(*codes: str) -> Iterator[None]:
 
 def _not_found(mlflow_client: MlflowClient, name: str, what: str) -> str:
     """One line that says what the registry has instead."""
-    where = f"the registry at {shown(tracking_uri())}"
+    where = f"the registry at {without_login(tracking_uri())}"
     models = {model.name: model for model in mlflow_client.search_registered_models(max_results=1000)}
     if name not in models:
         known = ", ".join(sorted(models)[:10]) or "no model at all"

@@ -1,4 +1,4 @@
-"""MLflow: the server, its runs, and a logger that outlasts outages."""
+"""MLflow: the server, its runs, and a logger that waits for outages to end."""
 
 from mimic3d_platform.tracking.runs import (
     EXPERIMENT,

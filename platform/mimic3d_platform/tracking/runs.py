@@ -1,6 +1,6 @@
-"""MLflow runs: started or found again, closed, looked up.
+"""Starts MLflow runs or finds them again, closes them, looks them up.
 
-The driver makes the runs and hands their ids to the workers; rank 0 logs (`run_logger`).
+The driver of a training starts its runs and hands their ids to the workers; `logger` logs to them.
 """
 
 from __future__ import annotations
@@ -9,24 +9,22 @@ import re
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from pydantic import SecretStr
 
 from mimic3d_platform.errors import UserError
 from mimic3d_platform.tracking.server import (
-    check_tracking,
     client,
     in_environment,
-    shown,
     tracking_errors,
     tracking_uri,
+    without_login,
 )
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
-
-__all__ = ["check_tracking", "find_run", "finish_run", "run_url", "start_or_resume_run"]
+    from mlflow.entities import Run
 
 # The experiment of all runs of this project.
 EXPERIMENT = "mimic3d"
@@ -40,18 +38,18 @@ PARENT_TAG = "mlflow.parentRunId"
 def start_or_resume_run(
     experiment: str,
     run_name: str,
-    params: Mapping[str, Any] | None = None,
+    params: Mapping[str, object] | None = None,
     tags: Mapping[str, str] | None = None,
     parent_run_id: str | None = None,
 ) -> str:
-    """The id of the run `run_name`, found again if an earlier start made it, else made.
+    """The id of the run `run_name`: of an existing one if there is one, else of a new one.
 
     Args:
-        experiment: made unless it is there.
+        experiment: created if it does not exist.
         run_name: unique within the experiment, or within the parent.
-        params: may be nested, as a config is; keys become dotted paths. What a resumed run has stays, since
-            MLflow's parameters cannot change. `SecretStr` values are left out, long ones cut.
-        tags: set anew on a resumed run.
+        params: may be nested, as a config is; keys become dotted paths. Those that a run has already stay,
+            since MLflow's parameters cannot change. `SecretStr` values are left out, long ones cut.
+        tags: replace those of an existing run.
         parent_run_id: makes the run a child of that one.
     Raises:
         UserError: MLflow does not answer or refuses, or the experiment was deleted there.
@@ -80,11 +78,11 @@ def start_or_resume_run(
         return str(run.info.run_id)
 
 
-def find_run(experiment_id: str, run_name: str, parent_run_id: str | None = None) -> Any | None:
-    """The newest run that `start_or_resume_run` made under this name and parent, or None."""
+def find_run(experiment_id: str, run_name: str, parent_run_id: str | None = None) -> Run | None:
+    """The newest run that `start_or_resume_run` started under this name and parent, or None."""
     quote = '"' if "'" in run_name else "'"
     if quote in run_name:
-        raise UserError(f"run name {run_name!r}: use one kind of quotation mark at most")
+        raise UserError(f"run name {run_name!r}: use at most one kind of quotation mark")
     clause = f"tags.`{RUN_NAME_TAG}` = {quote}{run_name}{quote}"
     if parent_run_id:
         clause += f" and tags.`{PARENT_TAG}` = '{parent_run_id}'"
@@ -93,14 +91,14 @@ def find_run(experiment_id: str, run_name: str, parent_run_id: str | None = None
 
 
 def finish_run(run_id: str, status: str = "FINISHED") -> None:
-    """Close a run: `FINISHED`, `FAILED` or `KILLED`."""
+    """Closes a run: `FINISHED`, `FAILED` or `KILLED`."""
     with tracking_errors("close a run in"):
         client().set_terminated(run_id, status)
 
 
 def run_url(run_id: str) -> str | None:
-    """The run's page; None where MLflow is not a server."""
-    uri = shown(tracking_uri()).rstrip("/")
+    """The address of a run's page; None where MLflow is not a server."""
+    uri = without_login(tracking_uri()).rstrip("/")
     if not uri.startswith("http"):
         return None
     with tracking_errors("look up a run in"):
@@ -109,7 +107,7 @@ def run_url(run_id: str) -> str | None:
 
 
 def download_artifacts(run_id: str, folder: str, destination: str | Path) -> Path:
-    """Copies the artifacts below `folder` of a run into `destination`, which is made if need be."""
+    """Copies the artifacts below `folder` of a run into `destination`, creating that if need be."""
     import mlflow
 
     destination = Path(destination)
@@ -127,15 +125,15 @@ def download_artifacts(run_id: str, folder: str, destination: str | Path) -> Pat
     return destination
 
 
-def flat_params(params: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
-    """Nested mappings as MLflow's parameters: dotted keys, values as text cut to its limit, no secrets."""
+def flat_params(params: Mapping[str, object], prefix: str = "") -> dict[str, str]:
+    """Nested mappings as MLflow parameters: dotted keys, values as text cut to its limit, without secrets."""
     flat: dict[str, str] = {}
     for key, value in params.items():
         path = f"{prefix}{key}"
         if isinstance(value, Mapping):
             flat |= flat_params(value, f"{path}.")
         elif not isinstance(value, SecretStr):
-            text = shown(value) if isinstance(value, str) and "://" in value else str(value)
+            text = without_login(value) if isinstance(value, str) and "://" in value else str(value)
             ending = f"… ({len(text)} characters)"
             cut = text[: MAX_PARAM_LENGTH - len(ending)] + ending
             key = re.sub(r"[^\w\-. /:]", "_", path, flags=re.ASCII)[-MAX_KEY_LENGTH:]
@@ -146,14 +144,15 @@ def flat_params(params: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
 def _experiment(mlflow_client: MlflowClient, name: str) -> str:
     from mlflow.exceptions import MlflowException
 
-    found = mlflow_client.get_experiment_by_name(name)
-    if found is None:
+    experiment = mlflow_client.get_experiment_by_name(name)
+    if experiment is None:
         try:
             return mlflow_client.create_experiment(name)
         except MlflowException as error:
             if error.error_code != "RESOURCE_ALREADY_EXISTS":
                 raise
-        found = mlflow_client.get_experiment_by_name(name)  # Another process was quicker.
-    if found.lifecycle_stage == "deleted":
+        experiment = mlflow_client.get_experiment_by_name(name)  # Another process was quicker.
+        assert experiment is not None
+    if experiment.lifecycle_stage == "deleted":
         raise UserError(f"the experiment {name!r} was deleted in MLflow; restore it there or name another")
-    return str(found.experiment_id)
+    return str(experiment.experiment_id)

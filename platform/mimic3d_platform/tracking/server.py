@@ -1,4 +1,4 @@
-"""The MLflow server: where it is, whether it answers, a client of bounded patience, errors of one line."""
+"""The MLflow server: its address, whether it answers, a client with few retries, errors of one line."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ if TYPE_CHECKING:
 
 CHECK_TIMEOUT_S = 4.0
 
-# MLflow retries for about four minutes by default, with nothing to be seen; a user's own values win. What it
-# prints by itself would come between our lines.
+# By default MLflow retries for about four minutes without a word, and prints between the command's lines.
+# A user's own values win.
 _DEFAULTS = {
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2",
     "MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR": "1",
@@ -32,7 +32,7 @@ _DEFAULTS = {
 
 
 def tracking_uri() -> str:
-    """Where MLflow is.
+    """The address of MLflow.
 
     Raises:
         UserError: no server is named.
@@ -45,8 +45,8 @@ def tracking_uri() -> str:
     return uri
 
 
-def shown(uri: str) -> str:
-    """A URI as it may appear in messages: without a user's name or password."""
+def without_login(uri: str) -> str:
+    """A URI as it may appear in messages: without user name and password."""
     parts = urlsplit(uri)
     if "@" not in parts.netloc:
         return uri
@@ -54,7 +54,7 @@ def shown(uri: str) -> str:
 
 
 def client() -> MlflowClient:
-    """A client of the tracking server and its registry, with bounded patience."""
+    """A client of the tracking server and its registry."""
     _set_defaults()
     import mlflow
 
@@ -63,14 +63,14 @@ def client() -> MlflowClient:
 
 
 def _set_defaults() -> None:
-    """To be called before MLflow is imported: it reads some of them then."""
+    """Sets MLflow's variables that the user has not; before MLflow is imported, which reads some of them."""
     for name, value in _DEFAULTS.items():
         os.environ.setdefault(name, value)
 
 
 @contextlib.contextmanager
 def in_environment() -> Iterator[str]:
-    """Names the server in the environment, where MLflow's own functions look, while the block runs."""
+    """Sets `MLFLOW_TRACKING_URI`, which MLflow's module functions read, during the block."""
     uri = tracking_uri()
     before = os.environ.get("MLFLOW_TRACKING_URI")
     os.environ["MLFLOW_TRACKING_URI"] = uri
@@ -82,43 +82,45 @@ def in_environment() -> Iterator[str]:
 
 
 def check_tracking() -> str:
-    """Make sure, within `CHECK_TIMEOUT_S` and a little, that MLflow answers and lets us in.
+    """Checks, in little more than `CHECK_TIMEOUT_S`, that MLflow answers and accepts the login.
 
     Returns:
-        The server's address, fit to be shown.
+        The server's address, without a login.
     Raises:
-        UserError: no server is named, none answers, or it refuses us.
+        UserError: no server is named, none answers, or it refuses access.
     """
     uri = tracking_uri()
     if urlsplit(uri).scheme in ("http", "https") and not _listens(uri):
         raise UserError(_no_answer(uri))
-    found: list[BaseException | None] = []
+    answers: list[BaseException | None] = []
 
-    def ask() -> None:
+    def request() -> None:
         try:
             client().search_experiments(max_results=1)
-            found.append(None)
+            answers.append(None)
         except BaseException as error:
-            found.append(error)
+            answers.append(error)
 
     _set_defaults()
-    with _impatient():
-        import mlflow  # noqa: F401  (its own seconds are not the server's)
+    with _without_retries():
+        import mlflow  # noqa: F401  (its import takes seconds that are not the server's)
 
-        asking = threading.Thread(target=ask, daemon=True)
-        asking.start()
-        asking.join(CHECK_TIMEOUT_S)
-    if not found:
-        raise UserError(f"MLflow at {shown(uri)} takes connections but does not answer; look at its log")
-    if found[0] is not None:
+        requesting = threading.Thread(target=request, daemon=True)
+        requesting.start()
+        requesting.join(CHECK_TIMEOUT_S)
+    if not answers:
+        raise UserError(
+            f"MLflow at {without_login(uri)} takes connections but does not answer; look at its log"
+        )
+    if answers[0] is not None:
         with tracking_errors("ask"):
-            raise found[0]
-    return shown(uri)
+            raise answers[0]
+    return without_login(uri)
 
 
 @contextlib.contextmanager
 def tracking_errors(doing: str) -> Iterator[None]:
-    """Turn what MLflow's client raises into a `UserError` of one line: "cannot {doing} MLflow at …: …"."""
+    """Turns what MLflow's client raises into a `UserError` of one line: "cannot {doing} MLflow at …: …"."""
     from mlflow.exceptions import MlflowException
     from requests.exceptions import RequestException
 
@@ -132,12 +134,12 @@ def tracking_errors(doing: str) -> Iterator[None]:
             raise UserError(_no_answer(uri)) from error
         if getattr(error, "error_code", "") in ("UNAUTHENTICATED", "PERMISSION_DENIED"):
             remedy = "check MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, or MLFLOW_TRACKING_TOKEN"
-            raise UserError(f"MLflow at {shown(uri)} refuses access; {remedy}") from error
-        raise UserError(f"cannot {doing} MLflow at {shown(uri)}: {one_line(error)}") from error
+            raise UserError(f"MLflow at {without_login(uri)} refuses access; {remedy}") from error
+        raise UserError(f"cannot {doing} MLflow at {without_login(uri)}: {one_line(error)}") from error
 
 
 def is_outage(error: BaseException) -> bool:
-    """Whether a call failed because the server is away or overloaded, so that a later one may succeed."""
+    """Whether a call failed because the server is unreachable or overloaded, so that a retry may succeed."""
     from mlflow.exceptions import MlflowException
     from requests.exceptions import ConnectionError, HTTPError, Timeout
 
@@ -145,20 +147,23 @@ def is_outage(error: BaseException) -> bool:
         return error.response is not None and error.response.status_code in (429, 502, 503, 504)
     if isinstance(error, ConnectionError | Timeout):
         return True
-    away = ("failed with exception", "Max retries exceeded", "Connection refused", "timed out")
+    unreachable = ("failed with exception", "Max retries exceeded", "Connection refused", "timed out")
     codes = ("TEMPORARILY_UNAVAILABLE", "REQUEST_LIMIT_EXCEEDED", "DEADLINE_EXCEEDED")
     return isinstance(error, MlflowException) and (
-        error.error_code in codes or any(words in str(error) for words in away)
+        error.error_code in codes or any(words in str(error) for words in unreachable)
     )
 
 
 def one_line(error: BaseException) -> str:
-    """The first 300 characters of what an error says, without line breaks."""
+    """The first 300 characters of an error's message, without line breaks."""
     return " ".join(str(error).split())[:300] or type(error).__name__
 
 
 def _no_answer(uri: str) -> str:
-    return f"no MLflow server answers at {shown(uri)}; start it (`mimic3d up`) or correct MLFLOW_TRACKING_URI"
+    return (
+        f"no MLflow server answers at {without_login(uri)}; start it (`mimic3d up`) or correct "
+        "MLFLOW_TRACKING_URI"
+    )
 
 
 def _listens(uri: str) -> bool:
@@ -166,25 +171,25 @@ def _listens(uri: str) -> bool:
     parts = urlsplit(uri)
     address = (parts.hostname or "", parts.port or (443 if parts.scheme == "https" else 80))
     if any(os.environ.get(name) for name in ("HTTP_PROXY", "HTTPS_PROXY", "http_proxy", "https_proxy")):
-        from urllib.request import proxy_bypass_environment
+        from urllib.request import proxy_bypass
 
-        if not proxy_bypass_environment(address[0]):
-            return True  # Only the proxy can be reached from here; the client will ask through it.
+        if not proxy_bypass(address[0]):
+            return True  # Only the proxy can be reached from here; the client connects through it.
     connected = threading.Event()
 
     def connect() -> None:
         with contextlib.suppress(OSError), socket.create_connection(address, CHECK_TIMEOUT_S):
             connected.set()
 
-    trying = threading.Thread(target=connect, daemon=True)  # Looking a name up knows no timeout.
-    trying.start()
-    trying.join(CHECK_TIMEOUT_S)
+    connecting = threading.Thread(target=connect, daemon=True)  # The look-up of a name has no timeout.
+    connecting.start()
+    connecting.join(CHECK_TIMEOUT_S)
     return connected.is_set()
 
 
 @contextlib.contextmanager
-def _impatient() -> Iterator[None]:
-    """No retries while the server is only asked whether it is there."""
+def _without_retries() -> Iterator[None]:
+    """Keeps MLflow from retrying, and from waiting long, during the block."""
     names = ("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "MLFLOW_HTTP_REQUEST_TIMEOUT")
     before = {name: os.environ.get(name) for name in names}
     os.environ |= {names[0]: "0", names[1]: str(int(CHECK_TIMEOUT_S))}

@@ -1,158 +1,123 @@
-"""The driver of a run while its workers train: Ctrl-C and SIGTERM, progress and notes."""
+"""The driver's part of a run: starts the workers, shows their progress, and ends them when asked to.
+
+Loads Ray Train and PyTorch.
+"""
 
 from __future__ import annotations
 
 import contextlib
-import logging
-import signal
-import socket
 import sys
 import threading
-import time
-from collections.abc import Callable, Iterator
-from typing import Any, TypeVar
+from collections.abc import Callable, Iterator, Sequence
 
-from mimic3d_platform.errors import ClusterGoneError
-from mimic3d_platform.training.progress import Report
+from ray.exceptions import RayError
+from ray.train.v2.api.callback import UserCallback
 
-Result = TypeVar("Result")
+from mimic3d_platform import tracking
+from mimic3d_platform.cluster.resources import Scale
+from mimic3d_platform.cluster.train_workers import WorkersFailedError, run_train_workers
+from mimic3d_platform.errors import ClusterGoneError, UserError
+from mimic3d_platform.models.checkpoints import CheckpointStore
+from mimic3d_platform.training.interrupts import run_interruptible
+from mimic3d_platform.training.progress import ProgressReport
+from mimic3d_platform.training.result import TrainingResult
+from mimic3d_platform.training.run_identity import TrainingRun
+from mimic3d_platform.training.run_state import RunState
+from mimic3d_platform.training.stop_signals import catch_sigterm
+from mimic3d_platform.training.worker import WorkerArguments, train_worker
 
+# Limits attempts that fail before they reach the training loop, which `FailureCount` does not see.
+MAX_ATTEMPTS = 100
 POLL_S = 1.0
-# After a first signal the workers have so long to store a checkpoint; a second signal ends at once.
-STOP_PATIENCE_S = 20.0
-HEAD_POLL_S = 3.0
-HEAD_PATIENCE_S = 20.0
 
 
-def run_interruptible(work: Callable[[], Result], board: Any, say: Callable[[str], None]) -> Result:
-    """The result of `work`; Ctrl-C and SIGTERM ask the workers for a checkpoint and an end.
+def run_workers(
+    run: TrainingRun,
+    scale: Scale,
+    callbacks: Sequence[UserCallback],
+    on_progress: Callable[[ProgressReport], None] | None,
+    on_note: Callable[[str], None] | None,
+) -> TrainingResult:
+    """Trains a run on Ray Train workers to its end. The caller holds the run's lock.
 
-    A second signal, or `STOP_PATIENCE_S` going by, is a KeyboardInterrupt at once. The work is done in
-    another thread, so that this one hears signals and Ray does not answer them in its own ways: a stack trace
-    on SIGTERM, and on Ctrl-C an end of this program as if all were well. Called elsewhere than in the main
-    thread, where Python knows no signals, it does the work and nothing else.
+    Raises:
+        UserError: the run failed; says why.
+        KeyboardInterrupt: it was stopped by a signal; what it had done is stored.
     """
-    if threading.current_thread() is not threading.main_thread():
-        return work()
-    asked: list[float] = []
+    total = run.config.total_nimg
+    with RunState.started(run.runs_uri, run.name) as state:
 
-    def stop(*_: Any) -> None:
-        if asked:
+        def train() -> None:
+            run_train_workers(
+                train_worker,
+                WorkerArguments(run, state),
+                name=run.name,
+                storage_uri=run.runs_uri,
+                scale=scale,
+                max_failures=MAX_ATTEMPTS,
+                callbacks=callbacks,
+                on_worker_start=catch_sigterm,
+            )
+
+        def stop() -> None:
+            if on_note is not None:
+                on_note("stopping once a checkpoint is stored; a second Ctrl-C stops at once")
+            state.request_stop()
+
+        if on_progress is not None:
+            url = tracking.run_url(run.mlflow_ids["run"])
+            on_progress(ProgressReport("starting the workers", 0, total, url=url))
+        with _followed(state, on_progress, on_note):
+            try:
+                run_interruptible(train, stop)
+            except WorkersFailedError as error:
+                raise UserError(
+                    f"the run {run.name} failed: {error}; run the same command again to resume from its last "
+                    "checkpoint"
+                ) from error
+        if (failure := state.failure()) is not None:
+            raise UserError(failure)
+        if state.stopped_at() is not None:
             raise KeyboardInterrupt
-        asked.append(time.monotonic())
-
-    outcome: dict[str, Any] = {}
-    done = threading.Event()
-
-    def do() -> None:
-        try:
-            outcome["result"] = work()
-        except BaseException as error:
-            outcome["error"] = error
-        finally:
-            done.set()
-
-    logging.getLogger("ray.train").setLevel(logging.WARNING)
-    before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        threading.Thread(target=do, name="fit", daemon=True).start()
-        told, head = False, _Head()
-        while not done.wait(0.2):
-            if asked and not told:
-                say("stopping once a checkpoint is stored; a second Ctrl-C stops at once")
-                board.ask_to_stop.remote()
-                told = True
-            if asked and time.monotonic() - asked[0] > STOP_PATIENCE_S:
-                raise KeyboardInterrupt
-            if head.is_gone():
-                raise head.loss()
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-    if "error" in outcome:
-        # Ray may notice first, and then speaks of whatever it was about to call.
-        if head.was_lost_by(outcome["error"]):
-            raise head.loss() from outcome["error"]
-        raise outcome["error"]
-    return outcome["result"]
-
-
-class _Head:
-    """Whether the cluster's head still takes connections; Ray itself would wait for it for minutes.
-
-    One that could never be reached directly, as through Ray's client, is not missed.
-    """
-
-    def __init__(self) -> None:
-        import ray
-
-        self.address = ray.get_runtime_context().gcs_address
-        self._asked = 0.0
-        self._answered: float | None = None
-
-    def is_gone(self) -> bool:
-        """Whether it has not answered for `HEAD_PATIENCE_S`; asks every `HEAD_POLL_S`."""
-        now = time.monotonic()
-        if now - self._asked > HEAD_POLL_S:
-            self._asked = now
-            if self._answers():
-                self._answered = time.monotonic()
-        return self._answered is not None and time.monotonic() - self._answered > HEAD_PATIENCE_S
-
-    def was_lost_by(self, error: BaseException) -> bool:
-        """Whether an error is Ray's own and the head, which answered before, answers no longer."""
-        from ray.exceptions import RayError
-
-        return isinstance(error, RayError) and self._answered is not None and not self._answers()
-
-    def loss(self) -> ClusterGoneError:
-        """What to tell the user."""
-        return ClusterGoneError(
-            f"the Ray head at {self.address} is gone: start it again (`mimic3d up`), then run the same "
-            "command again; it goes on from the last checkpoint"
+        last = state.latest_report()
+    stored = CheckpointStore(run.runs_uri, run.name).all()
+    if last is None or not stored or stored[-1].nimg < total:
+        raise UserError(
+            f"the run {run.name} left no checkpoint of its end under {run.runs_uri}: run it again"
         )
-
-    def _answers(self) -> bool:
-        host, _, port = self.address.rpartition(":")
-        try:
-            socket.create_connection((host, int(port)), HEAD_POLL_S).close()
-        except OSError:
-            return False
-        return True
+    return TrainingResult(run.name, run.mlflow_ids["run"], stored[-1].uri, last.metrics, last.train_seconds)
 
 
 @contextlib.contextmanager
-def followed(
-    board: Any,
-    on_progress: Callable[[Report], None] | None,
+def _followed(
+    state: RunState,
+    on_progress: Callable[[ProgressReport], None] | None,
     on_note: Callable[[str], None] | None,
 ) -> Iterator[None]:
-    """Tells of the board's reports and notes while the block runs, in a thread of its own."""
-    import ray
+    """Passes new reports and notes of the workers on while the block runs, from a thread of its own."""
+    ended = threading.Event()
+    shown: set[str] = set()
 
-    stop = threading.Event()
-    told: set[str] = set()
-
-    def look() -> None:
-        with contextlib.suppress(ray.exceptions.RayError):
-            report, notes = ray.get([board.get.remote(), board.notes.remote()], timeout=10)
+    def poll() -> None:
+        with contextlib.suppress(RayError):
+            report, notes = state.latest_report(timeout=10), state.notes(timeout=10)
             for note in notes:
-                if on_note is not None and note not in told:
+                if on_note is not None and note not in shown:
                     on_note(note)
-                told.add(note)
+                shown.add(note)
             if report is not None and on_progress is not None:
                 on_progress(report)
 
     def follow() -> None:
-        while not stop.wait(POLL_S):
-            look()
+        while not ended.wait(POLL_S):
+            poll()
 
     thread = threading.Thread(target=follow, name="progress", daemon=True)
     thread.start()
     try:
         yield
     finally:
-        stop.set()
+        ended.set()
         thread.join(timeout=15)
         if not isinstance(sys.exception(), ClusterGoneError):
-            look()
+            poll()

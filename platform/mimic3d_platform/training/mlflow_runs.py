@@ -1,4 +1,4 @@
-"""A run in MLflow: one run, a child for each of its stages; found again, never made twice."""
+"""A run in MLflow: one MLflow run, and a child for each of its stages; found again when the run resumes."""
 
 from __future__ import annotations
 
@@ -12,22 +12,24 @@ from pathlib import Path
 from mimic3d.config import Config, fingerprint, to_dict
 from mimic3d_platform import tracking
 from mimic3d_platform.errors import UserError
-from mimic3d_platform.training.runs import Origin
+from mimic3d_platform.training.run_identity import RunOrigin
 
 
-def start(
+def start_mlflow_runs(
     config: Config,
     name: str,
-    origin: Origin,
+    origin: RunOrigin,
     parent_run_id: str | None = None,
     tags: Mapping[str, str] | None = None,
 ) -> dict[str, str]:
-    """The run and a child for each stage, found again if an earlier start made them.
+    """Starts a run and its stages in MLflow, or finds those of an earlier start again.
 
     Returns:
         their ids: "run", and "stage1" and "stage2" as the config has them.
+    Raises:
+        UserError: MLflow does not answer or refuses.
     """
-    own = {
+    all_tags = {
         "mimic3d.config": fingerprint(config),
         "mimic3d.data": origin.data,
         "mimic3d.version": metadata.version("mimic3d"),
@@ -38,27 +40,27 @@ def start(
         **(tags or {}),
     }
     if config.start:
-        own |= {"mimic3d.start": config.start, "mimic3d.start.sha256": origin.start}
-    parent = tracking.start_or_resume_run(tracking.EXPERIMENT, name, to_dict(config), own, parent_run_id)
-    ids = {"run": parent}
+        all_tags |= {"mimic3d.start": config.start, "mimic3d.start.sha256": origin.start}
+    run_id = tracking.start_or_resume_run(tracking.EXPERIMENT, name, to_dict(config), all_tags, parent_run_id)
+    ids = {"run": run_id}
     lengths = {1: config.stage1_nimg, 2: config.total_nimg - config.stage1_nimg}
     for stage in (stage for stage, images in lengths.items() if images):
         ids[f"stage{stage}"] = tracking.start_or_resume_run(
-            tracking.EXPERIMENT, f"{name}-stage{stage}", {"stage": stage}, own, parent_run_id=parent
+            tracking.EXPERIMENT, f"{name}-stage{stage}", {"stage": stage}, all_tags, parent_run_id=run_id
         )
     return ids
 
 
-def finish(run_ids: Mapping[str, str], status: str) -> None:
-    """Closes the run and its stages, as far as MLflow answers."""
+def finish_mlflow_runs(run_ids: Mapping[str, str], status: str) -> None:
+    """Closes a run and its stages in MLflow, if it answers: `FINISHED`, `FAILED` or `KILLED`."""
     for run_id in run_ids.values():
         with contextlib.suppress(UserError):
             tracking.finish_run(run_id, status)
 
 
 def _commit() -> str:
-    """The commit of the checkout that this runs from, with a mark if files were changed since."""
-    if sent := os.environ.get("MIMIC3D_COMMIT"):  # The sources came along with a job.
+    """The commit of the checkout that this code runs from, with `-dirty` if files have changed since."""
+    if sent := os.environ.get("MIMIC3D_COMMIT"):  # The sources were sent along with a Ray job.
         return sent
     here = Path(__file__).parent
     try:

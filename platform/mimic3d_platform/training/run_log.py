@@ -1,137 +1,164 @@
-"""What rank 0 logs of a run: losses, schedules, speed, memory and the machine, pictures, what went wrong."""
+"""The log of a run: losses, schedules, speed, memory, sample grids, checkpoints, divergence.
+
+Each entry is a line in the run's folder (`metrics_file`) and goes to MLflow. The lines are stored before each
+checkpoint, so that a run which resumes from it sends MLflow what it has missed.
+"""
 
 from __future__ import annotations
 
 import contextlib
-import platform
+import io
+import threading
+import time
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+
+import torch
+from PIL.Image import Image
 
 from mimic3d.config import Config
+from mimic3d.training.schedules import blur_sigma, ema_decay, pose_swap_probability, pretrained
+from mimic3d.training.trainer import Trainer
 from mimic3d_platform.errors import UserError
 from mimic3d_platform.models.checkpoints import StoredCheckpoint
-from mimic3d_platform.tracking.logger import RunLogger
-from mimic3d_platform.training.divergence import Divergence, DivergenceWatch
-
-if TYPE_CHECKING:
-    import torch
-    from PIL.Image import Image
-
-    from mimic3d.training.trainer import Trainer
-
-PENDING = "pending-log.json"
-# MLflow is waited for that long at the end of a run; nothing is lost by giving up, see `RunLogger.pending`.
-END_PATIENCE_S = 600.0
+from mimic3d_platform.tracking.logger import Entry, File, Metrics, RunLogger, Tag
+from mimic3d_platform.training.divergence import Divergence, DivergenceDetector
+from mimic3d_platform.training.metrics_file import LogLine, MetricsFile
+from mimic3d_platform.training.system_metrics import SystemMetrics, hardware
 
 
 class RunLog:
-    """The run's and its stages' loggers.
+    """Logs a run and its stages.
 
     Args:
-        run_ids: of MLflow: "run" and, for each stage that the run has, "stage1", "stage2".
+        mlflow_ids: of "run" and, for each stage that the run has, "stage1", "stage2".
+        run_uri: the run's folder.
     """
 
-    def __init__(self, run_ids: Mapping[str, str], config: Config) -> None:
+    def __init__(self, mlflow_ids: Mapping[str, str], config: Config, run_uri: str) -> None:
         self._config = config
-        self._loggers = {key: RunLogger(run_id) for key, run_id in run_ids.items()}
-        self._machine = _Machine()
-        self._watch = DivergenceWatch()
+        self._loggers = {stage: RunLogger(run_id) for stage, run_id in mlflow_ids.items()}
+        self._file = MetricsFile(run_uri)
+        self._sent_before: dict[str, int] | None = None
+        """Lines that MLflow had taken when this attempt began, by stage; None before `resume`."""
+        self._adding = threading.Lock()
+        self._system = SystemMetrics()
+        self._detector = DivergenceDetector()
 
-    def restore(self, pending: Mapping[str, Any]) -> None:
-        """Takes over what MLflow had not taken when the checkpoint was made."""
-        for key, entries in pending.items():
-            if key in self._loggers:
-                self._loggers[key].restore(entries)
+    def resume(self, nimg: int | None) -> None:
+        """Continues the log of a run that resumes at `nimg`, or begins it anew where that is None.
 
-    def pending(self) -> dict[str, Any]:
-        """What MLflow has not taken yet, for the checkpoint."""
-        return {key: logger.pending() for key, logger in self._loggers.items()}
+        Raises:
+            UserError: storage does not answer; the same may be tried again.
+        """
+        self._sent_before, missing = self._file.resume(nimg)
+        for line in missing:
+            if line.stage in self._loggers:
+                self._loggers[line.stage].add(line.entry)
+
+    def save(self) -> None:
+        """Stores the lines of all entries so far; does nothing before `resume`.
+
+        Raises:
+            UserError: storage does not answer; the same may be tried again.
+        """
+        if (before := self._sent_before) is None:
+            return
+        self._file.save(
+            {stage: before.get(stage, 0) + logger.taken for stage, logger in self._loggers.items()}
+        )
 
     def describe(
         self, device: torch.device, world_size: int, nimg: int, checkpoint: StoredCheckpoint | None
     ) -> None:
-        """Says on what the run trains from here, and where it goes on."""
-        self.tag("hardware", hardware(device, world_size))
-        self.tag("workers", str(world_size))
+        """Logs the hardware that the run trains on from here, and where it resumes."""
+        self.tag("hardware", hardware(device, world_size), nimg)
+        self.tag("workers", str(world_size), nimg)
         if checkpoint is not None:
             self.metrics({"resumed_from": nimg}, nimg)
-            self._name_stage1(checkpoint)
+            self._tag_stage1(checkpoint)
 
     def stored(self, checkpoint: StoredCheckpoint, seconds: float) -> None:
-        """Says where the newest checkpoint lies, and how long it took to be stored."""
-        self.tag("checkpoint", checkpoint.uri)
+        """Logs where the newest checkpoint lies, and how long writing and storing it took."""
+        self.tag("checkpoint", checkpoint.uri, checkpoint.nimg)
         self.metrics({"checkpoint/store_seconds": seconds}, checkpoint.nimg)
-        self._name_stage1(checkpoint)
+        self._tag_stage1(checkpoint)
 
-    def _name_stage1(self, checkpoint: StoredCheckpoint) -> None:
-        """Stage 2 names the checkpoint of stage 1 that it came from."""
-        if checkpoint.nimg == self._config.stage1_nimg:
-            self.tag("stage1_checkpoint", checkpoint.uri, stage=2)
-            self.tag("stage1_checkpoint.sha256", checkpoint.digest, stage=2)
-
-    def metrics(self, values: Mapping[str, float], nimg: int) -> None:
-        """Measured values, of the run as a whole."""
-        self._loggers["run"].log_metrics(values, nimg)
+    def metrics(self, values: Mapping[str, float], nimg: int, stage: str = "run") -> None:
+        """Logs values of the run as a whole, or of a stage."""
+        self._add(stage, nimg, Metrics(dict(values), nimg, int(time.time() * 1000)))
 
     def picture(self, image: Image, nimg: int) -> None:
-        """A grid of samples."""
-        self._loggers["run"].log_image(image, f"samples/{nimg:09d}.png")
+        """Logs a grid of samples."""
+        buffer = io.BytesIO()
+        image.save(buffer, "png")
+        self._add("run", nimg, File(f"samples/{nimg:09d}.png", buffer.getvalue()))
 
-    def tag(self, key: str, value: str, stage: int | None = None) -> None:
-        """Tags the run, or one of its stages."""
-        logger = self._loggers.get(f"stage{stage}" if stage else "run")
-        if logger is not None:
-            logger.set_tag(f"mimic3d.{key}", value)
+    def tag(self, key: str, value: str, nimg: int, stage: str = "run") -> None:
+        """Sets a tag of the run, or of a stage."""
+        self._add(stage, nimg, Tag(f"mimic3d.{key}", value))
 
     def line(
         self, trainer: Trainer, stage: int, scalars: Mapping[str, float], speed: Mapping[str, float]
     ) -> Divergence | None:
-        """One line of the log, at the trainer's `nimg`.
+        """Logs one line of a stage at the trainer's `nimg`.
 
         Args:
             stage: that the steps since the last line belong to.
-            scalars: of the last step.
-            speed: what the run measured of itself: images a second, share of waiting for data.
+            scalars: the newest value of each.
+            speed: images a second, share of the time spent waiting for data.
         Returns:
-            what this line shows to have gone wrong.
+            the divergence that this line shows, if there is a new one.
         """
         values = dict(scalars)
         values |= {f"speed/{name}": value for name, value in speed.items()}
         values |= schedule_values(self._config, trainer)
-        values |= self._machine.values(trainer.device)
-        self._loggers[f"stage{stage}"].log_metrics(values, trainer.nimg)
-        return self._watch.look(trainer.nimg, scalars)
+        values |= self._system.read(trainer.device)
+        self.metrics(values, trainer.nimg, f"stage{stage}")
+        return self._detector.check(trainer.nimg, scalars)
 
-    def diverged(self, divergence: Divergence) -> None:
-        """Tags the run."""
-        self.tag("diverged", divergence.kind)
-        self.tag("diverged.why", divergence.explanation)
+    def diverged(self, divergence: Divergence, nimg: int) -> None:
+        """Tags the run with a divergence."""
+        self.tag("diverged", divergence.kind, nimg)
+        self.tag("diverged.why", divergence.explanation, nimg)
 
     def flush(self, timeout: float) -> None:
-        """Waits until MLflow has all.
+        """Waits until MLflow has taken everything.
 
         Raises:
-            UserError: it does not answer; says what to do.
+            UserError: it has not within `timeout` seconds, or refuses something; says what to do.
         """
         for logger in self._loggers.values():
             logger.flush(timeout)
 
     @property
     def waiting(self) -> bool:
-        """Whether MLflow has yet to take something; what it refused does not wait."""
-        return any(self.pending().values())
+        """Whether MLflow has yet to take something. What it refused does not wait."""
+        return any(logger.waiting for logger in self._loggers.values())
 
-    def try_to_flush(self, timeout: float) -> None:
-        """As `flush`, where another error is the one to be told."""
+    def flush_and_save(self, timeout: float) -> None:
+        """As `flush`, then `save`, both without an error: for a run that is about to end anyway."""
         with contextlib.suppress(UserError):
             self.flush(timeout)
+        with contextlib.suppress(UserError):
+            self.save()
+
+    def _add(self, stage: str, nimg: int, entry: Entry) -> None:
+        if stage not in self._loggers:
+            return
+        # In one order for both: what MLflow has taken is counted in lines.
+        with self._adding:
+            self._file.append(LogLine(stage, nimg, entry))
+            self._loggers[stage].add(entry)
+
+    def _tag_stage1(self, checkpoint: StoredCheckpoint) -> None:
+        """Names, in stage 2, the checkpoint of stage 1 that it began with."""
+        if checkpoint.nimg == self._config.stage1_nimg:
+            self.tag("stage1_checkpoint", checkpoint.uri, checkpoint.nimg, "stage2")
+            self.tag("stage1_checkpoint.sha256", checkpoint.digest, checkpoint.nimg, "stage2")
 
 
 def schedule_values(config: Config, trainer: Trainer) -> dict[str, float]:
-    """What changes during a run by schedule: learning rates, the average's decay, blur, pose swaps."""
-    from mimic3d.training.schedules import blur_sigma, ema_decay, pose_swap_probability, pretrained
-
-    # Of the step that ended at the trainer's `nimg`.
+    """The scheduled values of the step that ended at the trainer's `nimg`: rates, decay, blur, pose swaps."""
     schedule, nimg = config.schedule, trainer.nimg - config.schedule.batch
     trained = pretrained(config, nimg)
     values = {
@@ -143,42 +170,3 @@ def schedule_values(config: Config, trainer: Trainer) -> dict[str, float]:
         optimizer = getattr(trainer, f"{name}_optimizer")
         values[f"schedule/{name}_lr"] = optimizer.param_groups[0]["lr"]
     return values
-
-
-def hardware(device: torch.device, world_size: int) -> str:
-    """What a run trains on, in a few words."""
-    if device.type == "cuda":
-        import torch
-
-        return f"{world_size} x {torch.cuda.get_device_name(device)}"
-    return f"{world_size} x CPU {platform.machine()}"
-
-
-class _Machine:
-    """MLflow's own collectors of system metrics, read at the steps of the log, and this worker's memory."""
-
-    def __init__(self) -> None:
-        from mlflow.system_metrics.metrics.cpu_monitor import CPUMonitor
-        from mlflow.system_metrics.metrics.gpu_monitor import GPUMonitor
-        from mlflow.system_metrics.metrics.network_monitor import NetworkMonitor
-
-        self._monitors: list[Any] = [CPUMonitor(), NetworkMonitor()]
-        # Without a GPU, or without NVIDIA's library, it says so by one of these.
-        with contextlib.suppress(ImportError, RuntimeError):
-            self._monitors.append(GPUMonitor())
-
-    def values(self, device: torch.device) -> dict[str, float]:
-        import psutil
-
-        values: dict[str, float] = {}
-        for monitor in self._monitors:
-            monitor.collect_metrics()
-            # The prefix is MLflow's: it shows these on a page of their own.
-            values |= {f"system/{name}": value for name, value in monitor.aggregate_metrics().items()}
-            monitor.clear_metrics()
-        values["memory/worker_megabytes"] = psutil.Process().memory_info().rss / 1e6
-        if device.type == "cuda":
-            import torch
-
-            values["memory/gpu_peak_megabytes"] = torch.cuda.max_memory_allocated(device) / 1e6
-        return values

@@ -1,7 +1,7 @@
-"""Notice that a worker, its node or the whole run is about to end, so that a checkpoint is made first.
+"""Signals that a worker, its node or the whole run is about to end, so that a checkpoint is stored first.
 
-Notice comes as SIGTERM to a worker, as a drain of its node that Ray announces, or from the driver, which was
-told to stop. The ranks agree on it between two steps, so that all of them stop at the same image.
+A signal is SIGTERM to a worker, the drain of its node as Ray announces it, or the driver's request to stop.
+The ranks agree on it between two steps, so that all of them stop at the same image.
 """
 
 from __future__ import annotations
@@ -10,100 +10,102 @@ import contextlib
 import enum
 import signal
 import threading
-from typing import Any
+from collections.abc import Callable
+from types import FrameType
+from typing import cast
+
+import torch
+import torch.distributed as dist
+
+from mimic3d_platform.cluster.ray_internals import get_train_context
 
 POLL_S = 1.0
 
 
-class Notice(enum.IntEnum):
-    """What was announced; the greater one wins."""
+class StopSignal(enum.IntEnum):
+    """What a rank knows; of several, the greatest counts."""
 
     NONE = 0
-    NODE_DRAINS = 1
-    """Ray ends the workers when it must: save, and go on until then."""
-    WORKER_TERMINATES = 2
-    """A worker got SIGTERM: save, and let Ray start the workers anew."""
-    STOP = 3
-    """The driver was told to stop: save, and end."""
+    NODE_DRAINING = 1
+    """A node is about to be taken away: store a checkpoint, and train on until Ray ends the workers."""
+    WORKER_TERMINATED = 2
+    """A worker received SIGTERM: store a checkpoint and fail, so that Ray starts new workers."""
+    STOP_REQUESTED = 3
+    """The driver asks the workers to stop: store a checkpoint and return."""
 
 
-# Set by the signal's handler, in whichever worker process this is.
-_terminated = threading.Event()
+# Set by the signal handler of this worker process.
+_sigterm_received = threading.Event()
 
 
-def listen() -> None:
-    """Makes SIGTERM a notice; for the worker's main thread, while the training runs in another."""
+def catch_sigterm() -> None:
+    """Sets the handler that makes the first SIGTERM a stop signal; a second one ends the process as before.
+
+    To be called in the worker's main thread, while the training runs in another.
+    """
     former = signal.getsignal(signal.SIGTERM)
 
-    def handle(number: int, frame: Any) -> None:
-        if _terminated.is_set() and callable(former):
+    def handle(number: int, frame: FrameType | None) -> None:
+        if _sigterm_received.is_set() and callable(former):
             former(number, frame)
-        _terminated.set()
+        _sigterm_received.set()
 
     with contextlib.suppress(ValueError):
         signal.signal(signal.SIGTERM, handle)
 
 
-class NoticeWatch:
-    """Asked by every rank before every step.
+class StopSignals:
+    """The stop signals of all ranks, asked for by every rank before every step.
 
     Args:
-        board: of the run; rank 0 asks it, in a thread, whether the driver wants to stop.
+        stop_requested: whether the driver asks to stop; rank 0 polls it in a thread.
 
     Attributes:
-        group: a process group of the CPU for what ranks tell each other; None for a single worker.
+        group: a process group on the CPU for messages between ranks; None for a single worker.
     """
 
-    def __init__(self, board: Any, rank: int, world_size: int) -> None:
-        self._world_size = world_size
-        self._stop = False
-        self._drain_told = False
+    def __init__(self, stop_requested: Callable[[], bool], rank: int, world_size: int) -> None:
+        self._stop_requested = False
+        self._drain_reported = False
         self._closed = threading.Event()
-        self.group: Any = None
+        # On the CPU even where gradients travel between GPUs, so that no step waits for a GPU.
+        self.group: dist.ProcessGroup | None = None
         if world_size > 1:
-            import torch.distributed as dist
-
-            # Of the CPU even where gradients travel between GPUs, so that no step waits for a GPU.
-            self.group = dist.new_group(backend="gloo")
+            self.group = cast(dist.ProcessGroup, dist.new_group(backend="gloo"))
         if rank == 0:
-            threading.Thread(target=self._follow, args=(board,), name="notice", daemon=True).start()
+            poll = threading.Thread(
+                target=self._poll, args=(stop_requested,), name="stop signals", daemon=True
+            )
+            poll.start()
 
-    def agreed(self) -> Notice:
-        """What any rank knows; the same answer for all ranks. Each rank has to ask equally often."""
-        mine = self._mine()
+    def agreed(self) -> StopSignal:
+        """The greatest signal that any rank knows, the same on all ranks; a draining node only once.
+
+        A collective operation: each rank has to call it equally often.
+        """
+        known = self._known()
         if self.group is not None:
-            import torch
-            import torch.distributed as dist
-
-            told = torch.tensor([int(mine)])
-            dist.all_reduce(told, op=dist.ReduceOp.MAX, group=self.group)
-            mine = Notice(int(told))
-        if mine == Notice.NODE_DRAINS:
-            if self._drain_told:
-                return Notice.NONE
-            self._drain_told = True
-        return mine
+            greatest = torch.tensor([int(known)])
+            dist.all_reduce(greatest, op=dist.ReduceOp.MAX, group=self.group)
+            known = StopSignal(int(greatest))
+        if known == StopSignal.NODE_DRAINING:
+            if self._drain_reported:
+                return StopSignal.NONE
+            self._drain_reported = True
+        return known
 
     def close(self) -> None:
+        """Ends the polling."""
         self._closed.set()
 
-    def _mine(self) -> Notice:
-        if self._stop:
-            return Notice.STOP
-        if _terminated.is_set():
-            return Notice.WORKER_TERMINATES
-        from mimic3d_platform.cluster.ray_internals import get_train_context
-
+    def _known(self) -> StopSignal:
+        if self._stop_requested:
+            return StopSignal.STOP_REQUESTED
+        if _sigterm_received.is_set():
+            return StopSignal.WORKER_TERMINATED
         draining = get_train_context().preemption_context.preemption_info is not None
-        return Notice.NODE_DRAINS if draining else Notice.NONE
+        return StopSignal.NODE_DRAINING if draining else StopSignal.NONE
 
-    def _follow(self, board: Any) -> None:
-        import ray
-
+    def _poll(self, stop_requested: Callable[[], bool]) -> None:
         while not self._closed.wait(POLL_S):
-            try:
-                self._stop = self._stop or ray.get(board.stopping.remote(), timeout=10)
-            except ray.exceptions.RayActorError:
-                self._stop = True  # Nobody waits for this run any more.
-            except ray.exceptions.RayError:
-                continue
+            self._stop_requested = self._stop_requested or stop_requested()

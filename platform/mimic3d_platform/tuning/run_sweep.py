@@ -11,14 +11,15 @@ from pathlib import Path
 
 from mimic3d_platform import storage, tracking
 from mimic3d_platform.cluster.connect import join_ray
+from mimic3d_platform.cluster.named_actors import run_lock
 from mimic3d_platform.console import Console
 from mimic3d_platform.data.format.dataset import check_trainable, open_dataset
 from mimic3d_platform.errors import UserError
 from mimic3d_platform.evaluation import feature_weights
 from mimic3d_platform.settings import DEFAULT_RUNS_URI
 from mimic3d_platform.tracking import EXPERIMENT
-from mimic3d_platform.training import runs
-from mimic3d_platform.training.progress import ProgressBoard
+from mimic3d_platform.training import run_identity
+from mimic3d_platform.training.run_identity import check_name, claim_name
 from mimic3d_platform.tuning.checks import concurrency, with_metric_names
 from mimic3d_platform.tuning.mlflow_runs import (
     REPORT,
@@ -36,7 +37,6 @@ from mimic3d_platform.tuning.sweep_file import differences, parse_sweep, sweep_t
 from mimic3d_platform.tuning.trials import SweepRun, Trial, TrialRecords
 
 SWEEP, CLOCK = "sweep.yaml", "clock.json"
-_SHOWN_DIFFERENCES = 4
 
 
 def run_sweep(
@@ -54,7 +54,7 @@ def run_sweep(
             result.
     """
     runs_uri = runs_uri or DEFAULT_RUNS_URI
-    runs.check_name(stage1_run(runs.check_name(name)))  # The longest of the names that are made from it.
+    check_name(stage1_run(check_name(name)))  # The longest of the names that are made from it.
     manifest = open_dataset(sweep.base.data.uri)
     check_trainable(manifest, resolution=sweep.base.model.image_resolution, where=sweep.base.data.uri)
     tracking.check_tracking()
@@ -65,7 +65,7 @@ def run_sweep(
     _claim_name(runs_uri, name, sweep)
     sweep_uri = storage.join(runs_uri, name)
     tags = {"mimic3d.sweep": name, "mimic3d.data": manifest.fingerprint}
-    with _locked(runs_uri, name):
+    with run_lock(runs_uri, name):
         records = TrialRecords(sweep_uri)
         run_id = tracking.start_or_resume_run(EXPERIMENT, name, sweep_params(sweep), tags)
         with _closing(run_id):
@@ -133,19 +133,6 @@ def _writable(folder: Path) -> Path:
         raise UserError(f"cannot write the report to {folder} ({reason}): give another --report") from None
 
 
-@contextlib.contextmanager
-def _locked(runs_uri: str, name: str) -> Iterator[None]:
-    """Keeps other processes from running the same sweep while the block runs."""
-    import ray
-
-    board = ProgressBoard.claim(runs_uri, name)
-    try:
-        yield
-    finally:
-        with contextlib.suppress(Exception):
-            ray.kill(board)
-
-
 def _at_once(sweep: Sweep) -> int:
     """The number of trials that run at once, which is never more than there are."""
     import ray
@@ -161,19 +148,14 @@ def _claim_name(runs_uri: str, name: str, sweep: Sweep) -> None:
         UserError: the name belongs to a run, or to another sweep; the first differences are shown.
     """
     place = storage.join(runs_uri, name, SWEEP)
-    if storage.exists(storage.join(runs_uri, name, runs.CONFIG)):
+    if storage.exists(storage.join(runs_uri, name, run_identity.CONFIG)):
         raise UserError(f"{name} is a training run already: give the sweep another --name")
-    if not storage.exists(place):
-        storage.ensure_bucket(runs_uri)
-        storage.write_bytes(place, sweep_to_yaml(sweep).encode())
-        return
-    changed = differences(parse_sweep(storage.read_bytes(place).decode(), place), sweep)
-    if changed:
-        more = f" and {len(changed) - _SHOWN_DIFFERENCES} more" if len(changed) > _SHOWN_DIFFERENCES else ""
-        raise UserError(
-            f"the sweep {name} exists with other settings "
-            f"({', '.join(changed[:_SHOWN_DIFFERENCES])}{more}): give this one another --name"
-        )
+    claim_name(
+        place,
+        sweep_to_yaml(sweep),
+        lambda text: differences(parse_sweep(text, place), sweep),
+        f"the sweep {name} exists with other settings",
+    )
 
 
 @contextlib.contextmanager

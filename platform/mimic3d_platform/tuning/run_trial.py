@@ -10,7 +10,7 @@ from ray import tune
 from ray.tune.integration.ray_train import TuneReportCallback
 
 from mimic3d.config import Config
-from mimic3d_platform.training.run import train
+from mimic3d_platform.training.train import train
 
 # Keys of reports. In the last one: that the training has ended, and its measurements by images consumed.
 FINISHED, HISTORY = "finished", "history"

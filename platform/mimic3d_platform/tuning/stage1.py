@@ -15,8 +15,9 @@ from mimic3d_platform.errors import UserError
 from mimic3d_platform.models import model_uris
 from mimic3d_platform.models.checkpoints import CheckpointStore
 from mimic3d_platform.models.registry import is_registered, version_of
-from mimic3d_platform.training import runs
-from mimic3d_platform.training.run import train
+from mimic3d_platform.training import run_identity
+from mimic3d_platform.training.progress import progress_bar
+from mimic3d_platform.training.train import train
 from mimic3d_platform.tuning.schema import SHARED, Sweep
 
 # In the sweep's folder: the URI of the stage 1, where the sweep's file names one.
@@ -64,7 +65,7 @@ def train_stage1(sweep: Sweep, name: str, runs_uri: str, parent_run_id: str, con
     """Trains stage 1 as the run NAME-stage1, or resumes it; returns its last checkpoint's URI."""
     run = stage1_run(name)
     console.say(f"stage 1, once for all trials: run {run}")
-    with console.training() as show_progress:
+    with progress_bar(console) as show_progress:
         result = train(
             override(sweep.base, {"schedule.stage2_kimg": 0.0}),
             run,
@@ -88,8 +89,8 @@ def _checkpoint(uri: str) -> str:
         return f"models:/{version.name}/{version.version}"
     if not storage.exists(uri):
         raise UserError(f"there is nothing at {uri}; name a checkpoint, a run's folder, shared or own")
-    config_uri = storage.join(uri, runs.CONFIG)
-    if not (storage.exists(config_uri) and storage.exists(storage.join(uri, runs.ORIGIN))):
+    config_uri = storage.join(uri, run_identity.CONFIG)
+    if not (storage.exists(config_uri) and storage.exists(storage.join(uri, run_identity.ORIGIN))):
         return uri
     nimg = config_from_yaml(storage.read_bytes(config_uri).decode(), config_uri).stage1_nimg
     runs_uri, _, run = uri.rstrip("/").rpartition("/")

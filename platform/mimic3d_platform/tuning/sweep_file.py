@@ -12,7 +12,7 @@ from pydantic import BaseModel, ValidationError
 
 from mimic3d.config import ConfigError, flatten, from_dict, override, to_dict
 from mimic3d_platform.errors import UserError
-from mimic3d_platform.training.resolve_config import resolve_config
+from mimic3d_platform.training.config_from_command import parse_assignments, resolve_config
 from mimic3d_platform.tuning.checks import check_sweep
 from mimic3d_platform.tuning.schema import Asha, Objective, Pbt, Section, Sweep, SweepFile
 
@@ -84,8 +84,7 @@ def differences(stored: Sweep, given: Sweep) -> list[str]:
 
 def _resolved(values: Mapping[str, Any], where: str, data: str | None, assignments: Sequence[str]) -> Sweep:
     sweep = _validated(Sweep, values, where)
-    changes = dict(assignment.partition("=")[::2] for assignment in assignments)
-    config = override(from_dict(sweep.config), changes | ({"data.uri": data} if data else {}))
+    config = override(from_dict(sweep.config), parse_assignments(assignments, data))
     sweep = sweep.model_copy(update={"config": to_dict(config)})
     check_sweep(sweep, where)
     return sweep

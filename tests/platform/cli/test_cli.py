@@ -19,7 +19,7 @@ from mimic3d_platform.data.format.dataset_writer import DatasetWriter
 from mimic3d_platform.data.format.manifest import MANIFEST
 from mimic3d_platform.data.render.render_dataset import render_dataset
 from mimic3d_platform.settings import DEFAULT_RUNS_URI
-from mimic3d_platform.training import runs
+from mimic3d_platform.training.run_identity import RunOrigin, claim_run
 
 PATIENCE_S = 60
 RECIPE = "cars-demo"
@@ -57,7 +57,7 @@ def places(stack: local.StackStatus, tmp_path_factory: pytest.TempPathFactory) -
     save_generator(root / "void", generator, config)
     (root / "noise.yaml").write_bytes(b"\xa4\xff")
     (root / "list.yaml").write_text("- schedule\n")
-    runs.claim(str(root / "runs"), "taken", config, runs.Origin("another"))
+    claim_run(str(root / "runs"), "taken", config, RunOrigin("another"))
     return {"root": str(root), "data": data, "home": str(root / "home"), "recipe": RECIPE}
 
 

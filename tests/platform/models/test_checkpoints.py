@@ -1,6 +1,5 @@
 """Checkpoints in storage: written completely or not at all, verified, kept by a policy."""
 
-import json
 import time
 from pathlib import Path
 
@@ -166,21 +165,27 @@ def test_a_checkpoint_is_stored_once_storage_is_back(s3_folder: str, monkeypatch
         monkeypatch.setenv("MIMIC3D_PATIENCE_S", "1")
         store = CheckpointStore(s3_folder, "run")
         notes: list[str] = []
-        writer = CheckpointWriter(store, KeepPolicy(), notes.append)
+        stored: list[int] = []
+        writer = CheckpointWriter(
+            store,
+            KeepPolicy(),
+            before=lambda: storage.write_bytes(f"{s3_folder}/run/before", b"stored"),
+            on_stored=lambda checkpoint, seconds: stored.append(checkpoint.nimg),
+            on_error=notes.append,
+        )
         proxy.cut()
-        writer.save(snapshot(8), {"workers": 1}, {"log.json": {"nimg": 8}})
+        writer.save(snapshot(8), {"workers": 1})
         deadline = time.monotonic() + 100
         while not notes and time.monotonic() < deadline:
             time.sleep(0.05)
         assert "nothing answers" in notes[0]
         # The training goes on: while the first cannot be stored, the last takes the second's place.
         for nimg in (16, 24):
-            writer.save(snapshot(nimg), {"workers": 1}, {"log.json": {"nimg": nimg}})
+            writer.save(snapshot(nimg), {"workers": 1})
         proxy.heal()
         writer.drain()
-        assert [found.nimg for found in store.all()] == [8, 24]
-        newest = store.all()[-1]
-        assert json.loads(storage.read_bytes(f"{newest.uri}/log.json")) == {"nimg": 24}
+        assert [found.nimg for found in store.all()] == stored == [8, 24]
+        assert storage.read_bytes(f"{s3_folder}/run/before") == b"stored"
         assert store.delete_incomplete() == []
 
 

@@ -37,8 +37,9 @@ def _generator(folder: Path, seed: int = 0) -> Path:
 
 def test_a_pulled_model_equals_the_registered_one(run_id, name, tmp_path):
     folder = _generator(tmp_path / "made")
-    with RunLogger(run_id) as logger:
-        logger.log_metrics({"fd_mobilenetv2/3d": 40.0}, 3200)
+    logger = RunLogger(run_id)
+    logger.log_metrics({"fd_mobilenetv2/3d": 40.0}, 3200)
+    logger.flush()
     metrics = {"fd_mobilenetv2/3d": 40.0, "warp_psnr/3d": 31.0}
     assert registry.register_generator(folder, name, run_id, metrics, "champion", step=3200) == 1
     for uri in (f"models:/{name}@champion", f"models:/{name}/1"):

@@ -17,7 +17,7 @@ from mimic3d.networks.generator import build_generator
 from mimic3d.training.trainer import Trainer
 from mimic3d_platform.errors import UserError
 from mimic3d_platform.models.checkpoints import CheckpointStore
-from mimic3d_platform.training import runs
+from mimic3d_platform.training.run_identity import RunOrigin, claim_run
 from mimic3d_platform.tuning.checks import concurrency, with_metric_names
 from mimic3d_platform.tuning.report import MARKDOWN, PAGE, TABLE, WINNER, write_report
 from mimic3d_platform.tuning.schema import Sweep
@@ -382,7 +382,7 @@ def test_a_named_stage1_is_verified_before_anything_starts(tmp_path: Path) -> No
         found(written(tmp_path).parent / "sweep.yaml")
 
     # A run's folder stands for the end of its stage 1, whatever came after.
-    runs.claim(str(tmp_path), "run", config, runs.Origin("data"))
+    claim_run(str(tmp_path), "run", config, RunOrigin("data"))
     store = CheckpointStore(str(tmp_path), "run")
     with pytest.raises(UserError, match=r"is not at the end of its stage 1 \(800 images\) yet"):
         found(tmp_path / "run")

@@ -1,4 +1,4 @@
-"""Whole jobs, as the command line, the demo and a cluster's entry points run them."""
+"""Trains a run and registers its generator: what `mimic3d train`, the demo and jobs on a cluster do."""
 
 from __future__ import annotations
 
@@ -10,12 +10,14 @@ from mimic3d_platform import storage
 from mimic3d_platform.console import Console
 from mimic3d_platform.models import registry
 from mimic3d_platform.settings import DEFAULT_RUNS_URI
-from mimic3d_platform.training.run import TrainingResult, train
+from mimic3d_platform.training.progress import progress_bar
+from mimic3d_platform.training.result import TrainingResult
+from mimic3d_platform.training.train import train
 
 
 @dataclass(frozen=True)
-class FinishedTraining:
-    """A finished run and the version under which its generator was registered, if it was."""
+class RegisteredTraining:
+    """A finished run, and the version of its generator in the registry if it was registered."""
 
     result: TrainingResult
     version: int | None
@@ -30,21 +32,21 @@ def train_and_register(
     workers: int | tuple[int, int] | None = None,
     model: str | None = None,
     alias: str | None = None,
-) -> FinishedTraining:
-    """Trains a run to its end, and registers its generator as `model`.
+) -> RegisteredTraining:
+    """Trains a run to its end and registers its generator as a version of `model`, with `alias` if given.
 
     Raises:
         UserError: as `train` and `registry.register_generator`; names that MLflow could not take are refused
             before anything starts.
     """
     registry.check_registration(model, alias)
-    with console.training() as follow:
+    with progress_bar(console) as show:
         result = train(
             config,
             name,
             runs_uri=runs_uri or DEFAULT_RUNS_URI,
             workers=workers,
-            on_progress=follow,
+            on_progress=show,
             on_note=console.say,
         )
     version = None
@@ -56,4 +58,4 @@ def train_and_register(
                 folder, model, result.run_id, result.metrics.get(last, {}), alias, step=last
             )
         console.say(f"registered {model} version {version}" + (f" as {alias}" if alias else ""))
-    return FinishedTraining(result, version)
+    return RegisteredTraining(result, version)

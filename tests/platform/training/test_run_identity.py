@@ -1,4 +1,4 @@
-"""A name is an identity; workers are numbers that share the batch; what is left of a run is told honestly."""
+"""A run's name stands for one config, data set and start; numbers of workers; the time that is left."""
 
 from pathlib import Path
 
@@ -9,9 +9,9 @@ from mimic3d.config.recipes import get_recipe
 from mimic3d_platform.cluster.resources import divisors, parse_workers
 from mimic3d_platform.errors import UserError
 from mimic3d_platform.training.progress import time_left
-from mimic3d_platform.training.runs import ORIGIN, Origin, claim, known_origin
+from mimic3d_platform.training.run_identity import ORIGIN, RunOrigin, claim_run, read_origin
 
-ORIGINAL = Origin(data="d" * 64, start="", perceptual="lpips", frechet="mobilenetv2")
+ORIGINAL = RunOrigin(data="d" * 64, start="", perceptual="lpips", frechet="mobilenetv2")
 
 
 @pytest.fixture
@@ -19,34 +19,34 @@ def config() -> Config:
     return override(get_recipe("cars-demo"), {"data.uri": "s3://bucket/cars"})
 
 
-def test_the_same_name_config_and_data_go_on(config: Config, tmp_path: Path) -> None:
-    assert claim(str(tmp_path), "a", config, ORIGINAL) is False
-    assert claim(str(tmp_path), "a", config, ORIGINAL) is True
-    assert known_origin(str(tmp_path), "a") == ORIGINAL
-    assert known_origin(str(tmp_path), "b") is None
+def test_the_same_name_config_and_data_set_resume_the_run(config: Config, tmp_path: Path) -> None:
+    assert claim_run(str(tmp_path), "a", config, ORIGINAL) is False
+    assert claim_run(str(tmp_path), "a", config, ORIGINAL) is True
+    assert read_origin(str(tmp_path), "a") == ORIGINAL
+    assert read_origin(str(tmp_path), "b") is None
 
 
 def test_another_config_or_data_set_is_refused_with_the_difference(config: Config, tmp_path: Path) -> None:
-    claim(str(tmp_path), "a", config, ORIGINAL)
+    claim_run(str(tmp_path), "a", config, ORIGINAL)
     with pytest.raises(UserError, match=r"another config \(imitation.lpips_weight 1.0 -> 0.5\).*--name"):
-        claim(str(tmp_path), "a", override(config, {"imitation.lpips_weight": 0.5}), ORIGINAL)
-    changed = Origin("e" * 64, "", "lpips", "mobilenetv2")
+        claim_run(str(tmp_path), "a", override(config, {"imitation.lpips_weight": 0.5}), ORIGINAL)
+    changed = RunOrigin("e" * 64, "", "lpips", "mobilenetv2")
     with pytest.raises(UserError, match=r"another data set at s3://bucket/cars .*dddd -> eeee"):
-        claim(str(tmp_path), "a", config, changed)
+        claim_run(str(tmp_path), "a", config, changed)
 
 
 def test_another_start_under_the_same_uri_is_refused(config: Config, tmp_path: Path) -> None:
     config = override(config, {"start": "s3://bucket/stage1"})
-    claim(str(tmp_path), "a", config, Origin("d" * 64, "1" * 64))
+    claim_run(str(tmp_path), "a", config, RunOrigin("d" * 64, "1" * 64))
     with pytest.raises(UserError, match="another start at s3://bucket/stage1"):
-        claim(str(tmp_path), "a", config, Origin("d" * 64, "2" * 64))
+        claim_run(str(tmp_path), "a", config, RunOrigin("d" * 64, "2" * 64))
 
 
-def test_a_run_of_before_origins_were_kept_takes_the_present_one(config: Config, tmp_path: Path) -> None:
-    claim(str(tmp_path), "a", config, ORIGINAL)
+def test_a_run_without_a_stored_origin_takes_the_present_one(config: Config, tmp_path: Path) -> None:
+    claim_run(str(tmp_path), "a", config, ORIGINAL)
     (tmp_path / "a" / ORIGIN).unlink()
-    assert claim(str(tmp_path), "a", config, ORIGINAL) is True
-    assert known_origin(str(tmp_path), "a") == ORIGINAL
+    assert claim_run(str(tmp_path), "a", config, ORIGINAL) is True
+    assert read_origin(str(tmp_path), "a") == ORIGINAL
 
 
 def test_workers_are_a_number_or_a_range() -> None:
@@ -57,7 +57,7 @@ def test_workers_are_a_number_or_a_range() -> None:
     assert divisors(32, 8) == [1, 2, 4, 8] and divisors(6, 8) == [1, 2, 3, 6]
 
 
-def test_the_time_left_in_stage_1_is_only_the_least() -> None:
+def test_the_time_left_in_stage_1_is_a_minimum() -> None:
     config = get_recipe("cars-demo")
     end1, end = config.stage1_nimg, config.total_nimg
     assert time_left(config, 0, 0, 0.0) == (None, False)

@@ -6,7 +6,7 @@ from mimic3d.config.recipes import get_recipe
 from mimic3d_platform.cli.job_specs import training_work
 from mimic3d_platform.console import Console
 from mimic3d_platform.errors import UserError
-from mimic3d_platform.training import register_run
+from mimic3d_platform.training import train_and_register
 
 REFUSED = {
     "a name with a dot": ("cars.v2", None, "it has '.'"),
@@ -20,9 +20,11 @@ REFUSED = {
 def test_a_training_is_refused_before_it_starts(
     monkeypatch: pytest.MonkeyPatch, model: str | None, alias: str | None, words: str
 ) -> None:
-    monkeypatch.setattr(register_run, "train", lambda *_, **__: pytest.fail("it trains"))
+    monkeypatch.setattr(train_and_register, "train", lambda *_, **__: pytest.fail("it trains"))
     with pytest.raises(UserError) as caught:
-        register_run.train_and_register(get_recipe("cars-demo"), "run", Console(), model=model, alias=alias)
+        train_and_register.train_and_register(
+            get_recipe("cars-demo"), "run", Console(), model=model, alias=alias
+        )
     assert words in str(caught.value) and "\n" not in str(caught.value)
 
 

@@ -1,14 +1,15 @@
 """A training on two Ray workers, through the command: stopped in every way, resumed, registered, pulled.
 
 One tiny run is shared by all tests: its disk fills at the first checkpoint, its driver is killed, its newest
-checkpoint is cut short, MLflow goes and meanwhile a worker is killed, another worker is told to end, the
-driver is told to end, and then it goes on to its end, though object storage is away when stage 1 ends.
-Another run of the same config is never stopped.
+checkpoint is truncated, MLflow is stopped and meanwhile a worker killed, another worker and then the driver
+receive SIGTERM, and then the run resumes to its end, though object storage does not answer as stage 1 ends.
+Another run of the same config is never disturbed.
 """
 
 import contextlib
 import hashlib
 import io
+import json
 import subprocess
 import time
 from collections.abc import Iterator
@@ -28,13 +29,13 @@ from mimic3d.config import Config, fingerprint, flatten, to_dict
 from mimic3d_command import error_of, mimic3d, start_mimic3d
 from mimic3d_platform import local, storage, tracking
 from mimic3d_platform.data.format.dataset import open_dataset
+from mimic3d_platform.evaluation import feature_weights
 from mimic3d_platform.models.checkpoints import CheckpointStore
 from mimic3d_platform.settings import DEFAULT_RUNS_URI
 from mimic3d_platform.tracking import EXPERIMENT
 from mimic3d_platform.tracking.server import client
-from mimic3d_platform.training import runs
-from mimic3d_platform.training.driver import STOP_PATIENCE_S
-from mimic3d_platform.training.resolve_config import resolve_config
+from mimic3d_platform.training.config_from_command import resolve_config
+from mimic3d_platform.training.run_identity import CONFIG
 from run_faults import kill_service, truncate_newest, wait_until, worker_processes
 from told_secrets import assert_no_secret_is_told
 
@@ -62,24 +63,25 @@ PATIENCE_S = 900
 
 @dataclass(frozen=True)
 class Story:
-    """What became of the two runs."""
+    """What happened to the two runs."""
 
     config: Config
     arguments: list[str]
     disk_full: subprocess.CompletedProcess | None
-    """None where this user may not mount a disk to fill."""
+    """The command whose disk was full; None where this user may not mount a disk to fill."""
     truncated: str
-    """The name of the checkpoint that was cut short."""
+    """The name of the checkpoint that was truncated."""
     disturbed: str
-    """What the command printed while MLflow, its workers, then it itself, were ended."""
+    """What the command printed while MLflow, its workers, then the command itself were ended."""
     stored_without_mlflow: int
-    """A checkpoint that was made while MLflow was away."""
+    """The images of a checkpoint that was stored while MLflow did not answer."""
     told: dict[str, tuple[int, int]]
-    """Where the run was when a worker, and when its driver, was told to end, and where it was stored then."""
+    """The images of the run when a worker, and when its driver, received SIGTERM, and those of the checkpoint
+    that followed."""
     in_time: bool
-    """Whether the driver left its workers the time that they needed for that."""
+    """Whether the workers stored it before the driver stopped waiting."""
     resumed: str
-    """What the command printed that went on to the end."""
+    """What the command printed that resumed to the end."""
     steady: subprocess.CompletedProcess
     results: dict[str, dict[str, Any]]
     """By the run's name, its result.json."""
@@ -101,6 +103,8 @@ def story(stack: local.StackStatus, own_home: Path, tmp_path_factory: pytest.Tem
     options = [part for assignment in assignments for part in ("--set", assignment)]
     arguments = ["train", RECIPE, "--data", data, "--workers", "2", *options]
     disk_full = None
+    for purpose in ("perceptual", "frechet"):
+        feature_weights.best_available(purpose)  # Fetches the networks now, while there is room for them.
     with tiny_disk(root / "disk") as disk:
         if disk is not None:
             disk_full = mimic3d(*arguments, "--name", "stopped", TMPDIR=str(disk), timeout=PATIENCE_S)
@@ -162,7 +166,10 @@ def kill_after_a_checkpoint(arguments: list[str], log: Path) -> None:
 
 
 def disturb(arguments: list[str], home: Path, log: Path) -> tuple[int, dict[str, tuple[int, int]], bool]:
-    """Starts a training; kills MLflow and then a worker, tells another worker to end, then the driver."""
+    """Starts a training; kills MLflow, then a worker; sends SIGTERM to another worker, then to the driver."""
+    # Loads Ray, which takes the stack's settings when it is imported.
+    from mimic3d_platform.training.interrupts import STOP_PATIENCE_S
+
     process = start_mimic3d(*arguments, log=log)
     store = CheckpointStore(DEFAULT_RUNS_URI, "stopped")
 
@@ -198,9 +205,9 @@ def disturb(arguments: list[str], home: Path, log: Path) -> tuple[int, dict[str,
 
 
 def finish_while_storage_is_cut(arguments: list[str], home: Path, log: Path) -> None:
-    """Goes on to the end; storage is away from the first steps until stage 1 has ended.
+    """Resumes to the end; storage does not answer from the first steps until stage 1 has ended.
 
-    There the run waits, at the latest: the checkpoint that ends a stage is never left out.
+    There the run waits, at the latest: the checkpoint that ends a stage is never missing.
     """
     process = start_mimic3d(*arguments, log=log)
     try:
@@ -229,7 +236,7 @@ def test_a_full_disk_is_one_line_and_no_attempt_is_repeated(story: Story) -> Non
     assert "/disk" in said  # The workers' temporary folder is the one that the user named.
 
 
-def test_a_killed_run_goes_on_and_ends_as_one_that_was_never_stopped(story: Story) -> None:
+def test_a_killed_run_resumes_and_ends_like_an_undisturbed_one(story: Story) -> None:
     assert "resumed_from" in points("stopped"), story.resumed
     assert "resumed_from" not in points("steady")
     starts = points("stopped")["resumed_from"]
@@ -240,20 +247,25 @@ def test_a_killed_run_goes_on_and_ends_as_one_that_was_never_stopped(story: Stor
     assert story.results["stopped"]["metrics"] == story.results["steady"]["metrics"]
 
 
-def test_a_truncated_checkpoint_is_refused_by_name_and_the_one_before_is_taken(story: Story) -> None:
+def test_a_truncated_checkpoint_is_named_and_the_run_resumes_from_the_one_before(story: Story) -> None:
     assert f"{story.truncated} is damaged: state.pt is not what was written" in story.disturbed
 
 
+<<<<<<< HEAD:tests/platform/training/test_run.py
 def test_told_to_end_the_run_is_stored_first_and_goes_on_from_there(story: Story) -> None:
     assert "error: stopped; run the same command again to resume" in story.disturbed
+=======
+def test_on_sigterm_a_checkpoint_is_stored_first_and_the_run_resumes_from_it(story: Story) -> None:
+    assert "error: stopped; run the same command again to go on from where it was" in story.disturbed
+>>>>>>> de2c9ae (A run is split into what it is: its lock, state, stop request and progress; metrics are lines in the run's folder with a cursor for MLflow; one typed job for workers):tests/platform/training/test_train.py
     starts = [nimg for nimg, _ in points("stopped")["resumed_from"]]
     for who, (at, stored) in story.told.items():
-        # On a machine so busy that the driver's patience ended, it goes on from the checkpoint before.
+        # On a machine so busy that the driver's patience ended, it resumes from the checkpoint before.
         assert stored >= at or (who == "driver" and not story.in_time), (who, at, stored)
         assert any(start >= stored for start in starts), (who, stored, starts)
 
 
-def test_a_worker_that_died_while_mlflow_was_away_left_its_lines_in_the_checkpoint(story: Story) -> None:
+def test_no_line_is_lost_of_a_worker_that_died_while_mlflow_did_not_answer(story: Story) -> None:
     starts = [nimg for nimg, _ in points("stopped")["resumed_from"]]
     assert any(start >= story.stored_without_mlflow for start in starts)
     steps = [step for step, _ in points("stopped-stage1", run_of("stopped").info.run_id)["loss/generator_2d"]]
@@ -267,7 +279,7 @@ def test_stage_2_names_the_checkpoint_of_stage_1_that_it_came_from(story: Story)
     assert tags["mimic3d.stage1_checkpoint.sha256"] == kept.digest
 
 
-def test_mlflow_holds_schedules_speed_memory_and_the_machine(story: Story) -> None:
+def test_mlflow_has_schedules_speed_memory_and_the_machines_load(story: Story) -> None:
     for stage in (1, 2):
         logged = points(f"steady-stage{stage}", run_of("steady").info.run_id)
         for key in (
@@ -283,7 +295,7 @@ def test_mlflow_holds_schedules_speed_memory_and_the_machine(story: Story) -> No
     assert run_of("steady").data.tags["mimic3d.hardware"].startswith("2 x ")
 
 
-def test_the_same_losses_are_logged_whatever_befell_the_run(story: Story) -> None:
+def test_the_same_losses_are_logged_whatever_happened_to_the_run(story: Story) -> None:
     for stage in (1, 2):
         curves = []
         for name in ("stopped", "steady"):
@@ -318,7 +330,7 @@ def test_the_terminal_shows_progress_and_nothing_of_the_libraries(story: Story) 
     assert f"registered {MODEL} version 1 as champion" in story.resumed
 
 
-def test_a_finished_run_is_only_told_again(story: Story) -> None:
+def test_the_result_of_a_finished_run_is_shown_again(story: Story) -> None:
     again = mimic3d(*story.arguments, "--name", "steady")
     assert again.returncode == 0 and "starting the workers" not in again.stdout
     table = story.steady.stdout[story.steady.stdout.index("metric") :]
@@ -360,6 +372,36 @@ def test_mlflow_holds_the_metrics_of_both_branches_at_each_stage(story: Story) -
                 assert tuple(step for step, _ in found) == moments[measure], (name, measure, branch)
                 assert np.isfinite([value for _, value in found]).all()
         assert not [key for key in logged if key.lower().startswith(("fid", "lpips"))]
+
+
+@pytest.mark.parametrize("name", ["stopped", "steady"])
+def test_the_runs_folder_has_the_log_that_mlflow_has(story: Story, name: str) -> None:
+    uri = f"{DEFAULT_RUNS_URI}/{name}"
+    segments = storage.list_files(f"{uri}/metrics", suffix=".jsonl")
+    lines = [json.loads(line) for segment in segments for line in storage.read_bytes(segment).splitlines()]
+    parent = run_of(name).info.run_id
+    for stage, logged in (
+        ("run", points(name)),
+        *((f"stage{stage}", points(f"{name}-stage{stage}", parent)) for stage in (1, 2)),
+    ):
+        stored: dict[str, list[tuple[int, float]]] = {}
+        for line in lines:
+            if line["stage"] == stage:
+                for key, value in line.get("metrics", {}).items():
+                    stored.setdefault(key, []).append((line["nimg"], float(value)))
+        for key, found in stored.items():
+            if name == "steady" or key.startswith("loss/generator"):
+                # MLflow has further points of the disturbed run, which it logged after its last checkpoint.
+                assert set(found) <= set(logged[key]), (stage, key)
+                assert len(found) == len(set(found)), (stage, key)
+        if name == "steady":
+            assert stored.keys() == logged.keys()
+            assert all(len(stored[key]) == len(logged[key]) for key in stored)
+    sent = json.loads(storage.read_bytes(f"{uri}/metrics/sent.json"))
+    assert sent == {stage: sum(line["stage"] == stage for line in lines) for stage in sent}
+    pictures = [line["file"] for line in lines if "file" in line]
+    assert pictures == [f"samples/{nimg:09d}.png" for nimg in (0, 80, 160, TOTAL)]
+    assert all(storage.read_bytes(f"{uri}/{picture}")[1:4] == b"PNG" for picture in pictures)
 
 
 @pytest.mark.parametrize("name", ["stopped", "steady"])
@@ -407,7 +449,7 @@ def test_a_model_or_alias_that_is_not_there_is_one_line_of_what_is(story: Story,
 def test_no_secret_is_in_mlflow_the_runs_folder_or_any_log(story: Story, own_home: Path) -> None:
     names = ("stopped", "steady")
     assert_no_secret_is_told(
-        own_home, *(storage.read_bytes(f"{DEFAULT_RUNS_URI}/{name}/{runs.CONFIG}") for name in names)
+        own_home, *(storage.read_bytes(f"{DEFAULT_RUNS_URI}/{name}/{CONFIG}") for name in names)
     )
 
 

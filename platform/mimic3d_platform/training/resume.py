@@ -1,25 +1,26 @@
-"""Where a worker starts: the run's newest whole checkpoint, else what `config.start` names, else anew."""
+"""Where a run resumes: at its newest undamaged checkpoint, else with the weights that `config.start` names.
+
+With neither it starts with fresh weights.
+"""
 
 from __future__ import annotations
 
 import functools
-import json
 import tempfile
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TypeVar
+
+import torch.distributed as dist
 
 from mimic3d.config import Config
+from mimic3d.training.checkpoint import Progress, load_checkpoint
+from mimic3d.training.trainer import Trainer
 from mimic3d_platform import storage
 from mimic3d_platform.errors import UserError
 from mimic3d_platform.models import model_uris
 from mimic3d_platform.models.checkpoints import CheckpointStore, DamagedCheckpoint, StoredCheckpoint
-from mimic3d_platform.training.run_log import PENDING
-
-if TYPE_CHECKING:
-    from mimic3d.training.checkpoint import Progress
-    from mimic3d.training.trainer import Trainer
 
 Result = TypeVar("Result")
 
@@ -27,22 +28,20 @@ Result = TypeVar("Result")
 PATIENCE_S = 600.0
 
 
-@dataclass
-class Found:
-    """Where a run goes on."""
+@dataclass(frozen=True)
+class Resumed:
+    """The state that a run resumes in."""
 
     progress: Progress
     checkpoint: StoredCheckpoint | None = None
-    pending: dict[str, Any] = field(default_factory=dict)
-    """What MLflow had not taken when the checkpoint was made."""
 
 
 class Resumption:
-    """Puts a trainer where the run is; all ranks take the checkpoint that rank 0 found whole.
+    """Loads the state that a run resumes in into a trainer; all ranks load the checkpoint that rank 0 chose.
 
     Args:
-        group: a process group of the CPU, None for a single worker.
-        note: tells the user.
+        group: a process group on the CPU; None for a single worker.
+        note: shows the user a line.
     """
 
     def __init__(
@@ -50,26 +49,26 @@ class Resumption:
         store: CheckpointStore,
         trainer: Trainer,
         rank: int,
-        group: Any,
+        group: dist.ProcessGroup | None,
         note: Callable[[str], None],
     ) -> None:
         self._store, self._trainer, self._rank, self._group, self._note = store, trainer, rank, group, note
 
-    def restore(self, config: Config, start_digest: str) -> Found:
-        """Loads what there is.
+    def restore(self, config: Config, start_digest: str) -> Resumed:
+        """Loads the newest undamaged checkpoint, else the weights that `config.start` names.
 
+        Args:
+            start_digest: the SHA-256 of those weights when the run began.
         Raises:
-            UserError: checkpoints are there but none is whole, or storage stays away.
+            UserError: there are checkpoints but all are damaged, or storage does not answer for `PATIENCE_S`.
             ValueError: a checkpoint is of another config.
         """
-        found = self._newest() if self._rank == 0 else None
-        chosen = self._shared(found.checkpoint if found else None)
-        if found is not None and chosen is not None:
-            return found
+        newest = self._newest() if self._rank == 0 else None
+        chosen = self._broadcast(newest.checkpoint if newest else None)
+        if newest is not None and chosen is not None:
+            return newest
         if chosen is not None:
             return self.retry(functools.partial(self._load, chosen))
-        from mimic3d.training.checkpoint import Progress
-
         if config.start:
             with tempfile.TemporaryDirectory(prefix="mimic3d-start-") as folder:
                 try:
@@ -77,55 +76,52 @@ class Resumption:
                     self._trainer.start_from(fetched)
                 except ValueError as error:
                     raise ValueError(str(error).replace(folder, config.start)) from error
-        return Found(Progress())
+        return Resumed(Progress())
 
-    def _newest(self) -> Found | None:
-        """The newest checkpoint that is whole, loaded; the damaged ones before it are told of."""
-        waiting = self.retry(self._store.all)
+    def _newest(self) -> Resumed | None:
+        """The newest undamaged checkpoint, loaded; notes the damaged ones that are newer."""
+        checkpoints = self.retry(self._store.all)
         damaged: list[str] = []
-        for checkpoint in reversed(waiting):
+        for checkpoint in reversed(checkpoints):
             try:
-                found = self.retry(functools.partial(self._load, checkpoint))
+                resumed = self.retry(functools.partial(self._load, checkpoint))
             except DamagedCheckpoint as error:
                 damaged.append(str(error))
                 continue
             for line in damaged:
-                self._note(f"{line}; the one before it, {checkpoint.name}, is taken")
-            return found
+                self._note(f"{line}; resuming from the one before it, {checkpoint.name}")
+            return resumed
         if damaged:
             raise UserError(
-                f"{damaged[0]}, and none before it is whole: delete {self._store.uri} to begin anew, or "
-                "give another --name"
+                f"{damaged[0]}, and so are all before it: delete {self._store.uri} to begin anew, or give "
+                "another --name"
             )
         return None
 
-    def _load(self, checkpoint: StoredCheckpoint) -> Found:
-        from mimic3d.training.checkpoint import load_checkpoint
-
+    def _load(self, checkpoint: StoredCheckpoint) -> Resumed:
         with tempfile.TemporaryDirectory(prefix="mimic3d-resume-") as name:
             folder = self._store.fetch(checkpoint, Path(name))
             try:
                 progress = load_checkpoint(folder, self._trainer)
             except ValueError as error:
                 raise ValueError(str(error).replace(str(folder), checkpoint.uri)) from error
-            pending = folder / PENDING
-            return Found(progress, checkpoint, json.loads(pending.read_text()) if pending.exists() else {})
+            return Resumed(progress, checkpoint)
 
-    def _shared(self, checkpoint: StoredCheckpoint | None) -> StoredCheckpoint | None:
+    def _broadcast(self, checkpoint: StoredCheckpoint | None) -> StoredCheckpoint | None:
+        """Rank 0's choice, on all ranks."""
         if self._group is None:
             return checkpoint
-        import torch.distributed as dist
-
-        told = [checkpoint]
-        dist.broadcast_object_list(told, src=0, group=self._group)
-        return told[0]
+        chosen = [checkpoint]
+        dist.broadcast_object_list(chosen, src=0, group=self._group)
+        return chosen[0]
 
     def retry(self, action: Callable[[], Result]) -> Result:
+        """The result of `action`, retried while storage does not answer, within `PATIENCE_S`."""
         return retry_with_note(action, self._note, PATIENCE_S)
 
 
 def retry_with_note(action: Callable[[], Result], note: Callable[[str], None], patience_s: float) -> Result:
-    """The result of `action`, retried by `storage.retry`; `note` tells the user what the run waits for."""
+    """The result of `action`, retried by `storage.retry`; `note` shows the user what the run waits for."""
     return storage.retry(
         action,
         patience_s=patience_s,

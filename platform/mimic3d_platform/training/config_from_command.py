@@ -1,0 +1,54 @@
+"""The config that a command line describes: a recipe or a YAML file, a data set, `--set KEY=VALUE`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from mimic3d.config import Config, config_from_yaml, override
+from mimic3d.config.recipes import get_recipe
+from mimic3d_platform.errors import UserError
+
+
+def resolve_config(recipe: str, data_uri: str | None, assignments: Sequence[str]) -> Config:
+    """The config of a recipe's name or a YAML file, with `data.uri` and the overrides of `--set`.
+
+    Args:
+        assignments: KEY=VALUE, such as `imitation.lpips_weight=0.5`.
+    Raises:
+        UserError: no data set is named, the file cannot be read, or an assignment has no `=`.
+        ConfigError: unknown recipe or key, wrong type, impossible combination.
+    """
+    path = Path(recipe)
+    config = _read_config(path) if path.suffix in (".yaml", ".yml") else get_recipe(recipe)
+    config = override(config, parse_assignments(assignments, data_uri))
+    config.require_start()
+    if not config.data.uri:
+        raise UserError("no data set is named: give --data s3://…, or make one with `mimic3d data render`")
+    return config
+
+
+def parse_assignments(assignments: Sequence[str], data_uri: str | None = None) -> dict[str, str]:
+    """KEY=VALUE assignments as overrides by dotted key, with `data.uri` if it is given.
+
+    Raises:
+        UserError: an assignment has no `=`.
+    """
+    changes: dict[str, str] = {}
+    for assignment in assignments:
+        key, separator, value = assignment.partition("=")
+        if not separator:
+            raise UserError(f"--set {assignment}: write KEY=VALUE, such as imitation.lpips_weight=0.5")
+        changes[key.strip()] = value.strip()
+    return changes if data_uri is None else changes | {"data.uri": data_uri}
+
+
+def _read_config(path: Path) -> Config:
+    if not path.is_file():
+        raise UserError(f"there is no config file {path}: check the path, or name a recipe")
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        reason = getattr(error, "strerror", None) or "it is not UTF-8 text"
+        raise UserError(f"cannot read the config file {path}: {reason}; correct or replace it") from error
+    return config_from_yaml(text, str(path))

@@ -1,0 +1,134 @@
+"""The identity of a run: its name stands for one config, one data set and one start.
+
+They are kept in the run's folder as `config.yaml` and `origin.json`, and compared at each start.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+
+from mimic3d.config import Config, config_from_yaml, config_to_yaml, flatten, to_dict
+from mimic3d_platform import storage
+from mimic3d_platform.errors import UserError
+
+CONFIG = "config.yaml"
+ORIGIN = "origin.json"
+_SHOWN_DIFFERENCES = 4
+
+
+@dataclass(frozen=True)
+class RunOrigin:
+    """What determines a run beside its config."""
+
+    data: str
+    """The data set's fingerprint."""
+    start: str = ""
+    """A SHA-256 of the weights that `config.start` names."""
+    perceptual: str = ""
+    """The feature network of the imitation loss; a run keeps the one that it began with."""
+    frechet: str = ""
+    """The feature network of the Fréchet distance; likewise."""
+
+
+@dataclass(frozen=True)
+class TrainingRun:
+    """A run as its driver and its workers know it."""
+
+    config: Config
+    name: str
+    runs_uri: str
+    """The folder of all runs; this one's is `<runs_uri>/<name>`."""
+    origin: RunOrigin
+    mlflow_ids: Mapping[str, str]
+    """The ids of its MLflow runs: "run", and "stage1" and "stage2" as the config has them."""
+
+
+def check_name(name: str) -> str:
+    """Returns `name` if it can be a folder, an object's key and the name of an MLflow run.
+
+    Raises:
+        UserError: it cannot.
+    """
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}", name):
+        raise UserError(
+            f"run name {name!r}: use up to 100 letters, digits, '.', '_' and '-', a letter or digit first"
+        )
+    return name
+
+
+def read_origin(runs_uri: str, name: str) -> RunOrigin | None:
+    """The origin of a run when it began; None where there is no such run."""
+    uri = storage.join(runs_uri, check_name(name), ORIGIN)
+    if not storage.exists(uri):
+        return None
+    try:
+        return RunOrigin(**json.loads(storage.read_bytes(uri)))
+    except (ValueError, TypeError):
+        raise UserError(f"{uri} is damaged: delete it if the data set is the one of the run") from None
+
+
+def claim_run(runs_uri: str, name: str, config: Config, origin: RunOrigin) -> bool:
+    """Takes a run's name for a config and an origin.
+
+    Returns:
+        whether the run exists already, and is to be resumed.
+    Raises:
+        UserError: the name belongs to another config, data set or start; shows the first differences.
+    """
+    uri = storage.join(runs_uri, check_name(name), CONFIG)
+    wanted = flatten(to_dict(config))
+
+    def differences(text: str) -> list[str]:
+        existing = flatten(to_dict(config_from_yaml(text, uri)))
+        return [
+            f"{key} {existing.get(key)} -> {value}"
+            for key, value in wanted.items()
+            if existing.get(key) != value
+        ]
+
+    exists = claim_name(
+        uri, config_to_yaml(config), differences, f"the run {name} exists with another config"
+    )
+    known = read_origin(runs_uri, name)
+    if known is None:
+        uri = storage.join(runs_uri, name, ORIGIN)
+        storage.write_bytes(uri, json.dumps(asdict(origin), indent=1).encode())
+        return exists
+    _require_same(name, "data set", config.data.uri, known.data, origin.data)
+    _require_same(name, "start", config.start, known.start, origin.start)
+    return exists
+
+
+def claim_name(uri: str, text: str, differences: Callable[[str], list[str]], conflict: str) -> bool:
+    """Takes a name by writing `text`, which a run or sweep of the name is made of, to `uri`.
+
+    Args:
+        differences: between `text` and what was written before under the name; empty if they mean the same.
+        conflict: begins the message of the error where there are any.
+    Returns:
+        whether the name was taken before, for the same.
+    Raises:
+        UserError: the name was taken for something else; shows the first differences.
+    """
+    if not storage.exists(uri):
+        storage.ensure_bucket(uri.rpartition("/")[0])
+        storage.write_bytes(uri, text.encode())
+        return False
+    found = differences(storage.read_bytes(uri).decode())
+    if found:
+        more = f" and {len(found) - _SHOWN_DIFFERENCES} more" if len(found) > _SHOWN_DIFFERENCES else ""
+        raise UserError(
+            f"{conflict} ({', '.join(found[:_SHOWN_DIFFERENCES])}{more}): give this one another --name"
+        )
+    return True
+
+
+def _require_same(name: str, what: str, uri: str, known: str, present: str) -> None:
+    if known != present:
+        raise UserError(
+            f"the run {name} began with another {what} at {uri} (fingerprint {known[:12]} -> "
+            f"{present[:12]}): put the former one back, or give this run another --name"
+        )
