@@ -16,41 +16,9 @@ import rich.table
 LINE_EVERY_S = 10.0
 
 
-class TrainingReport(Protocol):
-    """What `Console.training` shows of a run."""
+class ShowProgress(Protocol):
+    """Updates a bar: text, done, total, the time left and whether that is a lower bound."""
 
-    @property
-    def doing(self) -> str:
-        """In a few words, such as "stage 1" or "measuring"."""
-
-    @property
-    def nimg(self) -> int:
-        """Images consumed."""
-
-    @property
-    def total_nimg(self) -> int: ...
-
-    @property
-    def images_per_second(self) -> float:
-        """0 while it is unknown."""
-
-    @property
-    def data_wait(self) -> float:
-        """Share of the last steps' time that was spent waiting for data, from 0 to 1."""
-
-    @property
-    def seconds_left(self) -> float | None: ...
-
-    @property
-    def at_least(self) -> bool:
-        """Whether `seconds_left` is a lower bound."""
-
-    @property
-    def url(self) -> str | None:
-        """The run's page in MLflow, in the first report only."""
-
-
-class _ShowProgress(Protocol):
     def __call__(
         self, text: str, done: int, total: int, seconds_left: float | None = None, at_least: bool = False
     ) -> None: ...
@@ -94,27 +62,12 @@ class Console:
     @contextlib.contextmanager
     def progress(self, doing: str, unit: str) -> Iterator[Callable[[int, int], None]]:
         """Shows the progress of a count; the block calls the yielded function with (done, total)."""
-        with self._bar() as show:
+        with self.bar() as show:
             yield lambda done, total: show(f"{doing}: {done} of {total} {unit}", done, total)
 
     @contextlib.contextmanager
-    def training(self) -> Iterator[Callable[[TrainingReport], None]]:
-        """Shows the progress of a training; the block calls the yielded function with each report."""
-
-        def show_report(report: TrainingReport) -> None:
-            if report.url:
-                self.say(f"MLflow: {report.url}")
-            speed = f", {report.images_per_second:.0f} images/s" if report.images_per_second else ""
-            wait = f", {report.data_wait:.1%} waiting for data" if report.images_per_second else ""
-            text = f"{report.doing}: {report.nimg} of {report.total_nimg} images{speed}{wait}"
-            show(text, report.nimg, report.total_nimg, report.seconds_left, report.at_least)
-
-        with self._bar() as show:
-            show("checking the data and the services", 0, 1)
-            yield show_report
-
-    @contextlib.contextmanager
-    def _bar(self) -> Iterator[_ShowProgress]:
+    def bar(self) -> Iterator[ShowProgress]:
+        """Shows a bar, or lines where standard output is not a terminal; the block updates it."""
         if not self._out.is_terminal:
             yield self._lines()
             return
@@ -135,7 +88,7 @@ class Console:
 
             yield show
 
-    def _lines(self) -> _ShowProgress:
+    def _lines(self) -> ShowProgress:
         last, started = -LINE_EVERY_S, time.monotonic()
         shown = ""
 

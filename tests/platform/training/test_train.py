@@ -251,13 +251,8 @@ def test_a_truncated_checkpoint_is_named_and_the_run_resumes_from_the_one_before
     assert f"{story.truncated} is damaged: state.pt is not what was written" in story.disturbed
 
 
-<<<<<<< HEAD:tests/platform/training/test_run.py
-def test_told_to_end_the_run_is_stored_first_and_goes_on_from_there(story: Story) -> None:
-    assert "error: stopped; run the same command again to resume" in story.disturbed
-=======
 def test_on_sigterm_a_checkpoint_is_stored_first_and_the_run_resumes_from_it(story: Story) -> None:
-    assert "error: stopped; run the same command again to go on from where it was" in story.disturbed
->>>>>>> de2c9ae (A run is split into what it is: its lock, state, stop request and progress; metrics are lines in the run's folder with a cursor for MLflow; one typed job for workers):tests/platform/training/test_train.py
+    assert "error: stopped; run the same command again to resume" in story.disturbed
     starts = [nimg for nimg, _ in points("stopped")["resumed_from"]]
     for who, (at, stored) in story.told.items():
         # On a machine so busy that the driver's patience ended, it resumes from the checkpoint before.
