@@ -80,7 +80,7 @@ def test_what_a_scheme_cannot_do_is_one_line() -> None:
 
 def test_a_remote_place_is_never_taken_for_a_local_path(tmp_path: Path, monkeypatch) -> None:
     monkeypatch.chdir(tmp_path)
-    for uri in ("s3://bucket/key", "memory://root/file"):
+    for uri in ("s3://bucket/key", "memory://bucket/file"):
         with pytest.raises(UserError, match=f"{uri} is not a local path"):
             storage.local_path(uri)
     assert list(tmp_path.iterdir()) == []
