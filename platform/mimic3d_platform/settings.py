@@ -10,6 +10,7 @@ import functools
 import json
 import os
 from pathlib import Path
+from typing import Any
 
 from pydantic import AliasChoices, Field, SecretStr, ValidationError
 from pydantic_settings import BaseSettings, SettingsConfigDict
@@ -125,8 +126,9 @@ def get_settings() -> Settings:
     taken = _from_stack(home)
     if _ENDPOINT not in taken:
         taken |= _from_profile()
+    values: dict[str, Any] = {"MIMIC3D_HOME": home, **taken}
     try:
-        return Settings(MIMIC3D_HOME=home, **taken)
+        return Settings(**values)
     except ValidationError as error:
         wrong = ", ".join(str(item["loc"][0]) for item in error.errors())
         raise UserError(
@@ -141,7 +143,8 @@ def _from_stack(home: Path) -> dict[str, str]:
         stored[_S3_ENDPOINT] = stored[_ENDPOINT]
     given = {name for name, value in os.environ.items() if value}
     taken: dict[str, str] = {}
-    for addresses, belongings in _GROUPS.items():
+    for addresses, credentials in _GROUPS.items():
+        belongings: tuple[str, ...] = credentials
         named = [address for address in addresses if address in given]
         if _S3_ENDPOINT in named:
             named = [_S3_ENDPOINT]

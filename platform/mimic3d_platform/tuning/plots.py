@@ -150,17 +150,24 @@ def save_side_by_side(grids: Sequence[tuple[str, Image]], path: Path) -> None:
     figure.savefig(path, dpi=DPI)
 
 
+def _value_at(path: str) -> Callable[[Trial], Value]:
+    return lambda trial: trial.point[path]
+
+
+def _metric_of(name: str) -> Callable[[Trial], Value]:
+    return lambda trial: trial.metrics[name]
+
+
 def _parallel(results: _Results) -> Figure:
     """Parallel coordinates: a line for each trial through its values and results; the best in red."""
     sweep, trials = results.sweep, results.trials
     axes: list[tuple[str, Scale, Callable[[Trial], Value]]] = [
-        (short_name(p.path), Scale.of_parameter(p), lambda trial, path=p.path: trial.point[path])
-        for p in sweep.points.parameters
+        (short_name(p.path), Scale.of_parameter(p), _value_at(p.path)) for p in sweep.points.parameters
     ]
     for objective in sweep.objectives:
         values = [trial.metrics[objective.metric] for trial in trials]
         scale = Scale.of_range(min(values), max(values))
-        axes.append((_named(objective, "\n"), scale, lambda trial, key=objective.metric: trial.metrics[key]))
+        axes.append((_named(objective, "\n"), scale, _metric_of(objective.metric)))
     figure = _figure(max(6.0, 1.8 * len(axes)), 4.6)
     ax = figure.add_subplot()
     for number, trial in enumerate(sorted(trials, key=results.rank)):
