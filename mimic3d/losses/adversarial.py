@@ -32,4 +32,5 @@ def r1_penalty(real_logits: Tensor, inputs: list[Tensor]) -> Tensor:
         (N,), differentiable, without the factor gamma / 2.
     """
     gradients = torch.autograd.grad(real_logits.sum(), inputs, create_graph=True)
-    return sum(gradient.square().sum(dim=(1, 2, 3)) for gradient in gradients)
+    squares = [gradient.square().sum(dim=(1, 2, 3)) for gradient in gradients]
+    return sum(squares[1:], start=squares[0])

@@ -41,14 +41,16 @@ class Augmentation(NamedTuple):
 
     def part(self, rows: slice | Tensor) -> Augmentation:
         """The transforms of some samples."""
-        return self if self.warp is None else Augmentation(self.warp[rows], self.colour[rows])
+        if self.warp is None or self.colour is None:
+            return self
+        return Augmentation(self.warp[rows], self.colour[rows])
 
     def apply(self, images: Tensor) -> Tensor:
         """(N, 3k, R, R) to the same: every three channels are an RGB image of the same place.
 
         Differentiable in the images, twice; without transforms the images themselves.
         """
-        if self.warp is None:
+        if self.warp is None or self.colour is None:
             return images
         warped = warp_images(images, self.warp)
         rgb = warped.unflatten(1, (-1, 3))

@@ -66,6 +66,7 @@ def apply_gradients(optimizer: torch.optim.Optimizer, world_size: int) -> Tensor
 def _in_memory_order(parameter: nn.Parameter) -> Tensor:
     """A parameter's gradient as a vector, in the order in which the parameter itself lies in memory."""
     gradient = parameter.grad
+    assert gradient is not None
     if gradient.stride() != parameter.stride():
         gradient = torch.empty_like(parameter).copy_(gradient)
     return gradient.as_strided((gradient.numel(),), (1,))

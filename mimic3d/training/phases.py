@@ -85,7 +85,8 @@ class Phases:
         w = self.generator.mapping(inputs.z, inputs.conditioning)
         planes = self.generator.planes(w, detail=context.stage == 2, noise="random")
         view = self.generator.branch_2d(planes, w, inputs.camera, stochastic=True) if self.has_2d else None
-        losses, log = [], {}
+        losses: list[Tensor] = []
+        log: dict[str, Tensor] = {}
         if view is not None:
             pair = self._dual_inputs(context, view.image, view.raw, augmentation)
             logits = self.dual(*pair, inputs.camera)
@@ -100,7 +101,7 @@ class Phases:
             logits = self.patch(self._patch_input(context, patch, patches), self._label(patches))
             log |= {"loss/generator_patch": generator_loss(logits), "logits/fake_patch": logits.mean()}
             losses.append(imitation.patch_gan_weight * log["loss/generator_patch"])
-        return sum(losses), log
+        return sum(losses[1:], start=losses[0]), log
 
     def generator_density(self, context: PhaseContext, inputs: GeneratorInputs) -> Losses:
         """G: smoothness of the density, times the phase's interval."""
@@ -180,6 +181,7 @@ class Phases:
         fake_augmentation: Augmentation,
         real_augmentation: Augmentation,
     ) -> Losses:
+        assert fakes.view is not None
         pairs = (
             self._dual_inputs(context, fakes.view.image, fakes.view.raw, fake_augmentation),
             self._real_inputs(context, reals, real_augmentation),

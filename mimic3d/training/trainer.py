@@ -105,7 +105,7 @@ class Trainer:
             self._compute = PhaseGraphs(self._gradients, [self.generator, self.dual, self.patch])
 
     def _place(self, network: nn.Module) -> Any:
-        return network.to(self.device, memory_format=torch.channels_last)
+        return network.to(self.device).to(memory_format=torch.channels_last)
 
     @property
     def stage(self) -> int:
@@ -119,14 +119,13 @@ class Trainer:
     def step(
         self, images: Tensor, cameras: Tensor, label_pool: Tensor, label_weights: Tensor | None = None
     ) -> dict[str, Tensor]:
-        """Trains on one global batch, of which this rank holds a slice, and moves the clock.
+        """Trains on one global batch, of which this rank holds a slice, and advances `nimg` by it.
 
         Args:
             images: (local batch, 3, R, R) uint8, this rank's reals.
-            cameras: (local batch, 25), theirs.
-            label_pool: (L, 25), the data set's labels, from which the generator's cameras are drawn.
-            label_weights: (L,), how much each is to count where `data.camera_balance` is above 0; from how
-                rare its direction is when None.
+            cameras: (local batch, 25), the reals' labels.
+            label_pool: (L, 25), the data set's labels, from which the cameras of fakes are sampled.
+            label_weights: (L,), weights of the labels for `data.camera_balance`; their rarity when None.
         Returns:
             scalars to log, of this rank.
         """
@@ -159,7 +158,7 @@ class Trainer:
             return sampler.patch_inputs(phase, nimg, p).part(order)
 
         # G: adversarial losses and imitation; then the smoothness of its density.
-        inputs = scenes("generator"), augmentation("generator"), patches("generator")
+        inputs: tuple[Inputs, ...] = scenes("generator"), augmentation("generator"), patches("generator")
         log, norm = self._descend(of_generator, phases.generator_main, context, *inputs)
         log["gradient/generator"] = norm
         if regularize_density:
@@ -261,10 +260,10 @@ class Trainer:
         torch._foreach_copy_(list(self.ema.buffers()), list(self.generator.buffers()))
 
     def start_from(self, folder: str | Path) -> list[str]:
-        """Takes the weights of a training checkpoint or a generator; the clock starts anew.
+        """Loads the weights of a training checkpoint or of a generator; `nimg` stays 0.
 
-        The probability of ADA's transforms comes with the weights of a training checkpoint, and with
-        `optimizer.keep_moments` Adam's moments.
+        A training checkpoint also gives the probability of ADA's transforms and, with
+        `optimizer.keep_moments`, Adam's moments.
 
         Args:
             folder: a local one, as `save_checkpoint` or `save_generator` writes it, or an imported one.
@@ -283,19 +282,19 @@ class Trainer:
         return loaded
 
     def state_dict(self) -> dict[str, Any]:
-        """Everything that the next step depends on, as tensors and plain values."""
+        """The state that the next step depends on, as tensors and plain values."""
         return {"nimg": self.nimg} | {name: part.state_dict() for name, part in self._parts().items()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Puts a run back where `state_dict` found it."""
+        """Restores the state that `state_dict` returned."""
         self.nimg = state["nimg"]
         for name, part in self._parts().items():
             part.load_state_dict(state[name])
 
     def _parts(self) -> dict[str, Any]:
-        names = ("generator", "ema", "dual", "patch", "generator_optimizer", "discriminator_optimizer")
+        names = ["generator", "ema", "dual", "patch", "generator_optimizer", "discriminator_optimizer"]
         if self.config.augmentation.mode == "ada":
-            names += ("augmentation",)
+            names.append("augmentation")
         return {name: getattr(self, name) for name in names}
 
 
