@@ -182,17 +182,18 @@ def version_of(uri: str) -> ModelVersion:
         )
     check_tracking()
     mlflow_client = client()
-    version: ModelVersion | None = None
+    from mlflow.exceptions import MlflowException
+
     with tracking_errors(f"look up {uri} in"):
-        with _suppressed("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
+        try:
             if parts["alias"]:
-                version = mlflow_client.get_model_version_by_alias(parts["name"], parts["alias"])
-            else:
-                version = mlflow_client.get_model_version(parts["name"], parts["version"])
-        if version is None:
-            what = f"alias {parts['alias']!r}" if parts["alias"] else f"version {parts['version']}"
-            raise UserError(_not_found(mlflow_client, parts["name"], what))
-    return version
+                return mlflow_client.get_model_version_by_alias(parts["name"], parts["alias"])
+            return mlflow_client.get_model_version(parts["name"], parts["version"])
+        except MlflowException as error:
+            if error.error_code not in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
+                raise
+        what = f"alias {parts['alias']!r}" if parts["alias"] else f"version {parts['version']}"
+        raise UserError(_not_found(mlflow_client, parts["name"], what))
 
 
 def log_model_metrics(run_id: str, metrics: Mapping[str, float], version: ModelVersion | None) -> None:
