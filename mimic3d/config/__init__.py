@@ -1,9 +1,9 @@
 """The configuration of a run: its schema with the bounds of every key, and named recipes."""
 
-from mimic3d.config.schema import (
+from mimic3d.config.schema import Config, fingerprint, from_dict, override, to_dict
+from mimic3d.config.sections import (
     AugmentationConfig,
     CameraConfig,
-    Config,
     DataConfig,
     ImitationConfig,
     ModelConfig,
@@ -12,11 +12,7 @@ from mimic3d.config.schema import (
     RegularizationConfig,
     RenderingConfig,
     ScheduleConfig,
-    fingerprint,
-    from_dict,
-    override,
     parse_extractors,
-    to_dict,
 )
 from mimic3d.config.values import ConfigError, flatten
 from mimic3d.config.yaml_text import config_from_yaml, config_to_yaml

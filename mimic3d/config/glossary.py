@@ -13,7 +13,7 @@ import types
 import typing
 from typing import Annotated, Literal
 
-from mimic3d.config import schema
+from mimic3d.config import schema, sections
 from mimic3d.config.bounds import Bound, WholeBatches, field_types, metadata_of
 
 HEADING = """# Config keys
@@ -31,7 +31,10 @@ def glossary() -> str:
     """The page as Markdown: a table for the config itself, and one for each section."""
     documented = field_docstrings()
     parts = [HEADING]
-    classes: dict[str, type[schema.Config] | type[schema.Section]] = {"": schema.Config, **sections()}
+    classes: dict[str, type[schema.Config] | type[sections.Section]] = {
+        "": schema.Config,
+        **section_classes(),
+    }
     for name, section in classes.items():
         title = f"`{name}`" if name else "The run"
         summary = inspect.cleandoc(section.__doc__ or "")
@@ -49,16 +52,19 @@ def glossary() -> str:
     return "\n".join(parts)
 
 
-def sections() -> dict[str, type[schema.Section]]:
+def section_classes() -> dict[str, type[sections.Section]]:
     """The section classes by the name of their key in `Config`."""
     hints = field_types(schema.Config).items()
-    return {name: hint for name, hint in hints if isinstance(hint, type) and issubclass(hint, schema.Section)}
+    return {
+        name: hint for name, hint in hints if isinstance(hint, type) and issubclass(hint, sections.Section)
+    }
 
 
 def field_docstrings() -> dict[tuple[str, str], str]:
     """The string below each field of the schema's classes, by (class, field)."""
     found = {}
-    for node in ast.parse(inspect.getsource(schema)).body:
+    modules = (ast.parse(inspect.getsource(module)) for module in (sections, schema))
+    for node in itertools.chain.from_iterable(module.body for module in modules):
         body = node.body if isinstance(node, ast.ClassDef) else []
         for field, text in itertools.pairwise(body):
             if (
