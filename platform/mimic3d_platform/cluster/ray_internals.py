@@ -6,6 +6,8 @@ Ray's version from above; whoever raises the bound has to check the names of thi
 Private methods that are overridden elsewhere:
 
 - `JobSubmissionClient._do_request` (`cluster/dashboard.py`): the public methods take no time limit.
+- `TorchTrainer._initialize_and_run_controller` and `ElasticScalingPolicy._count_possible_workers`
+  (`cluster/elastic_trainer.py`): Ray Train has no argument for a scaling policy.
 
 A name is imported when it is first used, so that a process that only joins a cluster does not load Ray Train.
 """
