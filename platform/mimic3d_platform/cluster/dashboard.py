@@ -134,8 +134,8 @@ class Dashboard(JobSubmissionClient):
         endpoint: str,
         *,
         data: bytes | None = None,
-        json_data: dict[str, Any] | None = None,
-        **options: Any,
+        json_data: dict[str, object] | None = None,
+        **options: Any,  # Of `requests.request`.
     ) -> requests.Response:
         """Sends a request with a time limit; returns the response if its status is below 400 or 404."""
         url, limit = self.cluster.url, self._timeout_s
