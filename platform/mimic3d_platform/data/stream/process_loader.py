@@ -4,6 +4,10 @@ Loader process i of n reads batches i, i + n, i + 2n, … into slots of shared m
 process that ends unexpectedly is replaced, and the new one gets its unanswered requests again: since a batch
 depends on its number alone, none is lost and none is repeated. Until the processes have started, the
 training's process reads its batches itself.
+
+`benchmarks/torch_loaders.py` reads the same batches with a torch DataLoader, for comparison: `python -m
+benchmarks.data --only mimic3d "torch DataLoader, fork"`. A DataLoader neither replaces a worker that is
+killed nor gives batches before its workers have started.
 """
 
 from __future__ import annotations
