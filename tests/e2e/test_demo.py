@@ -25,7 +25,7 @@ from mimic3d_platform.errors import UserError
 from mimic3d_platform.settings import DEFAULT_RUNS_URI
 
 # The shared runs are the set-up of the first test.
-pytestmark = pytest.mark.timeout(1500)
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1500)]
 
 TOTAL = 192
 OVERRIDES = (

@@ -70,7 +70,7 @@ def test_another_phase_is_noticed(name: str, phase: str, change: dict) -> None:
     case = PHASES[name]
     altered = {"config": case["config"] | change, "phases": {phase: case["phases"][phase]}}
     [row] = phase_parity.compare(altered)
-    assert row.loss > 1e-3 and row.gradient > 1e-3
+    assert row.loss > 5e-4 and row.gradient > 1e-3
 
 
 def test_noise_strengths_are_judged_by_the_references_float32_noise() -> None:

@@ -7,6 +7,7 @@ is made for each process and for each set of credentials, and none is ever hande
 from __future__ import annotations
 
 import functools
+import inspect
 import os
 from typing import TYPE_CHECKING
 
@@ -113,9 +114,20 @@ def _other(name: str, pid: int) -> AbstractFileSystem:
     try:
         kind = fsspec.get_filesystem_class(name)
     except ValueError:
-        raise UserError(
-            f"unknown scheme {name!r}; use s3://bucket/key, a local path, or a scheme that fsspec knows"
-        ) from None
+        kind = None
     except ImportError as error:
         raise UserError(f"{name}:// needs a package that is not installed ({error})") from error
+    # Servers that need a host and a login, such as ftp://, are not storage that several workers share.
+    if kind is None or _requires_options(kind):
+        raise UserError(
+            f"unknown scheme {name!r}; use s3://bucket/key, a local path, or a scheme of object storage that "
+            "fsspec knows"
+        )
     return kind(use_listings_cache=False, skip_instance_cache=True)
+
+
+def _requires_options(kind: type[AbstractFileSystem]) -> bool:
+    """Whether a file system cannot be made without arguments."""
+    parameters = list(inspect.signature(kind.__init__).parameters.values())[1:]
+    variadic = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
+    return any(each.default is each.empty and each.kind not in variadic for each in parameters)

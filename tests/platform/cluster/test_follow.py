@@ -14,6 +14,8 @@ from mimic3d_platform.cluster.dashboard import Dashboard
 from mimic3d_platform.cluster.jobs import Job, JobSpec
 from mimic3d_platform.errors import UserError
 
+pytestmark = pytest.mark.slow
+
 LINES = 16
 PROGRAM = f"""
 import time

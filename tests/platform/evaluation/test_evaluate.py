@@ -12,7 +12,7 @@ from mimic3d.config import override
 from mimic3d.config.recipes import get_recipe
 from mimic3d.networks.generator import build_generator
 from mimic3d_command import mimic3d
-from mimic3d_platform.data.format.write_shards import DatasetWriter
+from mimic3d_platform.data.format.dataset_writer import DatasetWriter
 from mimic3d_platform.tracking.server import client
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]

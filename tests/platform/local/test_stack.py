@@ -160,6 +160,7 @@ def test_ray_wants_the_token(home: Path) -> None:
     assert dashboard and services._get_status(dashboard, "/api/version") == 401
 
 
+@pytest.mark.slow
 def test_killed_services_are_noticed_and_only_these_are_started_again(home: Path) -> None:
     storage.write_bytes("s3://mimic3d/kept.bin", b"kept through a kill")
     run, artifacts = output_of(python(LOG_A_RUN, home)).split()
@@ -179,6 +180,7 @@ def test_killed_services_are_noticed_and_only_these_are_started_again(home: Path
     assert output_of(python(READ_A_RUN, home, run)) == "kept"
 
 
+@pytest.mark.slow
 def test_a_killed_ray_leaves_no_orphans_and_a_lost_port_moves_its_service(home: Path) -> None:
     run = output_of(python(LOG_A_RUN, home)).split()[0]
     storage.write_bytes("s3://mimic3d/kept.bin", b"kept through a move")
@@ -200,6 +202,7 @@ def test_a_killed_ray_leaves_no_orphans_and_a_lost_port_moves_its_service(home: 
     assert output_of(python(READ_A_RUN, home, run)) == "kept"
 
 
+@pytest.mark.slow
 def test_down_leaves_no_process_and_up_finds_everything_again(home: Path) -> None:
     run = output_of(python(LOG_A_RUN, home)).split()[0]
     storage.write_bytes("s3://mimic3d/kept.bin", os.urandom(10 * 2**20))
@@ -226,6 +229,7 @@ def error_of(action, *arguments, **named) -> str:
     return str(caught.value)
 
 
+@pytest.mark.slow
 def test_a_service_that_dies_at_its_start_is_named_with_its_log_and_down_cleans_up(folder: Path) -> None:
     (folder / "stack" / "mlflow").mkdir(parents=True)
     (folder / "stack" / "mlflow" / "mlflow.db").write_bytes(b"this is no database" * 100)

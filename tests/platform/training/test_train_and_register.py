@@ -3,7 +3,7 @@
 import pytest
 
 from mimic3d.config.recipes import get_recipe
-from mimic3d_platform.cli.job_specs import training_work
+from mimic3d_platform.cli.job_specs import TrainingOptions, training_job
 from mimic3d_platform.console import Console
 from mimic3d_platform.errors import UserError
 from mimic3d_platform.training import train_and_register
@@ -33,5 +33,5 @@ def test_a_training_is_refused_before_it_is_submitted(
     model: str | None, alias: str | None, words: str
 ) -> None:
     with pytest.raises(UserError) as caught:
-        training_work("cars-demo", "s3://mimic3d/x", [], "run", None, None, model, alias)
+        training_job(TrainingOptions("cars-demo", "s3://mimic3d/x", name="run", register=model, alias=alias))
     assert words in str(caught.value)

@@ -35,9 +35,13 @@ def open_dataset(uri: str) -> Manifest:
         )
     if storage.exists(uri):
         raise UserError(
-            f"{uri} is empty or not a data set (no {MANIFEST}): make one with `mimic3d data ingest`"
+            f"{uri} is empty or not a data set (no {MANIFEST}): make one with `mimic3d data render` or "
+            "`mimic3d data ingest`"
         )
-    raise UserError(f"there is no data set at {uri}: check the URI, or make one with `mimic3d data ingest`")
+    raise UserError(
+        f"there is no data set at {uri}: check the URI, or make one with `mimic3d data render` or "
+        "`mimic3d data ingest`"
+    )
 
 
 def check_trainable(

@@ -196,7 +196,7 @@ def test_places_and_options_that_cannot_be_used(scene: Scene, tmp_path: Path) ->
     (tmp_path / "thesis" / "README.md").write_text("mine")
     (tmp_path / "thesis" / "chapter.txt").write_text("mine")
     assert "holds other files (chapter.txt)" in refused(source, tmp_path / "thesis")
-    assert "cannot create /dev/null/set" in refused(source, Path("/dev/null/set"))
+    assert "/dev/null/set: Not a directory" in refused(source, Path("/dev/null/set"))
     assert "unknown scheme 'ftp'" in refused("ftp://host/set", tmp_path / "out")
     assert "has no file other.json" in refused(source, tmp_path / "out", cameras_file="other.json")
     assert "unknown form blender: give one of eg3d" in refused(source, tmp_path / "out", form="blender")

@@ -86,6 +86,7 @@ def test_a_shard_mixes_models_and_holds_what_the_schema_says(
 
 
 @pytest.mark.parametrize("stop", [signal.SIGKILL, signal.SIGTERM])
+@pytest.mark.slow
 def test_an_interrupted_run_is_resumed(
     stack, s3_folder: str, mesh_folder: Path, tmp_path: Path, stop: signal.Signals
 ) -> None:
