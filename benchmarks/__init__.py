@@ -1,1 +1,1 @@
-"""What `make bench-…` runs: measurements whose figures are in the docs."""
+"""Measurements that `make bench-…`, `make gpu-battery` and `make pretrained` run."""

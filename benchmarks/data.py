@@ -41,7 +41,7 @@ _LEAST_BATCHES = 12
 
 @dataclass(frozen=True)
 class Case:
-    """What is measured: a loader, at a size of images (pixels) and a number of worker processes."""
+    """A measurement: a loader, a size of images in pixels and a number of worker processes."""
 
     side: int
     workers: int

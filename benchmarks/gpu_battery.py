@@ -1,4 +1,4 @@
-"""What a machine with a GPU is asked in minutes: do results agree, how long is a step, what does it hold?
+"""Tests, timings and a profile on a machine with a GPU, within minutes.
 
     python -m benchmarks.gpu_battery --out gpu-battery --seconds 240
 

@@ -170,7 +170,7 @@ def half(network: nn.Module) -> dict[str, Tensor]:
 
 
 def due(nimg: int, kimg: float, batch: int) -> bool:
-    """Whether the step that led to `nimg` images went past a multiple of `kimg` thousand."""
+    """True if the step that ended at `nimg` images reached or passed a multiple of `kimg` thousand."""
     each = round(kimg * 1000)
     return nimg // each > (nimg - batch) // each
 

@@ -54,7 +54,7 @@ class _StorageId:
 
 @dataclass(frozen=True)
 class _Rules:
-    """What a pickle may name, call and refer to; a network pickle and its nested storages differ."""
+    """The names, calls and references that a pickle may have; those of nested storages are others."""
 
     names: Callable[[str], bool]
     calls: dict[str, Callable[..., Any]]
@@ -382,6 +382,6 @@ _STORAGE = _Rules(_STORAGES.__contains__, {}, _storage_id)
 
 
 def _is_part(name: str) -> bool:
-    """Whether a network pickle may refer to it."""
+    """True if a network pickle may refer to the object."""
     known = name in _CALLS or name == _STORAGE_CALL or name in _EASY_DICT
     return known or (len(name) <= _MAX_NAME and _MODULE_CLASS.fullmatch(name) is not None)

@@ -127,7 +127,7 @@ class Config:
 
     @property
     def joint(self) -> bool:
-        """Whether both branches train together from scratch (the supplement, II.1)."""
+        """True if both branches train together from scratch (the supplement, II.1)."""
         return self.stage1_nimg == 0 and not self.start
 
     def require_start(self) -> None:

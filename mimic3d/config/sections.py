@@ -62,7 +62,7 @@ class ModelConfig(Section):
     channel_max: Count = 512
     """The most channels of a backbone layer."""
     discriminator_channel_base: int = 32768
-    """As `channel_base`, of both discriminators."""
+    """`channel_base` of both discriminators."""
     discriminator_channel_max: Count = 512
     """As `channel_max`, of both discriminators."""
     superresolution_input: Resolution = 128
