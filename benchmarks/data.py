@@ -29,6 +29,7 @@ import matplotlib.figure
 import psutil
 
 from mimic3d_platform import storage
+from mimic3d_platform.errors import UserError
 from mimic3d_platform.settings import use_services
 
 MARK = "<!-- make bench-data -->"
@@ -112,6 +113,10 @@ def main() -> None:
     uri = f"s3://mimic3d/bench-{uuid.uuid4().hex[:8]}"
     found: dict[Case, list[Result]] = {}
     counts: dict[int, int] = {}
+    try:
+        storage.exists(uri)
+    except UserError as error:
+        sys.exit(f"error: {error}")
     try:
         for side in arguments.sides:
             counts[side] = max(round(COUNTS[side] * arguments.share), 2 * BATCH)

@@ -1,13 +1,13 @@
-"""Ends things at random twenty times in one run, and shows that its weights are those of a run left alone.
+"""Kills processes at random twenty times in one run; its weights must equal those of an undisturbed run.
 
     make chaos
     python tests/chaos.py --kills 5 --seed 3
 
-A stack of its own, a tiny data set, one recipe twice: first undisturbed, then with a kill at a random image
-in each of as many equal parts of the run. What is ended is drawn at random: a worker by kill -9 (as the
-kernel does when memory runs out), a worker by SIGTERM (as a node that is taken away does), the driver by
-kill -9, the driver by SIGTERM, MLflow, object storage, the newest checkpoint cut short and the driver killed.
-Ends with status 1 if weights, measured metrics or logged losses differ.
+Starts a stack and trains one recipe twice on a tiny data set: undisturbed, then with one kill at a random
+image of each of twenty equal parts of the run. Each kill is drawn at random: a worker by SIGKILL (as when
+memory runs out) or SIGTERM (as when a node is preempted), the driver by SIGKILL or SIGTERM, MLflow, object
+storage, or the driver after the newest checkpoint was truncated. Exits with 1 if weights, measured metrics or
+logged losses differ.
 """
 
 import argparse
@@ -25,6 +25,7 @@ from pathlib import Path
 
 import trimesh
 
+from mimic3d.config.recipes import get_recipe
 from mimic3d_command import start_mimic3d
 from mimic3d_platform import local, storage
 from mimic3d_platform.console import Console
@@ -35,10 +36,11 @@ from mimic3d_platform.tracking.server import client
 from run_faults import kill_service, leave_ray, position, truncate_newest, wait_until, worker_processes
 
 DATA = "s3://mimic3d/chaos"
-BATCH = 8
+RECIPE = "cars-demo"
+BATCH = get_recipe(RECIPE).schedule.batch
 IMAGES_PER_KILL = 64
-# A service is away until the run has gone on by as many images, a checkpoint or two, at least so long, and
-# at most so long where the run waits for it.
+# A killed service stays away until the run has advanced by OUTAGE_IMAGES (a checkpoint or two), for at least
+# OUTAGE_S and, if the run waits for it, at most LONGEST_OUTAGE_S seconds.
 OUTAGE_IMAGES, OUTAGE_S, LONGEST_OUTAGE_S = 24, 5.0, 60.0
 KINDS = (
     "worker, kill -9",
@@ -52,7 +54,7 @@ KINDS = (
 
 
 class Chaos:
-    """One run of the recipe that is started again whenever it has ended before its end."""
+    """One run of the recipe, whose command is started again whenever it was killed."""
 
     def __init__(self, home: Path, log: Path, total: int, checkpoint_nimg: int = 2 * BATCH) -> None:
         self.home, self.log, self.total = home, log, total
@@ -67,12 +69,12 @@ class Chaos:
             "output.metric_identities": 2,
         }
         options = [part for key, value in overrides.items() for part in ("--set", f"{key}={value}")]
-        self.arguments = ["train", "cars-demo", "--data", DATA, "--workers", "2", *options]
+        self.arguments = ["train", RECIPE, "--data", DATA, "--workers", "2", *options]
         self.process: subprocess.Popen | None = None
         self.starts = 0
 
     def start(self, name: str) -> None:
-        """Starts the command, unless it runs."""
+        """Starts the command if it does not run."""
         if self.process is None or self.process.poll() is not None:
             self.starts += 1
             log = self.log / f"{name}-{self.starts:02d}.log"
@@ -82,7 +84,7 @@ class Chaos:
         return self.process is not None and self.process.poll() is None
 
     def finish(self, name: str) -> None:
-        """Starts the command as often as it takes to reach the end."""
+        """Runs the command until it succeeds, three times at most."""
         for _ in range(3):
             self.start(name)
             if self.process.wait(3600) == 0:
@@ -90,7 +92,7 @@ class Chaos:
         raise SystemExit(f"the run {name} does not reach its end; its logs are in {self.log}")
 
     def reach(self, name: str, nimg: int) -> int:
-        """Where the run is, once it is at `nimg` or beyond."""
+        """Waits until the run has reached `nimg` images; returns its position."""
         while True:
             self.start(name)
             try:
@@ -105,7 +107,7 @@ class Chaos:
                     ) from None
 
     def disturb(self, kind: str, name: str, at: int, draw: random.Random) -> str:
-        """Ends something of a run that is at `at` images; returns what it was, in a few words."""
+        """Kills something of a run at `at` images; returns its description."""
         if kind.startswith("worker"):
             workers = worker_processes(self.home)
             if not workers:
@@ -123,7 +125,7 @@ class Chaos:
         return f"process {self.process.pid}"
 
     def outage(self, service: str, name: str, at: int) -> str:
-        """Kills a service, lets the run go on without it, and starts it again."""
+        """Kills a service, lets the run continue without it, and starts the service again."""
         started = time.monotonic()
         kill_service(self.home, service)
         while (away := time.monotonic() - started) < LONGEST_OUTAGE_S:
@@ -135,7 +137,7 @@ class Chaos:
 
 
 def outcome(name: str) -> dict[str, object]:
-    """What a finished run is compared by: weights, metrics, and each logged loss at each step, once."""
+    """The results of a finished run: weights, metrics and each logged loss at each step."""
     checkpoint = CheckpointStore(DEFAULT_RUNS_URI, name).all()[-1]
     experiment = client().get_experiment_by_name(EXPERIMENT).experiment_id
     parent = find_run(experiment, name)
@@ -157,7 +159,7 @@ def outcome(name: str) -> dict[str, object]:
 
 
 def make_data(folder: Path) -> None:
-    """Two coloured shapes, 32 pictures of 32x32."""
+    """Renders two coloured shapes: 32 images of 32²."""
     folder.mkdir()
     for index, mesh in enumerate([trimesh.creation.box((1.0, 0.4, 0.5)), trimesh.creation.icosphere(2)]):
         mesh.visual.face_colors = [200 - 90 * index, 60, 40 + 120 * index, 255]
@@ -211,10 +213,10 @@ def main() -> int:
 
 
 def report(console: Console, results: dict[str, dict[str, object]], starts: int) -> int:
-    """Prints the comparison; 0 if all is equal."""
+    """Prints the comparison; returns 0 if all is equal."""
     steady, disturbed = results["steady"], results["disturbed"]
     doubled = [key for key, points in disturbed["losses"].items() if len(points) != len(dict(points))]
-    # The disturbed run may have logged a line more, where it was told to end.
+    # The disturbed run logs one more line at each SIGTERM.
     missing = [
         key
         for key, points in steady["losses"].items()

@@ -1,13 +1,12 @@
-"""What befalls a cluster, in one elastic run: a node is announced to go and goes, the head goes, services go.
+"""Preempts a node, kills the head and the services during one elastic run.
 
     python tests/chaos_nodes.py     # part of `make chaos`
 
-A stack of its own with two Ray nodes of one CPU each, and a run of one to two workers that makes a checkpoint
-every 80 images. Ray is told that the second node will be taken away: the run makes a checkpoint first. The
-node is killed (its raylet and all on it), and the run goes on from there with one worker. The head is killed,
-the command ends by one line, the head is started again, and the same command goes on. Then MLflow is killed
-for two minutes, and object storage for the second of them: the run waits for both at its end, if not before,
-and MLflow has every line of its log once.
+Starts a stack with two Ray nodes of one CPU each, and a run of one to two workers with a checkpoint every 80
+images. Ray is notified that the second node will be preempted: the run must write a checkpoint first. The
+node is killed: the run must resume with one worker. The head is killed: the command must end with one line,
+and the same command must resume once the head is back. Then MLflow is killed for two minutes, and object
+storage for the second of them: the run must wait for both, and MLflow must get every line of its log once.
 """
 
 import os
@@ -32,8 +31,8 @@ MLFLOW_AWAY_S, STORAGE_AWAY_S = 120.0, 60.0
 
 
 def announce_the_end_of_the_second_node() -> None:
-    """Tells Ray that it will be taken away, as a cloud that wants a machine back does."""
-    import ray  # Only now: Ray takes the stack's settings when it is imported.
+    """Sends Ray a preemption notice for the second node, as a cloud provider does."""
+    import ray  # Here, since Ray reads the stack's settings on import.
 
     head = "node:__internal_head__"
     [node] = [node for node in ray.nodes() if node["Alive"] and head not in node["Resources"]]
@@ -45,10 +44,10 @@ def announce_the_end_of_the_second_node() -> None:
 
 
 def checkpoint_on_notice(chaos: Chaos, patience_s: float = 600.0) -> int:
-    """Waits for a checkpoint of the run that neither an interval nor the end of a stage asks for.
+    """Waits for a checkpoint of the run that is due neither by interval nor by the end of a stage.
 
     Returns:
-        the images at which it was made.
+        The images at which it was written.
     """
     store, deadline = CheckpointStore(DEFAULT_RUNS_URI, NAME), time.monotonic() + patience_s
     planned = {*range(0, TOTAL + 1, CHECKPOINT), chaos.stage1}

@@ -1,4 +1,4 @@
-"""Real services for the tests that want them; none of the user's own is ever touched."""
+"""Fixtures of real services, apart from the user's own."""
 
 import os
 import shutil
@@ -15,10 +15,10 @@ from mimic3d_platform import local, storage
 from mimic3d_platform.settings import default_home, use_services
 from stack_processes import alive, stack_processes
 
-# Ray reads this on import, which a test module may do before the stack is up; see local.services.
+# Ray reads this on import, possibly before the stack is up; see local.services.
 os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"
 torch.set_num_threads(1)
-# A shell that starts the tests in the background has them ignore Ctrl-C, and with them all commands tested.
+# Tests started in the background of a shell ignore SIGINT, and so would the commands that they start.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
@@ -27,9 +27,9 @@ _SERVICES = ("AWS_", "MLFLOW_", "RAY_AUTH_", "RAY_ADDRESS", "MIMIC3D_")
 
 @pytest.fixture(scope="session", autouse=True)
 def own_home() -> Iterator[Path]:
-    """A state folder of the session's own, and an environment that names no service of the user's.
+    """The session's state folder, in an environment without the user's services.
 
-    Weights of feature networks that the user has fetched before are used, not fetched again.
+    Feature networks' weights that the user has fetched before are used.
     """
     kept = {name: value for name, value in os.environ.items() if name.startswith(_SERVICES)}
     weights = default_home() / "weights"
@@ -50,14 +50,14 @@ def own_home() -> Iterator[Path]:
 
 @pytest.fixture(scope="session")
 def stack(own_home: Path) -> Iterator[local.StackStatus]:
-    """The embedded stack, up for the whole session, with the environment set so that all find it."""
+    """The local stack, running for the whole session and named in the environment."""
     status = local.up(own_home, cpus=2)
     before = dict(os.environ)
     use_services()
     yield status
     import ray
 
-    ray.shutdown()  # A process that has joined the cluster is ended by Ray when the head goes.
+    ray.shutdown()  # Ray ends processes that are connected to a head that stops.
     os.environ.clear()
     os.environ.update(before)
     processes = stack_processes(own_home)
@@ -67,7 +67,7 @@ def stack(own_home: Path) -> Iterator[local.StackStatus]:
 
 @pytest.fixture
 def s3_folder(stack: local.StackStatus) -> Iterator[str]:
-    """A fresh folder in object storage, as a URI; gone after the test."""
+    """The URI of an empty folder in object storage, deleted after the test."""
     uri = f"s3://mimic3d/test-{uuid.uuid4().hex[:12]}"
     yield uri
     storage.delete_tree(uri)

@@ -1,15 +1,15 @@
-"""A proxy in front of a real HTTP server (object storage) that cuts, delays, corrupts and refuses as told.
+"""A proxy in front of a real HTTP server that resets, delays, corrupts and refuses requests on demand.
 
     with FaultProxy(endpoint) as proxy:                          # "http://127.0.0.1:8333"
         monkeypatch.setenv("AWS_ENDPOINT_URL", proxy.url)        # the keys must be set too
-        fault = proxy.answer(503, times=2, path="part-00001")    # two requests, then all is well
-        proxy.cut(seconds=3)                                     # nobody gets through for 3 s
-        proxy.heal()                                             # all faults end now
+        fault = proxy.answer(503, times=2, path="part-00001")    # for two requests
+        proxy.cut(seconds=3)                                     # resets all connections for 3 s
+        proxy.heal()                                             # ends all faults
         assert fault.hits == 2 and proxy.count("GET", "part-00001") == 3
 
-It listens on loopback, on a port of the system's choice, and passes on what it is not told to spoil byte for
-byte, the Host header too, so that signatures hold. Faults are asked in the order in which they were added;
-each applies to requests whose method and target (path and query) contain what it names, `times` times or
+It listens on loopback, on a port that the system chooses. Requests without a fault are passed on byte for
+byte, the Host header included, so that signatures stay valid. Faults are applied in the order in which they
+were added, each to requests whose method and target (path and query) contain its patterns, `times` times or
 until `heal`.
 """
 
@@ -29,7 +29,7 @@ CHUNK = 64 * 1024
 
 
 class Request(NamedTuple):
-    """What a client asked for: `GET`, `/bucket/key?query`, and the header lines in lower case."""
+    """A client's request: method, target (`/bucket/key?query`) and header lines in lower case."""
 
     method: str
     target: str
@@ -38,7 +38,7 @@ class Request(NamedTuple):
 
 @dataclass
 class Fault:
-    """What becomes of some requests; `hits` counts them."""
+    """A fault for matching requests; `hits` counts them."""
 
     kind: str
     amount: float
@@ -49,7 +49,7 @@ class Fault:
 
 
 class FaultProxy:
-    """See the module."""
+    """The proxy; see the module's description."""
 
     def __init__(self, target: str) -> None:
         parts = urlsplit(target)
@@ -71,21 +71,21 @@ class FaultProxy:
     def __exit__(self, *_: object) -> None:
         self._closed = True
         self._healed.set()
-        # Wakes the thread that waits in accept.
+        # Wakes the thread in accept.
         with contextlib.suppress(OSError):
             self._listener.shutdown(socket.SHUT_RDWR)
         self._listener.close()
         self._reset_all()
 
-    # What can be told.
+    # Faults.
 
     def cut(self, seconds: float = 1e9) -> None:
-        """Resets every connection, and each new one, for so long or until `heal`."""
+        """Resets all connections, new ones too, for `seconds` or until `heal`."""
         self._cut_until = time.monotonic() + seconds
         self._reset_all()
 
     def heal(self) -> None:
-        """Ends all faults; requests that stall go on."""
+        """Ends all faults; stalled requests continue."""
         self._cut_until = 0.0
         with self._lock:
             self._faults.clear()
@@ -93,7 +93,7 @@ class FaultProxy:
             self._healed = threading.Event()
 
     def answer(self, status: int, *, method: str = "", path: str = "", times: int | None = None) -> Fault:
-        """Answers in the server's place: 503 as SlowDown, 403 as ExpiredToken, others as InternalError."""
+        """Answers instead of the server: 503 as SlowDown, 403 as ExpiredToken, others as InternalError."""
         return self._add("answer", status, method, path, times)
 
     def delay(self, seconds: float, *, method: str = "", path: str = "", times: int | None = None) -> Fault:
@@ -101,25 +101,25 @@ class FaultProxy:
         return self._add("delay", seconds, method, path, times)
 
     def stall(self, *, method: str = "", path: str = "", times: int | None = None) -> Fault:
-        """Takes the request and is silent, until `heal`."""
+        """Accepts the request and does not answer until `heal`."""
         return self._add("stall", 0, method, path, times)
 
     def throttle(
         self, bytes_per_second: float, *, method: str = "", path: str = "", times: int | None = None
     ) -> Fault:
-        """Passes the answer's body on no faster than this."""
+        """Limits the rate of the response's body."""
         return self._add("throttle", bytes_per_second, method, path, times)
 
     def corrupt(self, *, method: str = "GET", path: str = "", times: int | None = None) -> Fault:
-        """Flips a bit in the middle of the answer's body."""
+        """Flips a bit in the middle of the response's body."""
         return self._add("corrupt", 0, method, path, times)
 
     def truncate(self, *, method: str = "GET", path: str = "", times: int | None = None) -> Fault:
-        """Resets the connection when half of the answer's body is through."""
+        """Resets the connection after half of the response's body."""
         return self._add("truncate", 0, method, path, times)
 
     def count(self, method: str = "", path: str = "") -> int:
-        """How many requests came, answered or not."""
+        """The number of requests received, answered or not."""
         with self._lock:
             return sum(method in request.method and path in request.target for request in self.requests)
 
@@ -129,7 +129,7 @@ class FaultProxy:
             self._faults.append(fault)
         return fault
 
-    # How it is done.
+    # Serving.
 
     def _accept(self) -> None:
         while not self._closed:
@@ -146,7 +146,7 @@ class FaultProxy:
             _reset(connection)
 
     def _serve(self, client: socket.socket) -> None:
-        """One client's connection: its requests, one after the other, over a connection of their own."""
+        """Serves the requests of one client's connection, over one connection to the server."""
         server: socket.socket | None = None
         try:
             client.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
@@ -173,7 +173,7 @@ class FaultProxy:
     def _exchange(
         self, client: socket.socket, asked: BinaryIO, server: socket.socket, answered: BinaryIO
     ) -> bool:
-        """Passes on a request and its answer; whether another may follow."""
+        """Passes on a request and its response; returns whether another may follow."""
         head = _read_head(asked)
         if not head:
             return False
@@ -187,7 +187,7 @@ class FaultProxy:
             self._healed.wait()
         time.sleep(faults.get("delay", 0))
         server.sendall(head)
-        # The body in a thread of its own: a server may answer, or say 100 Continue, before it has all of it.
+        # Another thread sends the body: a server may answer, or send 100 Continue, before it has all of it.
         body = threading.Thread(target=_pass_request, args=(asked, server, request.headers), daemon=True)
         body.start()
         while True:
@@ -209,7 +209,7 @@ class FaultProxy:
         return "close" not in headers.get("connection", "") and not body.is_alive()
 
     def _apply_to(self, request: Request) -> dict[str, float]:
-        """The faults that this request meets, counted."""
+        """The faults that apply to this request; each hit is counted."""
         with self._lock:
             self.requests.append(request)
             met = {}
@@ -222,7 +222,7 @@ class FaultProxy:
 
 
 def _reset(connection: socket.socket) -> None:
-    """Ends a connection as a crash does, by a reset."""
+    """Closes a connection by a TCP reset, as a crash does."""
     with contextlib.suppress(OSError):
         connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
         connection.shutdown(socket.SHUT_RDWR)
@@ -231,7 +231,7 @@ def _reset(connection: socket.socket) -> None:
 
 
 def _read_head(stream: BinaryIO) -> bytes:
-    """The lines of a head with the empty one behind them; nothing when the connection has ended."""
+    """The bytes of a message's head with its empty line; nothing if the connection was closed."""
     lines = []
     while line := stream.readline():
         lines.append(line)
@@ -246,7 +246,7 @@ def _headers(head: bytes) -> dict[str, str]:
 
 
 def _blocks(stream: BinaryIO, headers: dict[str, str]) -> Iterator[bytes]:
-    """The body's bytes as they come over the wire."""
+    """The body's bytes as received."""
     if "chunked" in headers.get("transfer-encoding", ""):
         while size := stream.readline():
             length = int(size.split(b";")[0], 16)
@@ -276,7 +276,7 @@ def _pass_request(stream: BinaryIO, server: socket.socket, headers: dict[str, st
 def _pass_both_ways(
     client: socket.socket, asked: BinaryIO, server: socket.socket, answered: BinaryIO
 ) -> None:
-    """Connects both sides of a web socket until one of them ends."""
+    """Passes bytes between both sides of a web socket until one closes it."""
 
     def pass_on(stream: BinaryIO, target: socket.socket) -> None:
         with contextlib.suppress(OSError, ValueError):
@@ -299,7 +299,7 @@ def _pass_answer(
         if passed <= half < passed + len(block):
             if "truncate" in faults:
                 client.sendall(block[: half - passed])
-                time.sleep(0.05)  # What was sent arrives before the reset does.
+                time.sleep(0.05)  # So that the sent bytes arrive before the reset.
                 raise OSError("cut in the middle")
             if "corrupt" in faults:
                 changed = bytearray(block)

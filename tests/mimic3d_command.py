@@ -1,4 +1,4 @@
-"""The installed `mimic3d` command, run as a user runs it: a process of its own."""
+"""The installed `mimic3d` command in a process, as users run it."""
 
 import os
 import subprocess
@@ -11,7 +11,7 @@ COMMAND = str(Path(sys.executable).with_name("mimic3d"))
 def mimic3d(
     *arguments: object, timeout: float = 300, **environment: str | None
 ) -> subprocess.CompletedProcess:
-    """Runs the command to its end; a variable of `environment` that is None is taken away."""
+    """Runs the command to its end; None in `environment` removes a variable."""
     return subprocess.run(
         [COMMAND, *map(str, arguments)],
         capture_output=True,
@@ -22,7 +22,7 @@ def mimic3d(
 
 
 def start_mimic3d(*arguments: object, log: Path, **environment: str | None) -> subprocess.Popen:
-    """Starts the command; what it prints, on either stream, goes to the file `log`."""
+    """Starts the command with both output streams in the file `log`."""
     with log.open("w") as out:
         return subprocess.Popen(
             [COMMAND, *map(str, arguments)],
@@ -33,7 +33,7 @@ def start_mimic3d(*arguments: object, log: Path, **environment: str | None) -> s
 
 
 def error_of(run: subprocess.CompletedProcess) -> str:
-    """The one line that a refused command prints on standard error; whatever else is there fails."""
+    """The only line on standard error of a refused command; fails if there is any other."""
     assert run.returncode not in (0, 1), (run.returncode, run.stdout, run.stderr)
     lines = run.stderr.splitlines()
     errors = [line for line in lines if line.startswith("error: ")]

@@ -12,7 +12,7 @@ import psutil
 
 
 class MlflowServer:
-    """An MLflow server of the test's own on one port, over one database."""
+    """An MLflow server on a fixed port and database that can be restarted."""
 
     def __init__(self, folder: Path) -> None:
         with socket.socket() as free:
@@ -25,7 +25,7 @@ class MlflowServer:
         command += ["--backend-store-uri", f"sqlite:///{self.folder / 'mlflow.db'}", "--serve-artifacts"]
         command += ["--artifacts-destination", str(self.folder / "artifacts")]
         with open(self.folder / "log.txt", "a") as log:
-            # Its job runners are processes of 200 MB each, for features nobody uses here.
+            # Its job runners take 200 MB each, for features that are not used.
             environment = os.environ | {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
             self.process = subprocess.Popen(command, stdout=log, stderr=log, env=environment)
         deadline = time.monotonic() + 120

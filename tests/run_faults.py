@@ -1,4 +1,4 @@
-"""What befalls a run from outside: how far it is, its workers and services killed, a checkpoint cut short."""
+"""Faults for a running training: killed workers and services, a truncated checkpoint."""
 
 import time
 from collections.abc import Callable
@@ -17,9 +17,9 @@ WORKER = "ray::RayTrainWorker"
 
 
 def position(run: str, runs_uri: str = DEFAULT_RUNS_URI) -> int | None:
-    """The images that a running training has reported, or None where nothing trains."""
+    """The images that a running training has reported, or None if none runs."""
     join_ray()
-    import ray  # Only now: Ray takes the stack's settings when it is imported.
+    import ray  # Here, since Ray reads the stack's settings on import.
 
     from mimic3d_platform.training.run_state import RunState
 
@@ -32,7 +32,7 @@ def position(run: str, runs_uri: str = DEFAULT_RUNS_URI) -> int | None:
 
 
 def leave_ray() -> None:
-    """Ends this process's part in the cluster; Ray ends whoever has a part when the head goes."""
+    """Disconnects this process from the cluster, since Ray ends connected processes when the head stops."""
     import ray
 
     ray.shutdown()
@@ -45,10 +45,10 @@ def wait_until(
     timeout: float = 900,
     runs_uri: str = DEFAULT_RUNS_URI,
 ) -> int:
-    """Waits until the run trains at `nimg` images or beyond, and returns where it is.
+    """Waits until the run has reached `nimg` images; returns its position.
 
     Args:
-        alive: whether what should bring it there still runs.
+        alive: whether the process that trains still runs.
     """
     deadline = time.monotonic() + timeout
     while (at := position(run, runs_uri)) is None or at < nimg:
@@ -71,7 +71,7 @@ def worker_processes(home: Path) -> list[psutil.Process]:
 
 
 def kill_service(home: Path, name: str) -> int:
-    """Kills a service of the stack with all its processes; returns how many those were."""
+    """Kills all processes of a service of the stack; returns their number."""
     leader = Stack.load(home).services[name].leader
     assert leader is not None, f"{name} does not run"
     family = leader.members()
@@ -81,7 +81,7 @@ def kill_service(home: Path, name: str) -> int:
 
 
 def truncate_newest(run: str, runs_uri: str = DEFAULT_RUNS_URI) -> str:
-    """Cuts the newest checkpoint's state to half, as a write that was cut short; returns its name."""
+    """Truncates the newest checkpoint's state to half, as an interrupted write would; returns its name."""
     newest = CheckpointStore(runs_uri, run).all()[-1]
     place = storage.join(newest.uri, "state.pt")
     content = storage.read_bytes(place)

@@ -1,4 +1,4 @@
-"""Which processes a stack has, and which of them still run."""
+"""The processes of a local stack."""
 
 import os
 from pathlib import Path
@@ -9,7 +9,7 @@ from mimic3d_platform.local.state import Stack
 
 
 def stack_processes(home: Path) -> list[psutil.Process]:
-    """Every process of the stack under `home`: its services' families, and whatever names its folders."""
+    """All processes of the stack under `home`: services, their children, processes that name its folders."""
     stack = Stack.load(home)
     found = [p for known in stack.services.values() if known.leader for p in known.leader.members()]
     folders = [str(home), *([str(stack.runtime)] if stack.runtime else [])]
@@ -24,7 +24,7 @@ def stack_processes(home: Path) -> list[psutil.Process]:
 
 
 def alive(processes: list[psutil.Process]) -> list[psutil.Process]:
-    """Those that still run; a zombie that nobody has reaped yet does not."""
+    """Those that still run; zombies do not count."""
     living = []
     for process in processes:
         try:

@@ -1,4 +1,4 @@
-"""What the programs import is what `pyproject.toml` declares."""
+"""Imported packages are declared in `pyproject.toml`."""
 
 import ast
 import re
@@ -9,12 +9,12 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
 OWN = {"mimic3d", "mimic3d_platform", "jobs"}
-# Networks for the imitation loss that the user installs if wanted.
+# Optional networks for the imitation loss.
 OPTIONAL = {"timm"}
 
 
 def imported_by(file: Path) -> set[str]:
-    """The first parts of the names that a file imports, wherever in the file."""
+    """The top-level packages that a file imports anywhere."""
     names: set[str] = set()
     for node in ast.walk(ast.parse(file.read_text())):
         if isinstance(node, ast.Import):
@@ -25,11 +25,11 @@ def imported_by(file: Path) -> set[str]:
 
 
 def canonical(package: str) -> str:
-    """A package's name as registries compare it."""
+    """A package's normalised name."""
     return re.sub(r"[-_.]+", "-", package).lower()
 
 
-def test_every_library_that_is_imported_is_declared() -> None:
+def test_every_imported_library_is_declared() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     lines = project["dependencies"] + project["optional-dependencies"]["server"]
     declared = {canonical(re.split(r"[^\w.-]", line)[0]) for line in lines}

@@ -95,7 +95,7 @@ def imported_names(text: str) -> Iterator[str]:
 
 
 def upward_imports(package: str) -> list[str]:
-    """The imports that do not lead down the layers, as "importer -> imported"."""
+    """The imports that do not go down the layers, as "importer -> imported"."""
     height = {name: -depth for depth, names in enumerate(LAYERS[package]) for name in names}
     return sorted(
         f"{module.name} -> {imported}"
@@ -125,7 +125,7 @@ def cycles(package: str) -> list[list[str]]:
 
 
 def loaded_after(code: str) -> set[str]:
-    """The first parts of the names of all modules that a fresh interpreter holds after `code`."""
+    """The top-level packages that a new interpreter has loaded after `code`."""
     code = f"import sys; sys.path[:0] = {[str(ROOT), str(ROOT / 'platform')]}\n{code}\n"
     code += "print('loaded', *{name.split('.')[0] for name in sys.modules})"
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
@@ -133,7 +133,7 @@ def loaded_after(code: str) -> set[str]:
     return set(run.stdout.splitlines()[-1].split())
 
 
-def test_every_folder_has_its_layer() -> None:
+def test_every_folder_has_a_layer() -> None:
     for package, layers in LAYERS.items():
         found = {module.layer for module in modules_of(package).values()} - {""}
         assert found == {name for names in layers for name in names}, package
@@ -159,7 +159,7 @@ def test_the_method_imports_no_platform_library() -> None:
         & PLATFORM_LIBRARIES
         for file in files
     }
-    # A machine that has only PyTorch reads shards with pyarrow, once it is asked to.
+    # Local shards are read with pyarrow, imported on use, so that the method needs only PyTorch.
     assert {file: names for file, names in found.items() if names} == {LOCAL: {"pyarrow"}}
 
 

@@ -1,4 +1,4 @@
-"""The house's rules that a program can check."""
+"""Rules of style that a program can check."""
 
 import subprocess
 from pathlib import Path
@@ -8,7 +8,7 @@ TRACKED = subprocess.run(
     ["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, text=True, check=True
 ).stdout.split("\0")[:-1]
 VAGUE = {"utils", "util", "helpers", "helper", "misc", "common", "manager"}
-# In pieces, so that this file does not contain them.
+# Split, so that this file does not contain them.
 OF_ONE_MACHINE = ["/" + "root/", "/" + "work/", "index-" + "url", "artifactory" + ".", "nexus" + "."]
 
 
@@ -17,7 +17,7 @@ def test_a_file_is_named_after_its_subject() -> None:
     assert [path for path in TRACKED if VAGUE & {part.split(".")[0] for part in Path(path).parts}] == []
 
 
-def test_no_tracked_file_knows_the_machine_it_was_written_on() -> None:
+def test_no_tracked_file_has_paths_of_a_developer_s_machine() -> None:
     found = []
     for path in TRACKED:
         file = ROOT / path

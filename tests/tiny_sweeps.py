@@ -1,4 +1,4 @@
-"""Sweeps for tests: the networks are tiny, the data set is a box."""
+"""Sweeps for tests, with tiny networks on a data set of a box."""
 
 from pathlib import Path
 from typing import Any
@@ -45,7 +45,7 @@ def render_box(folder: Path) -> str:
 
 
 def written(folder: Path, name: str, data: str, **keys: Any) -> Path:
-    """Writes a sweep file of stage 2 at 32²; `keys` replace its own."""
+    """Writes a sweep file of stage 2 at 32², in which `keys` replace the defaults."""
     path = folder / f"{name}.yaml"
     base = {
         "recipe": "cars-demo",
@@ -64,12 +64,12 @@ def records(sweep: str) -> list[Trial]:
 
 
 def run_of(name: str, parent: str | None = None) -> Any:
-    """The run of this name in MLflow."""
+    """The MLflow run of this name."""
     experiment = client().get_experiment_by_name("mimic3d").experiment_id
     return tracking.find_run(experiment, name, parent)
 
 
 def children_of(run_id: str) -> list[Any]:
-    """The child runs of a run in MLflow."""
+    """The child runs of an MLflow run."""
     experiment = client().get_experiment_by_name("mimic3d").experiment_id
     return client().search_runs([experiment], f"tags.`{tracking.PARENT_TAG}` = '{run_id}'")

@@ -1,4 +1,4 @@
-# MLflow with PostgreSQL and object storage: docker build -f infra/images/mlflow.Dockerfile -t mimic3d-mlflow .
+# Image of the MLflow server, with clients of PostgreSQL and S3: docker build -f infra/images/mlflow.Dockerfile -t mimic3d-mlflow .
 FROM python:3.11-slim-bookworm
 COPY constraints.txt /tmp/constraints.txt
 RUN pip install --no-cache-dir --constraint /tmp/constraints.txt boto3 "mlflow[auth]" psycopg2-binary \

@@ -1,5 +1,5 @@
-# Ray's head, its workers and whoever submits: docker build -f infra/images/ray.Dockerfile -t mimic3d .
-# PyTorch's wheels bring CUDA; a GPU node needs the driver and NVIDIA's container runtime only.
+# Image of Ray's head, its workers and job submitters: docker build -f infra/images/ray.Dockerfile -t mimic3d .
+# PyTorch's wheels contain CUDA; a GPU node needs only the driver and NVIDIA's container runtime.
 FROM python:3.11-slim-bookworm AS wheel
 WORKDIR /source
 COPY pyproject.toml README.md ./
@@ -19,7 +19,7 @@ RUN apt-get update \
 COPY constraints.txt /tmp/constraints.txt
 COPY --from=wheel /wheels /tmp/wheels
 RUN pip install --no-cache-dir --constraint /tmp/constraints.txt /tmp/wheels/*.whl
-# Without a token Ray does not start: whoever reaches an open dashboard runs code.
+# Ray refuses to start without a token, since anyone who reaches an open dashboard can run code.
 ENV RAY_AUTH_MODE=token \
     MIMIC3D_HOME=/cache \
     PYTHONUNBUFFERED=1

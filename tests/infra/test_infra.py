@@ -1,6 +1,6 @@
-"""What clusters are made from is held to its schemas: Kubernetes', KubeRay's, Ray's, Compose's, hadolint's.
+"""Validates infra/: manifests, cluster files and images against their schemas and hadolint.
 
-Every check is shown to bite: a copy with one thing wrong is refused by it.
+Each check is also run on copies with one error each, which it must refuse.
 """
 
 import copy
@@ -25,7 +25,7 @@ INFRA = ROOT / "infra"
 KUBERNETES = "1.36"
 KUBERAY = json.loads((INFRA / "schemas" / "kuberay.json").read_text())
 RAY_UP = json.loads((Path(ray.__file__).parent / "autoscaler" / "ray-schema.json").read_text())
-# Made by the commands of docs/clusters.md, with these keys.
+# The secrets that docs/clusters.md creates, with their keys.
 SECRETS = {
     "ray-token": {"auth_token"},
     "s3-credentials": {"AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"},
@@ -46,7 +46,7 @@ def documents() -> list[dict[str, Any]]:
 
 
 def check(document: dict[str, Any]) -> None:
-    """Raises unless the document is what Kubernetes, with KubeRay, takes."""
+    """Validates a document against Kubernetes' and KubeRay's schemas."""
     if document["apiVersion"] != "ray.io/v1":
         kubernetes_validate.validate(document, KUBERNETES, strict=True)
         return
@@ -57,7 +57,7 @@ def check(document: dict[str, Any]) -> None:
 
 
 def pod_templates(value: Any) -> Iterator[dict[str, Any]]:
-    """Every pod template in a document, however deep."""
+    """All pod templates in a document, at any depth."""
     if isinstance(value, dict):
         for key, inner in value.items():
             if key in ("template", "submitterPodTemplate") and "spec" in inner:
@@ -70,7 +70,7 @@ def pod_templates(value: Any) -> Iterator[dict[str, Any]]:
 
 
 def named(kind: str, name: str | None = None) -> dict[str, Any]:
-    """A copy of one document, to be spoilt."""
+    """A copy of the document of this kind and name."""
     found = [
         document
         for document in documents()
@@ -84,51 +84,54 @@ IDS = [f"{d['kind']}-{d['metadata'].get('name', 'generated')}" for d in document
 
 
 @pytest.mark.parametrize("document", documents(), ids=IDS)
-def test_every_manifest_is_what_its_schema_says(document: dict[str, Any]) -> None:
+def test_manifests_match_their_schemas(document: dict[str, Any]) -> None:
     check(document)
 
 
-def _spoil(path: str, value: Any) -> Callable[[dict[str, Any]], None]:
-    def spoil(document: dict[str, Any]) -> None:
+def _setting(path: str, value: Any) -> Callable[[dict[str, Any]], None]:
+    def edit(document: dict[str, Any]) -> None:
         *parents, last = path.split(".")
         place: Any = document
         for part in parents:
             place = place[int(part) if part.isdigit() else part]
         place[last] = value
 
-    return spoil
+    return edit
 
 
-SPOILT = {
-    "a misspelt key of Kubernetes": (("Deployment", "mlflow"), _spoil("spec.replica", 1)),
-    "a word for a number": (("StatefulSet", "postgresql"), _spoil("spec.replicas", "one")),
-    "a key of no policy": (("NetworkPolicy", "ray"), _spoil("spec.ingres", [])),
-    "a misspelt key of KubeRay": (("RayCluster", None), _spoil("spec.autoscalingOptions", {})),
-    "an unknown way of authentication": (("RayCluster", None), _spoil("spec.authOptions.mode", "password")),
+ERRORS = {
+    "a misspelt key of Kubernetes": (("Deployment", "mlflow"), _setting("spec.replica", 1)),
+    "a word for a number": (("StatefulSet", "postgresql"), _setting("spec.replicas", "one")),
+    "a key of no policy": (("NetworkPolicy", "ray"), _setting("spec.ingres", [])),
+    "a misspelt key of KubeRay": (("RayCluster", None), _setting("spec.autoscalingOptions", {})),
+    "an unknown way of authentication": (
+        ("RayCluster", None),
+        _setting("spec.authOptions.mode", "password"),
+    ),
     "a number for a parameter of ray start": (
         ("RayCluster", None),
-        _spoil("spec.headGroupSpec.rayStartParams.num-cpus", 0),
+        _setting("spec.headGroupSpec.rayStartParams.num-cpus", 0),
     ),
     "a misspelt key in a pod of KubeRay": (
         ("RayCluster", None),
-        _spoil("spec.workerGroupSpecs.1.template.spec.toleration", []),
+        _setting("spec.workerGroupSpecs.1.template.spec.toleration", []),
     ),
     "a job without a command": (("RayJob", None), lambda document: document["spec"].pop("entrypoint")),
-    "an unknown way to submit": (("RayJob", None), _spoil("spec.submissionMode", "Carrier")),
+    "an unknown way to submit": (("RayJob", None), _setting("spec.submissionMode", "Carrier")),
 }
 
 
-@pytest.mark.parametrize("case", SPOILT)
-def test_a_spoilt_manifest_is_refused(case: str) -> None:
-    (kind, name), spoil = SPOILT[case]
+@pytest.mark.parametrize("case", ERRORS)
+def test_a_manifest_with_an_error_is_refused(case: str) -> None:
+    (kind, name), edit = ERRORS[case]
     document = named(kind, name)
     check(document)
-    spoil(document)
+    edit(document)
     with pytest.raises((jsonschema.ValidationError, kubernetes_validate.ValidationError)):
         check(document)
 
 
-def test_no_pod_runs_as_root_may_become_it_or_takes_what_it_likes() -> None:
+def test_pods_are_unprivileged_and_have_limits() -> None:
     templates = [template for document in documents() for template in pod_templates(document)]
     assert len(templates) >= 9
     for template in templates:
@@ -141,7 +144,7 @@ def test_no_pod_runs_as_root_may_become_it_or_takes_what_it_likes() -> None:
             assert {"cpu", "memory"} <= set(container["resources"]["limits"])
 
 
-def test_every_ray_pod_has_shared_memory_and_only_the_autoscaler_has_an_account() -> None:
+def test_ray_pods_have_shared_memory_and_only_the_head_has_a_service_account() -> None:
     for document in [named("RayCluster"), named("RayJob")]:
         cluster = document["spec"].get("rayClusterSpec", document["spec"])
         assert cluster["authOptions"] == {"mode": "token", "secretName": "ray-token"}
@@ -156,7 +159,7 @@ def test_every_ray_pod_has_shared_memory_and_only_the_autoscaler_has_an_account(
             assert spec.get("automountServiceAccountToken", True) is autoscaler
 
 
-def test_secrets_are_named_never_written_and_all_are_made_by_the_docs() -> None:
+def test_manifests_refer_to_secrets_that_the_docs_create() -> None:
     used: dict[str, set[str]] = {}
 
     def collect(value: Any) -> None:
@@ -189,7 +192,7 @@ def test_secrets_are_named_never_written_and_all_are_made_by_the_docs() -> None:
         assert all(key in text for key in keys), (secret, keys)
 
 
-def test_a_service_finds_its_pods_and_a_policy_exists_for_each() -> None:
+def test_services_select_pods_and_each_has_a_network_policy() -> None:
     labels = [t["metadata"]["labels"] for d in documents() for t in pod_templates(d)]
     for document in documents():
         if document["kind"] == "Service":
@@ -204,7 +207,7 @@ def test_a_service_finds_its_pods_and_a_policy_exists_for_each() -> None:
     assert covered == listening
 
 
-def test_the_kustomization_names_every_manifest_that_stands_and_every_image_of_ours() -> None:
+def test_the_kustomization_lists_all_manifests_and_own_images() -> None:
     kustomization = yaml.safe_load((INFRA / "kubernetes" / "kustomization.yaml").read_text())
     files = {file.name for file in (INFRA / "kubernetes").glob("*.yaml")}
     assert set(kustomization["resources"]) == files - {"kustomization.yaml", "ray-job.yaml"}
@@ -216,14 +219,18 @@ def test_the_kustomization_names_every_manifest_that_stands_and_every_image_of_o
 
 
 @pytest.mark.parametrize("name", ["aws", "on-premise"])
-def test_a_ray_up_cluster_is_what_ray_takes(name: str) -> None:
+def test_ray_up_files_are_valid(name: str) -> None:
     config = yaml.safe_load((INFRA / "ray-up" / f"{name}.yaml").read_text())
     jsonschema.validate(config, RAY_UP)
-    for spoil in (_spoil("max_worker", 3), _spoil("docker.images", "x"), _spoil("idle_timeout_minutes", "5")):
-        spoilt = copy.deepcopy(config)
-        spoil(spoilt)
+    for edit in (
+        _setting("max_worker", 3),
+        _setting("docker.images", "x"),
+        _setting("idle_timeout_minutes", "5"),
+    ):
+        wrong = copy.deepcopy(config)
+        edit(wrong)
         with pytest.raises(jsonschema.ValidationError):
-            jsonschema.validate(spoilt, RAY_UP)
+            jsonschema.validate(wrong, RAY_UP)
     starts = config["head_start_ray_commands"] + config["worker_start_ray_commands"]
     assert all("cluster.env" in start for start in starts if "ray start" in start)
     assert "--dashboard-host=127.0.0.1" in " ".join(starts)
@@ -233,22 +240,22 @@ def test_a_ray_up_cluster_is_what_ray_takes(name: str) -> None:
 
 
 def compose(text: str) -> dict[str, Any]:
-    """The file as Compose reads it, where no variable is set; raises unless the specification allows it."""
+    """The file with Compose's defaults substituted, validated against Compose's specification."""
     text = re.sub(r"\$\{\w+:-([^}]*)\}", r"\1", text).replace("$$", "$")
     return PyCompose.from_yaml(text).to_spec().model_dump(exclude_none=True)
 
 
-def test_the_compose_file_is_what_compose_takes_and_stays_on_loopback() -> None:
+def test_the_compose_file_is_valid_and_binds_to_loopback() -> None:
     file = INFRA / "compose" / "compose.yaml"
     text = file.read_text()
     assert set(compose(text)["services"]) == {"postgresql", "object-storage", "buckets", "mlflow"}
-    for line, spoilt in (
+    for line, wrong in (
         ("    restart: unless-stopped\n", "    restarts: unless-stopped\n"),
         ("  database: {internal: true}\n", "  database: {internal: [true]}\n"),
     ):
         assert line in text
         with pytest.raises(ValueError):
-            compose(text.replace(line, spoilt, 1))
+            compose(text.replace(line, wrong, 1))
     document = yaml.safe_load(text)
     for name, service in document["services"].items():
         assert all(port.startswith("${MIMIC3D_BIND:-127.0.0.1}:") for port in service.get("ports", ())), name
@@ -264,12 +271,12 @@ def test_the_compose_file_is_what_compose_takes_and_stays_on_loopback() -> None:
 
 
 @pytest.mark.parametrize("name", ["ray", "mlflow"])
-def test_an_image_passes_hadolint_and_copies_what_exists(name: str, tmp_path: Path) -> None:
+def test_dockerfiles_pass_hadolint_and_copy_existing_files(name: str, tmp_path: Path) -> None:
     file = INFRA / "images" / f"{name}.Dockerfile"
     assert hadolint(file) == []
-    spoilt = tmp_path / "Dockerfile"
-    spoilt.write_text(file.read_text().replace("USER 1000", "USER root") + "\nRUN cd /tmp && sudo true\n")
-    assert {"DL3002", "DL3004"} <= set(hadolint(spoilt))
+    wrong = tmp_path / "Dockerfile"
+    wrong.write_text(file.read_text().replace("USER 1000", "USER root") + "\nRUN cd /tmp && sudo true\n")
+    assert {"DL3002", "DL3004"} <= set(hadolint(wrong))
     ignored = (ROOT / ".dockerignore").read_text().splitlines()
     for line in file.read_text().splitlines():
         if line.startswith("COPY ") and "--from=" not in line:
@@ -286,7 +293,7 @@ def hadolint(file: Path) -> list[str]:
     return [finding["code"] for finding in json.loads(run.stdout)]
 
 
-def test_the_images_install_what_was_tested_together() -> None:
+def test_images_install_the_pinned_versions() -> None:
     constraints = (ROOT / "constraints.txt").read_text()
     pinned = {name.lower() for name in re.findall(r"^([\w.-]+)==", constraints, re.M)}
     assert {"psycopg2-binary", "boto3", "mlflow", "flask-wtf", "ray", "torch"} <= pinned
@@ -296,11 +303,11 @@ def test_the_images_install_what_was_tested_together() -> None:
         assert cluster["rayVersion"] == ray_version
 
 
-def test_secrets_from_files_become_variables_of_the_command_only(tmp_path: Path) -> None:
+def test_secrets_from_files_sets_variables_for_the_command(tmp_path: Path) -> None:
     (tmp_path / "password").write_text("s3cret $x 'y'\n")
     program = INFRA / "images" / "secrets-from-files.sh"
     environment = {"PATH": os.environ["PATH"], "PGPASSWORD_FILE": str(tmp_path / "password")}
-    environment["SSL_CERT_FILE"] = str(tmp_path / "password")  # Another's, and no secret.
+    environment["SSL_CERT_FILE"] = str(tmp_path / "password")  # A variable of another program, not a secret.
     command = [str(program), "sh", "-c", 'printf %s%s "$PGPASSWORD" "${SSL_CERT:-}"']
     run = subprocess.run(command, env=environment, capture_output=True, text=True)
     assert run.stdout == "s3cret $x 'y'" and not run.stderr

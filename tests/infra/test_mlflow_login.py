@@ -1,4 +1,4 @@
-"""MLflow as the manifests run it: the image's command and login, PostgreSQL behind it, secrets from files."""
+"""MLflow as the manifests run it: the image's command and login, PostgreSQL, secrets from files."""
 
 import json
 import os
@@ -96,14 +96,14 @@ def credentials(mlflow: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MLFLOW_TRACKING_PASSWORD", LOGIN)
 
 
-def test_a_run_is_kept_and_found_again_with_the_login(credentials: None) -> None:
+def test_a_run_is_stored_and_read_with_the_login(credentials: None) -> None:
     run = tracking.start_or_resume_run("mimic3d", "with-login", {"seed": 1})
     assert tracking.start_or_resume_run("mimic3d", "with-login", {"seed": 1}) == run
     tracking.finish_run(run)
 
 
 @pytest.mark.parametrize("password", ["wrong", None])
-def test_without_the_login_mlflow_refuses_in_one_line(
+def test_a_missing_login_is_one_line(
     credentials: None, monkeypatch: pytest.MonkeyPatch, password: str | None
 ) -> None:
     if password is None:
@@ -116,7 +116,7 @@ def test_without_the_login_mlflow_refuses_in_one_line(
     assert "\n" not in str(caught.value)
 
 
-def test_the_login_reaches_workers_and_shows_nowhere(credentials: None) -> None:
+def test_the_login_reaches_workers_and_is_in_no_output(credentials: None) -> None:
     settings = get_settings()
     assert settings.export()["MLFLOW_TRACKING_PASSWORD"] == LOGIN
     assert LOGIN not in repr(settings) and LOGIN not in str(settings.model_dump())

@@ -1,4 +1,4 @@
-"""Which cluster a command uses, which token it sends there, and what it submits."""
+"""The address and token of the cluster that a command uses, and the job that it submits."""
 
 import json
 import socket
@@ -34,7 +34,7 @@ URL = "http://127.0.0.1:21001"
 
 @pytest.fixture(autouse=True)
 def stack_of_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What `mimic3d up` leaves behind, and an environment that names nothing else."""
+    """The state files of `mimic3d up`, in an environment that names no other cluster."""
     for name in (
         "RAY_ADDRESS",
         "RAY_API_SERVER_ADDRESS",
@@ -42,7 +42,7 @@ def stack_of_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         "RAY_AUTH_TOKEN",
         "RAY_AUTH_TOKEN_PATH",
     ):
-        monkeypatch.setenv(name, "")  # Restored afterwards, also where the code sets it.
+        monkeypatch.setenv(name, "")  # So that pytest restores it, also if the code sets it.
         monkeypatch.delenv(name)
     monkeypatch.setenv("MIMIC3D_HOME", str(tmp_path))
     monkeypatch.setenv("HOME", str(tmp_path))
@@ -53,18 +53,18 @@ def stack_of_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     stack_file(tmp_path).write_text(json.dumps(stored))
 
 
-def test_without_an_address_it_is_the_stack_with_its_token() -> None:
+def test_the_local_stack_and_its_token_are_the_default() -> None:
     found = find_cluster()
     assert (found.url, found.token) == (URL, "the-stack-s-token")
     assert "the-stack-s-token" not in repr(found)
 
 
 @pytest.mark.parametrize("address", ["http://head:8265", "head:8265", "http://head:8265/"])
-def test_the_stack_s_token_goes_to_no_other_cluster(address: str) -> None:
+def test_the_stack_s_token_is_sent_to_no_other_cluster(address: str) -> None:
     assert find_cluster(address) == Cluster("http://head:8265", None, find_cluster(address).token_source)
 
 
-def test_ray_s_own_variables_name_a_cluster_too(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_ray_s_variables_select_a_cluster(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RAY_ADDRESS", "http://head:8265")
     monkeypatch.setenv("RAY_AUTH_TOKEN", "secret")
     found = find_cluster()
@@ -76,7 +76,7 @@ def test_ray_s_own_variables_name_a_cluster_too(monkeypatch: pytest.MonkeyPatch)
     assert find_cluster("other:8265").url == "http://other:8265"
 
 
-def test_a_cluster_of_another_address_is_not_the_stack(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_another_address_is_not_the_stack(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RAY_ADDRESS", "elsewhere:6379")
     with pytest.raises(UserError, match="no Ray cluster is named: give --address"):
         find_cluster()
@@ -85,13 +85,13 @@ def test_a_cluster_of_another_address_is_not_the_stack(monkeypatch: pytest.Monke
 @pytest.mark.parametrize(
     "address", ["ray://head:10001", "http://", "http://head:port", "http://me:hunter2@head:8265"]
 )
-def test_what_is_no_dashboard_s_address_is_one_line_without_a_password(address: str) -> None:
+def test_an_invalid_address_is_one_line_without_its_password(address: str) -> None:
     with pytest.raises(UserError, match="give http://HEAD:8265") as caught:
         find_cluster(address)
     assert "hunter2" not in str(caught.value) and "\n" not in str(caught.value)
 
 
-def test_a_token_file_that_is_empty_or_not_there_is_one_line(tmp_path: Path) -> None:
+def test_an_empty_or_missing_token_file_is_one_line(tmp_path: Path) -> None:
     (tmp_path / "token").write_text("\n")
     with pytest.raises(UserError, match="is empty"):
         find_cluster()
@@ -100,7 +100,7 @@ def test_a_token_file_that_is_empty_or_not_there_is_one_line(tmp_path: Path) -> 
         find_cluster()
 
 
-def test_a_head_that_does_not_answer_is_told_in_bounded_time(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_silent_head_is_reported_in_bounded_time(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("mimic3d_platform.cluster.dashboard.FIRST_TIMEOUT_S", 0.5)
     with socket.create_server(("127.0.0.1", 0)) as silent:
         place = f"127.0.0.1:{silent.getsockname()[1]}"
@@ -110,7 +110,7 @@ def test_a_head_that_does_not_answer_is_told_in_bounded_time(monkeypatch: pytest
         assert time.monotonic() - started < 60
 
 
-# What is submitted.
+# Jobs.
 
 
 def spec(
@@ -119,14 +119,16 @@ def spec(
     return training_job(TrainingOptions("cars-demo", "s3://mimic3d/x", overrides, name, workers, runs))
 
 
-def test_the_same_run_is_the_same_job_however_many_workers_it_gets() -> None:
+def test_the_job_of_a_run_does_not_depend_on_its_workers() -> None:
     assert spec(workers="2").id == spec(workers="1:4").id == spec().id
     others = [spec(name="b"), spec("seed=7"), spec(runs="s3://other/runs")]
     assert len({spec().id, *(other.id for other in others)}) == 4
     assert spec().id.startswith("train-cars-demo-")
 
 
-def test_the_config_travels_resolved_and_the_command_names_no_secret(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_resolved_config_is_uploaded_and_no_secret(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "hunter2")
     sent = spec("imitation.lpips_weight=0.25", workers="2")
     assert "lpips_weight: 0.25" in sent.files["config.yaml"]
@@ -134,7 +136,7 @@ def test_the_config_travels_resolved_and_the_command_names_no_secret(monkeypatch
     assert "hunter2" not in repr(sent)
 
 
-def test_a_sweep_travels_resolved_and_is_read_the_same_there(tmp_path: Path) -> None:
+def test_the_resolved_sweep_is_uploaded_and_parses_to_the_same(tmp_path: Path) -> None:
     sent = sweep_job(SweepOptions(ROOT / "sweeps" / "imitation.yaml", "s3://mimic3d/x", ["seed=3"]))
     assert sent.command == "python -m jobs.sweep sweep.yaml --name imitation"
     (tmp_path / "sweep.yaml").write_text(sent.files["sweep.yaml"])
@@ -151,7 +153,7 @@ def test_every_entry_point_is_a_command(kind: str) -> None:
     assert help_.returncode == 0 and "Usage: " in help_.stdout
 
 
-def test_small_files_travel_and_folders_do_not(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_small_files_are_uploaded_folders_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     root = typer.main.get_command(app)
     (tmp_path / "deep").mkdir()
@@ -168,13 +170,13 @@ def test_small_files_travel_and_folders_do_not(tmp_path: Path, monkeypatch: pyte
 
 
 @pytest.mark.parametrize("workers", ["0", "3:2", "two", "1:2:3", "-1"])
-def test_workers_of_no_number_are_refused(workers: str) -> None:
+def test_an_invalid_number_of_workers_is_refused(workers: str) -> None:
     assert (fewest_workers("4"), fewest_workers("2:8"), fewest_workers(None)) == (4, 2, 1)
     with pytest.raises(UserError, match=f"--workers {workers}"):
         fewest_workers(workers)
 
 
-# The database behind MLflow.
+# MLflow's database.
 
 
 @pytest.mark.parametrize(
@@ -186,7 +188,7 @@ def test_workers_of_no_number_are_refused(workers: str) -> None:
         ("postgresql://mlflow@127.0.0.1:9/mlflow", "refuses the connection"),
     ],
 )
-def test_a_database_that_cannot_be_is_one_line(tmp_path: Path, url: str, words: str) -> None:
+def test_an_unusable_database_is_one_line(tmp_path: Path, url: str, words: str) -> None:
     with pytest.raises(UserError, match=words) as caught:
         choose_database(Stack(tmp_path), url)
     assert "hunter2" not in str(caught.value) and "\n" not in str(caught.value)

@@ -1,4 +1,4 @@
-"""A job's output on a real cluster, streamed over a connection that breaks."""
+"""The streamed log of a job on a real cluster, over a connection that breaks."""
 
 import time
 from collections.abc import Iterator
@@ -51,7 +51,7 @@ def job(dashboard: Dashboard, monkeypatch: pytest.MonkeyPatch) -> Job:
     return job
 
 
-def test_what_is_shown_is_the_log_though_the_connection_breaks(
+def test_the_log_is_complete_after_broken_connections(
     dashboard: Dashboard, proxy: FaultProxy, job: Job
 ) -> None:
     shown: list[str] = []
@@ -68,11 +68,11 @@ def test_what_is_shown_is_the_log_though_the_connection_breaks(
     assert breaks == 2 and ended.status == "SUCCEEDED" and ended.exit_code == 0
     assert "".join(shown) == dashboard.get_job_logs(job.id)
     assert "".join(shown).splitlines()[-LINES:] == [f"line {n} {'ä' * n}" for n in range(LINES)]
-    # The log is streamed anew after each break only.
+    # The log is requested again only after a break.
     assert proxy.count(path=f"{job.id}/logs/tail") < 12 and proxy.count(path="/logs") < 16
 
 
-def test_a_head_that_stays_away_is_one_line(
+def test_an_unreachable_head_is_one_line(
     dashboard: Dashboard, proxy: FaultProxy, job: Job, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(jobs, "OUTAGE_PATIENCE_S", 3.0)
@@ -85,7 +85,7 @@ def test_a_head_that_stays_away_is_one_line(
     assert jobs.stop_job(dashboard, job.id).ended
 
 
-def test_a_quiet_job_and_one_the_cluster_does_not_know(
+def test_a_job_without_output_and_an_unknown_job(
     dashboard: Dashboard, job: Job, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(dashboard_module, "STATUS_EVERY_S", 0.1)

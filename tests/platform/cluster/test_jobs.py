@@ -1,6 +1,6 @@
-"""Jobs on a Ray cluster of three nodes that wants a token, with PostgreSQL behind MLflow.
+"""Jobs on a Ray cluster of three nodes with token authentication, and MLflow on PostgreSQL.
 
-They are sent, followed, left, found again and stopped, or refused in one line, by the real command.
+The installed command submits, follows, leaves, finds and stops them, and refuses invalid ones in one line.
 """
 
 import contextlib
@@ -34,7 +34,7 @@ from stack_processes import alive, stack_processes
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(3600)]
 
 ROOT = Path(__file__).parents[3]
-# What the README says, as it says it: the cluster, the training, and how to find it again.
+# The README's commands for a cluster.
 README = (ROOT / "README.md").read_text()
 BLOCK = re.search(r"^## Submit to a cluster\n.*?^```sh\n(.*?)^```", README, re.M | re.S)
 UP, TRAIN, *FIND = [shlex.split(line)[1:] for line in BLOCK[1].splitlines()]
@@ -51,13 +51,13 @@ OVERRIDES = {
 }
 SETTINGS = [part for key, value in OVERRIDES.items() for part in ("--set", f"{key}={value}")]
 LONG = ["--set", "schedule.stage1_kimg=80"]
-# Idle, none of these waits is longer than a minute.
+# On an idle machine none of these waits takes longer than a minute.
 PATIENCE_S = 900
 
 
 @dataclass(frozen=True)
 class Cluster:
-    """A stack of this module's own, and how the command finds it."""
+    """This module's own stack and the environment in which the command finds it."""
 
     home: Path
     url: str
@@ -70,7 +70,7 @@ class Cluster:
         return mimic3d(*arguments, timeout=PATIENCE_S, **{**self.environment, **changes})
 
     def jobs(self) -> list[dict]:
-        """What the dashboard tells of all jobs to whoever has the token."""
+        """The dashboard's list of jobs, as a holder of the token gets it."""
         request = urllib.request.Request(
             f"{self.url}/api/jobs/", headers={"Authorization": f"Bearer {self.token}"}
         )
@@ -84,7 +84,7 @@ def cluster(own_home: Path) -> Iterator[Cluster]:
     environment: dict[str, str | None] = {name: None for name in os.environ if name.startswith(ours)}
     home = Path(tempfile.mkdtemp(prefix="m3d-", dir="/tmp"))
     environment["MIMIC3D_HOME"] = str(home)
-    if "MIMIC3D_WEIGHTS" not in os.environ:  # As on a cluster without internet: staged once, by this session.
+    if "MIMIC3D_WEIGHTS" not in os.environ:  # Staged once a session, as for a cluster without internet.
         for purpose in ("perceptual", "frechet"):
             feature_weights.best_available(purpose)
         environment["MIMIC3D_WEIGHTS"] = str(own_home / "weights")
@@ -106,7 +106,7 @@ def cluster(own_home: Path) -> Iterator[Cluster]:
 
 @pytest.fixture(scope="module")
 def rendered(cluster: Cluster, tmp_path_factory: pytest.TempPathFactory) -> subprocess.CompletedProcess:
-    """The data set of the trainings, made by a job."""
+    """The trainings' data set, rendered by a job."""
     meshes = tmp_path_factory.mktemp("meshes")
     box = trimesh.creation.box((1.0, 0.4, 0.5))
     box.visual.face_colors = [200, 60, 40, 255]
@@ -130,12 +130,12 @@ def test_status_shows_three_nodes(cluster: Cluster) -> None:
     ]
 
 
-def test_a_data_set_is_rendered_by_a_job(rendered: subprocess.CompletedProcess) -> None:
+def test_a_job_renders_a_data_set(rendered: subprocess.CompletedProcess) -> None:
     assert rendered.returncode == 0, rendered.stdout + rendered.stderr
     assert f"{DATA}: 16 images of 2 identities" in rendered.stdout and not rendered.stderr
 
 
-def test_a_training_is_followed_to_its_end_and_found_again(
+def test_a_training_job_is_followed_to_its_end_and_listed(
     cluster: Cluster, trained: subprocess.CompletedProcess
 ) -> None:
     assert trained.returncode == 0, trained.stdout + trained.stderr
@@ -149,7 +149,7 @@ def test_a_training_is_followed_to_its_end_and_found_again(
     assert logs.returncode == 0 and logs.stdout.splitlines()[-1] in trained.stdout
 
 
-def test_mlflow_keeps_its_runs_in_postgresql(cluster: Cluster, trained: subprocess.CompletedProcess) -> None:
+def test_mlflow_stores_runs_in_postgresql(cluster: Cluster, trained: subprocess.CompletedProcess) -> None:
     connection = psycopg2.connect(cluster.database.url, password=cluster.database.password)
     with contextlib.closing(connection), connection.cursor() as cursor:
         cursor.execute("SELECT status FROM runs WHERE name = %s", (NAME,))
@@ -159,7 +159,7 @@ def test_mlflow_keeps_its_runs_in_postgresql(cluster: Cluster, trained: subproce
     assert not (cluster.home / "stack" / "mlflow" / "mlflow.db").exists()
 
 
-def test_one_run_is_one_job_that_can_be_left_found_and_stopped(
+def test_the_job_of_a_run_can_be_left_listed_and_stopped(
     cluster: Cluster, rendered: subprocess.CompletedProcess, tmp_path: Path
 ) -> None:
     arguments = [*TRAIN, *SETTINGS, "--name", "long", *LONG]
@@ -200,7 +200,7 @@ def test_ray_s_own_submission_runs_the_same_entry_point(
     assert run.returncode == 0 and '"identities": 2' in run.stdout, run.stdout + run.stderr
 
 
-def test_the_sources_of_a_checkout_travel_on_request_and_only_the_tracked(
+def test_tracked_sources_are_uploaded_on_request(
     cluster: Cluster, rendered: subprocess.CompletedProcess, tmp_path: Path
 ) -> None:
     checkout = tmp_path / "checkout"
@@ -217,7 +217,7 @@ def test_the_sources_of_a_checkout_travel_on_request_and_only_the_tracked(
     assert "sent: [" in run.stdout and "'data.py'" in run.stdout and "notes.txt" not in run.stdout
 
 
-def test_no_secret_is_in_what_the_dashboard_shows_in_logs_or_arguments(
+def test_no_secret_is_in_dashboard_logs_or_arguments(
     cluster: Cluster, trained: subprocess.CompletedProcess
 ) -> None:
     secrets = set(json.loads((cluster.home / "stack" / "credentials.json").read_text()).values())
@@ -246,7 +246,7 @@ REFUSED = {
 
 
 @pytest.mark.parametrize("case", REFUSED)
-def test_what_cannot_be_is_one_line_before_anything_starts(
+def test_an_invalid_job_is_one_line_before_anything_starts(
     cluster: Cluster, case: str, tmp_path: Path
 ) -> None:
     line, changes, *words = REFUSED[case]
@@ -262,7 +262,7 @@ def test_what_cannot_be_is_one_line_before_anything_starts(
     assert cluster.token not in said and len(cluster.jobs()) == before
 
 
-def test_a_node_that_is_killed_is_shown_as_down_and_mended(cluster: Cluster) -> None:
+def test_a_killed_node_is_shown_as_down_and_started_again(cluster: Cluster) -> None:
     node = psutil.Process(Stack.load(cluster.home).services["ray-3"].leader.pid)
     raylet = next(child for child in node.children(recursive=True) if child.name() == "raylet")
     family = [node, *node.children(recursive=True)]

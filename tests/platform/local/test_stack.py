@@ -1,6 +1,6 @@
-"""The embedded stack: one of it, on loopback, private, mended when broken, and gone when taken down.
+"""The local stack: starting, privacy, repair after kills, and stopping.
 
-These tests break stacks, so they have one of their own beside the session's.
+These tests break stacks, so they start one beside the session's.
 """
 
 import json
@@ -62,7 +62,7 @@ print(ray.get(look.remote()))
 
 
 def python(program: str, home: Path, *arguments: str) -> subprocess.Popen[str]:
-    """A Python process that sees the services of the stack under `home` as the command would."""
+    """Runs Python code in a process with the environment that the command has for the stack under `home`."""
     names = ("AWS_", "MLFLOW_", "RAY_")
     environment = {k: v for k, v in os.environ.items() if not k.startswith(names)}
     environment |= {"PYTHONPATH": PATHS, "MIMIC3D_HOME": str(home)}
@@ -79,12 +79,12 @@ def python(program: str, home: Path, *arguments: str) -> subprocess.Popen[str]:
 def output_of(process: subprocess.Popen[str]) -> str:
     out, err = process.communicate(timeout=200)
     assert process.returncode == 0, err[-3000:]
-    return out.strip().splitlines()[-1]  # MLflow has its own things to say first.
+    return out.strip().splitlines()[-1]  # MLflow prints lines of its own before it.
 
 
 @pytest.fixture
 def folder() -> Iterator[Path]:
-    """A short folder for a stack that ought not to come up; taken down all the same."""
+    """A folder with a short path for a stack that is expected to fail; it is stopped in any case."""
     with tempfile.TemporaryDirectory(prefix="m3d-", dir="/tmp", ignore_cleanup_errors=True) as name:
         yield Path(name)
         local.down(Path(name))
@@ -92,7 +92,7 @@ def folder() -> Iterator[Path]:
 
 @pytest.fixture(scope="module")
 def home() -> Iterator[Path]:
-    """The folder of a stack that two processes brought up at the same moment."""
+    """The folder of a stack that two processes started at once."""
     with tempfile.TemporaryDirectory(prefix="m3d-", dir="/tmp", ignore_cleanup_errors=True) as name:
         folder = Path(name)
         both = [python(UP, folder) for _ in range(2)]
@@ -110,17 +110,17 @@ def home() -> Iterator[Path]:
 
 @pytest.fixture(autouse=True)
 def settings_of_home(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Where a test uses `home`, this process finds its services there, not in the session's stack."""
+    """Points this process at the services under `home`, if the test uses it, not at the session's."""
     if "home" in request.fixturenames:
         for name in [name for name in os.environ if name.startswith(("AWS_", "MLFLOW_", "RAY_A"))]:
             monkeypatch.delenv(name)
         monkeypatch.setenv("MIMIC3D_HOME", str(request.getfixturevalue("home")))
 
 
-# A stack that works.
+# A working stack.
 
 
-def test_two_ups_at_once_are_one_stack_and_a_third_changes_nothing(home: Path) -> None:
+def test_concurrent_starts_give_one_stack_and_another_changes_nothing(home: Path) -> None:
     before = local.status(home)
     said: list[str] = []
     after = local.up(home, on_progress=said.append)
@@ -129,7 +129,7 @@ def test_two_ups_at_once_are_one_stack_and_a_third_changes_nothing(home: Path) -
     assert {bucket["Name"] for bucket in buckets} == {"mimic3d", "mimic3d-artifacts"}
 
 
-def test_what_is_private_is_readable_by_its_owner_only(home: Path) -> None:
+def test_private_files_are_readable_by_their_owner_only(home: Path) -> None:
     assert (home / "stack").stat().st_mode & 0o777 == 0o700
     for name in ("environment.json", "credentials.json", "s3/identities.json", "ray/token"):
         assert (home / "stack" / name).stat().st_mode & 0o777 == 0o600, name
@@ -142,9 +142,9 @@ def test_no_secret_is_in_arguments_or_logs(home: Path) -> None:
     assert not [secret for secret in secrets if any(secret in text for text in texts)]
 
 
-def test_nothing_listens_beyond_loopback_also_while_ray_works(home: Path) -> None:
+def test_services_listen_on_loopback_only_while_ray_works(home: Path) -> None:
     storage.write_bytes("s3://mimic3d/kept.bin", b"kept")
-    # The worker finds the storage through the stack's private file; its environment holds no secret.
+    # The worker reads the credentials from the stack's private file; its environment holds none.
     assert output_of(python(RAY_TASK, home)) == "(True, False)"
     open_to = {
         connection.laddr.ip.removeprefix("::ffff:")
@@ -155,16 +155,16 @@ def test_nothing_listens_beyond_loopback_also_while_ray_works(home: Path) -> Non
     assert open_to <= {"127.0.0.1", "::1"}
 
 
-def test_ray_wants_the_token(home: Path) -> None:
+def test_ray_requires_the_token(home: Path) -> None:
     dashboard = local.status(home).services["ray"].port
     assert dashboard and services._get_status(dashboard, "/api/version") == 401
 
 
 @pytest.mark.slow
-def test_killed_services_are_noticed_and_only_these_are_started_again(home: Path) -> None:
+def test_only_killed_services_are_started_again(home: Path) -> None:
     storage.write_bytes("s3://mimic3d/kept.bin", b"kept through a kill")
     run, artifacts = output_of(python(LOG_A_RUN, home)).split()
-    assert artifacts.startswith("mlflow-artifacts:/")  # No port is remembered in it.
+    assert artifacts.startswith("mlflow-artifacts:/")  # It contains no port.
     before = local.status(home).services
     for name in ("s3", "mlflow"):
         os.kill(before[name].pid, signal.SIGKILL)
@@ -181,7 +181,7 @@ def test_killed_services_are_noticed_and_only_these_are_started_again(home: Path
 
 
 @pytest.mark.slow
-def test_a_killed_ray_leaves_no_orphans_and_a_lost_port_moves_its_service(home: Path) -> None:
+def test_a_killed_ray_leaves_no_orphans_and_a_taken_port_is_replaced(home: Path) -> None:
     run = output_of(python(LOG_A_RUN, home)).split()[0]
     storage.write_bytes("s3://mimic3d/kept.bin", b"kept through a move")
     before = local.status(home).services
@@ -203,7 +203,7 @@ def test_a_killed_ray_leaves_no_orphans_and_a_lost_port_moves_its_service(home: 
 
 
 @pytest.mark.slow
-def test_down_leaves_no_process_and_up_finds_everything_again(home: Path) -> None:
+def test_down_leaves_no_process_and_up_keeps_the_data(home: Path) -> None:
     run = output_of(python(LOG_A_RUN, home)).split()[0]
     storage.write_bytes("s3://mimic3d/kept.bin", os.urandom(10 * 2**20))
     kept = storage.read_bytes("s3://mimic3d/kept.bin")
@@ -211,7 +211,7 @@ def test_down_leaves_no_process_and_up_finds_everything_again(home: Path) -> Non
     were = stack_processes(home)
     gone = local.down(home)
     assert not gone.running and not alive(were) and not stack_processes(home)
-    assert not local.down(home).running  # Again is no error.
+    assert not local.down(home).running  # A second stop is no error.
     again = local.up(home, nodes=2, cpus=1)
     assert again.healthy and "ray-2" in again.services
     assert again.services["mlflow"].url == before["mlflow"].url and stack_file(home).read_text() == secret
@@ -219,7 +219,7 @@ def test_down_leaves_no_process_and_up_finds_everything_again(home: Path) -> Non
     assert output_of(python(READ_A_RUN, home, run)) == "kept"
 
 
-# A stack that cannot be.
+# Stacks that cannot start.
 
 
 def error_of(action, *arguments, **named) -> str:
@@ -230,7 +230,7 @@ def error_of(action, *arguments, **named) -> str:
 
 
 @pytest.mark.slow
-def test_a_service_that_dies_at_its_start_is_named_with_its_log_and_down_cleans_up(folder: Path) -> None:
+def test_a_service_that_fails_to_start_is_named_with_its_log(folder: Path) -> None:
     (folder / "stack" / "mlflow").mkdir(parents=True)
     (folder / "stack" / "mlflow" / "mlflow.db").write_bytes(b"this is no database" * 100)
     said = error_of(local.up, folder)
@@ -242,19 +242,19 @@ def test_a_service_that_dies_at_its_start_is_named_with_its_log_and_down_cleans_
     assert not alive(left) and not stack_processes(folder)
 
 
-def test_a_missing_program_is_said_before_anything_runs(folder: Path, monkeypatch) -> None:
+def test_a_missing_program_is_reported_before_anything_starts(folder: Path, monkeypatch) -> None:
     monkeypatch.setattr(services.importlib.metadata, "files", lambda name: [])
     monkeypatch.setenv("PATH", "/nonexistent")
     assert "`weed` is missing" in error_of(local.up, folder)
     assert not stack_processes(folder)
 
 
-def test_a_state_folder_that_cannot_be_is_one_line() -> None:
+def test_an_unusable_state_folder_is_one_line() -> None:
     assert "MIMIC3D_HOME" in error_of(local.up, Path("/dev/null/home"))
 
 
 @pytest.mark.parametrize("number", [{"nodes": 0}, {"cpus": 0}])
-def test_no_nodes_or_cpus_is_one_line(number: dict[str, int], tmp_path: Path) -> None:
+def test_zero_nodes_or_cpus_is_one_line(number: dict[str, int], tmp_path: Path) -> None:
     assert "at least 1" in error_of(local.up, tmp_path, **number)
 
 
@@ -264,12 +264,12 @@ def test_a_damaged_state_is_one_line(tmp_path: Path) -> None:
     assert "state.json is damaged" in error_of(local.status, tmp_path)
 
 
-def test_a_lock_that_is_held_is_one_line(tmp_path: Path) -> None:
+def test_a_held_lock_is_one_line(tmp_path: Path) -> None:
     with locked(tmp_path), pytest.raises(UserError, match="another `mimic3d up`"), locked(tmp_path, 0.5):
         pass
 
 
-def test_a_stack_that_never_was_is_not_running(tmp_path: Path) -> None:
+def test_a_stack_that_was_never_started_is_not_running(tmp_path: Path) -> None:
     status = local.status(tmp_path / "nowhere")
     assert not status.running and not status.healthy and set(status.services) == {"s3", "mlflow", "ray"}
     assert not local.down(tmp_path / "nowhere").running and not (tmp_path / "nowhere").exists()
@@ -278,7 +278,7 @@ def test_a_stack_that_never_was_is_not_running(tmp_path: Path) -> None:
 # Processes.
 
 
-def test_only_the_very_process_that_was_recorded_is_ended(tmp_path: Path) -> None:
+def test_a_process_that_reuses_a_recorded_pid_is_left_alone(tmp_path: Path) -> None:
     bystander = subprocess.Popen(["sleep", "60"], start_new_session=True)
     try:
         created = psutil.Process(bystander.pid).create_time()
@@ -293,7 +293,7 @@ def test_only_the_very_process_that_was_recorded_is_ended(tmp_path: Path) -> Non
         bystander.wait()
 
 
-def test_the_orphans_of_a_killed_leader_are_ended(tmp_path: Path) -> None:
+def test_orphans_of_a_killed_leader_are_stopped(tmp_path: Path) -> None:
     starting = processes.WaitingProcess(
         ["sh", "-c", "sleep 60 & sleep 60 & wait"], os.environ, tmp_path, tmp_path / "l"
     )
@@ -308,7 +308,7 @@ def test_the_orphans_of_a_killed_leader_are_ended(tmp_path: Path) -> None:
     assert len(orphans) >= 2 and not alive(orphans)
 
 
-def test_a_service_whose_starter_dies_unheard_never_runs(tmp_path: Path) -> None:
+def test_a_service_whose_starter_is_killed_never_runs(tmp_path: Path) -> None:
     program = f"""
 import os
 from pathlib import Path
@@ -326,7 +326,7 @@ os._exit(0)
     assert not psutil.pid_exists(pid) or not alive([psutil.Process(pid)])
 
 
-def test_ports_are_kept_while_free_and_never_shared() -> None:
+def test_ports_are_kept_while_free_and_distinct() -> None:
     taken: set[int] = set()
     first = free_ports(["a", "b"], {}, taken)
     assert free_ports(["a", "b"], first, set()) == first
@@ -337,7 +337,7 @@ def test_ports_are_kept_while_free_and_never_shared() -> None:
         assert free_ports(["a", "b"], first, taken, patience_s=0.5) != first
 
 
-def test_ports_that_are_let_go_of_in_a_moment_are_waited_for() -> None:
+def test_a_port_that_becomes_free_soon_is_waited_for() -> None:
     first = free_ports(["a"], {}, set())
     with socket.socket() as dying:
         dying.bind(("127.0.0.1", first["a"]))

@@ -24,6 +24,7 @@ import torch
 import trimesh
 import yaml
 
+from leaked_secrets import assert_no_secret_leaked
 from mimic3d.checkpoints.generator_folder import load_generator
 from mimic3d.config import Config, fingerprint, flatten, to_dict
 from mimic3d_command import error_of, mimic3d, start_mimic3d
@@ -37,7 +38,6 @@ from mimic3d_platform.tracking.server import client
 from mimic3d_platform.training.config_from_command import resolve_config
 from mimic3d_platform.training.run_identity import CONFIG
 from run_faults import kill_service, truncate_newest, wait_until, worker_processes
-from told_secrets import assert_no_secret_is_told
 
 # The shared runs are the set-up of the first test.
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(3600)]
@@ -443,7 +443,7 @@ def test_a_model_or_alias_that_is_not_there_is_one_line_of_what_is(story: Story,
 
 def test_no_secret_is_in_mlflow_the_runs_folder_or_any_log(story: Story, own_home: Path) -> None:
     names = ("stopped", "steady")
-    assert_no_secret_is_told(
+    assert_no_secret_leaked(
         own_home, *(storage.read_bytes(f"{DEFAULT_RUNS_URI}/{name}/{CONFIG}") for name in names)
     )
 

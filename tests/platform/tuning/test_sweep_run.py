@@ -15,13 +15,13 @@ from pathlib import Path
 
 import pytest
 
+from leaked_secrets import assert_no_secret_leaked
 from mimic3d.config import config_from_yaml
 from mimic3d_command import error_of, mimic3d, start_mimic3d
 from mimic3d_platform import local, storage, tracking
 from mimic3d_platform.settings import DEFAULT_RUNS_URI
 from mimic3d_platform.tuning.report import PAGE, TABLE, WINNER
 from tiny_sweeps import children_of, records, render_box, run_of, written
-from told_secrets import assert_no_secret_is_told
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(2400)]
 # For whatever the machine does beside.
@@ -182,4 +182,4 @@ def test_a_sweep_that_cannot_run_is_refused_before_it_starts(cars: str, tmp_path
 
 
 def test_no_secret_is_in_mlflow_or_any_log(swept: Swept, own_home: Path) -> None:
-    assert_no_secret_is_told(own_home, swept.said.encode(), swept.run.stdout.encode())
+    assert_no_secret_leaked(own_home, swept.said.encode(), swept.run.stdout.encode())

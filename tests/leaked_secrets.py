@@ -1,4 +1,4 @@
-"""Whether the stack's secrets are told where others could read them."""
+"""Checks that no secret of the stack is where others can read it."""
 
 import os
 from pathlib import Path
@@ -8,10 +8,10 @@ from mimic3d_platform.settings import get_settings
 from mimic3d_platform.tracking.server import client
 
 
-def assert_no_secret_is_told(home: Path, *said: bytes) -> None:
-    """No key of storage and no token is in MLflow, in `said`, or in a file of the stack at `home`.
+def assert_no_secret_leaked(home: Path, *output: bytes) -> None:
+    """Asserts that no storage key or token is in MLflow, in `output`, or in a file of the stack at `home`.
 
-    Their own files are excepted: below `stack/`, of no log, and closed to others.
+    Exceptions are the private files that hold them: below `stack/`, no logs, not readable by others.
     """
     settings = get_settings()
     assert settings.aws_secret_access_key is not None and settings.ray_auth_token_path is not None
@@ -22,7 +22,7 @@ def assert_no_secret_is_told(home: Path, *said: bytes) -> None:
     server = client()
     experiments = [experiment.experiment_id for experiment in server.search_experiments()]
     found = server.search_runs(experiments, max_results=1000)
-    told = [repr([(run.data.params, run.data.tags) for run in found]).encode(), *said]
+    told = [repr([(run.data.params, run.data.tags) for run in found]).encode(), *output]
     assert found and not any(secret in text for secret in secrets for text in told)
     for root in (home, Stack.load(home).runtime):
         for path in (path for path in root.rglob("*") if path.is_file()):
