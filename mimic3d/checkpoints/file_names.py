@@ -1,8 +1,10 @@
-"""Names of the files in generators' folders and in training checkpoints."""
+"""Names of the files in generators' folders, in training checkpoints and in runs' folders."""
+
+# A config, in a generator's folder and in a run's.
+CONFIG = "config.yaml"
 
 # A generator's folder.
 GENERATOR_WEIGHTS = "generator.safetensors"
-CONFIG = "config.yaml"
 # Beside an imported generator: the networks that only a training needs, tensors named PART.NAME.
 TRAINING_NETWORKS = "training.safetensors"
 

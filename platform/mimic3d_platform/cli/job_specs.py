@@ -13,6 +13,7 @@ from pathlib import Path
 import yaml
 from typer.core import TyperGroup
 
+from mimic3d.checkpoints.file_names import CONFIG
 from mimic3d.config import fingerprint, to_dict
 from mimic3d_platform.cluster.jobs import JobSpec
 from mimic3d_platform.cluster.resources import fewest_workers
@@ -22,7 +23,7 @@ from mimic3d_platform.settings import DEFAULT_RUNS_URI
 from mimic3d_platform.training.config_from_command import resolve_config
 from mimic3d_platform.training.run_identity import check_name
 
-CONFIG, SWEEP = "config.yaml", "sweep.yaml"
+SWEEP = "sweep.yaml"
 # Bytes of the largest file that is sent: configs and sweep files are smaller, data belongs in object storage.
 LARGEST_FILE = 1_000_000
 

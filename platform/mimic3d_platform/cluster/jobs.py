@@ -7,7 +7,6 @@ from what it does, so that a job submitted twice runs once.
 
 from __future__ import annotations
 
-import hashlib
 import re
 import shlex
 import shutil
@@ -21,6 +20,7 @@ from typing import TYPE_CHECKING
 
 from mimic3d_platform.cluster.connect import UnreachableError
 from mimic3d_platform.errors import UserError
+from mimic3d_platform.storage.digests import sha256
 
 if TYPE_CHECKING:
     from ray.job_submission import JobDetails
@@ -56,7 +56,7 @@ class JobSpec:
         """The submission id of the first attempt."""
         identity = self.identity or repr((self.arguments, sorted(self.files.items())))
         readable = re.sub(r"[^A-Za-z0-9._-]", "-", self.run)[:60]
-        digest = hashlib.sha256(f"{self.kind} {self.run} {identity}".encode()).hexdigest()[:8]
+        digest = sha256(f"{self.kind} {self.run} {identity}".encode())[:8]
         return f"{self.kind}-{readable}-{digest}"
 
     @property

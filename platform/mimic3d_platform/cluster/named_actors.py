@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import os
 import socket
 import sys
@@ -12,6 +11,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 from mimic3d_platform.errors import ClusterGoneError, UserError
+from mimic3d_platform.storage.digests import sha256
 
 if TYPE_CHECKING:
     from ray.actor import ActorHandle
@@ -92,7 +92,7 @@ def run_lock(runs_uri: str, run: str) -> Iterator[None]:
 def run_actor_name(purpose: str, runs_uri: str, run: str) -> str:
     """The name of a run's actor for a purpose."""
     uri = f"{runs_uri.rstrip('/')}/{run}"
-    return f"run-{purpose}-{hashlib.sha256(uri.encode()).hexdigest()[:16]}"
+    return f"run-{purpose}-{sha256(uri.encode())[:16]}"
 
 
 class _Lock:

@@ -25,7 +25,7 @@ class Processors:
 
 
 @dataclass(frozen=True)
-class Scale:
+class WorkerPlan:
     """The number of workers of a run, from `least` to `most`, and what each of them gets."""
 
     least: int
@@ -78,7 +78,7 @@ def divisors(batch: int, most: int) -> list[int]:
     return [count for count in range(1, most + 1) if batch % count == 0]
 
 
-def plan(config: Config, workers: int | tuple[int, int] | None) -> Scale:
+def plan_workers(config: Config, workers: int | tuple[int, int] | None) -> WorkerPlan:
     """Chooses the number of workers of a run on the cluster that this process is connected to.
 
     Args:
@@ -114,4 +114,4 @@ def plan(config: Config, workers: int | tuple[int, int] | None) -> Scale:
         )
     gpu = processors.kind == "GPU"
     threads = max(1, int(resources.get("CPU", 0)) // max(most, 1)) if gpu else 1
-    return Scale(fitting[0], fitting[-1], gpu, threads, batch)
+    return WorkerPlan(fitting[0], fitting[-1], gpu, threads, batch)

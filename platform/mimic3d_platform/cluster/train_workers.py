@@ -20,7 +20,7 @@ from ray.train.v2.api.exceptions import TrainingFailedError
 from mimic3d_platform import storage
 from mimic3d_platform.cluster.elastic_trainer import EqualSharesTrainer
 from mimic3d_platform.cluster.ray_internals import WorkerCallback
-from mimic3d_platform.cluster.resources import Scale
+from mimic3d_platform.cluster.resources import WorkerPlan
 from mimic3d_platform.errors import UserError
 from mimic3d_platform.settings import get_settings
 
@@ -72,12 +72,12 @@ def run_train_workers(
     *,
     name: str,
     storage_uri: str,
-    scale: Scale,
+    plan: WorkerPlan,
     max_failures: int,
     callbacks: Sequence[UserCallback] = (),
     on_worker_start: Callable[[], None] | None = None,
 ) -> Result:
-    """Runs `function(arguments)` on each worker of `scale` until all have returned; returns rank 0's result.
+    """Runs `function(arguments)` on each worker of `plan` until all have returned; returns rank 0's result.
 
     Workers have the services' settings in their environment. When one fails, Ray Train ends the others and
     calls the function again in a new group of workers.
@@ -93,19 +93,19 @@ def run_train_workers(
         UserError: a worker raised one.
         WorkersFailedError: the workers failed of anything else.
     """
-    timeout = ELASTIC_START_TIMEOUT_S if scale.elastic else START_TIMEOUT_S
+    timeout = ELASTIC_START_TIMEOUT_S if plan.elastic else START_TIMEOUT_S
     os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", str(timeout))
     filesystem, path = storage.arrow_filesystem(storage_uri)
-    call = _WorkerCall(function, arguments, scale.threads, (ray.put(get_settings().export()),))
+    call = _WorkerCall(function, arguments, plan.threads, (ray.put(get_settings().export()),))
     all_callbacks: list[Any] = list(callbacks)  # Ray annotates public ones only, and takes both kinds.
     if on_worker_start is not None:
         all_callbacks.append(_WorkerStartCallback(on_worker_start))
     trainer = EqualSharesTrainer(
         _run_call,
         train_loop_config={"call": call},
-        batch=scale.batch,
-        torch_config=TorchConfig(backend="nccl" if scale.gpu else "gloo"),
-        scaling_config=_scaling_config(scale),
+        batch=plan.batch,
+        torch_config=TorchConfig(backend="nccl" if plan.gpu else "gloo"),
+        scaling_config=_scaling_config(plan),
         run_config=RunConfig(
             name=name,
             storage_path=path,
@@ -114,7 +114,7 @@ def run_train_workers(
                 max_failures=max_failures, controller_failure_limit=MAX_CONTROLLER_FAILURES
             ),
             callbacks=all_callbacks,
-            worker_runtime_env={"env_vars": ({} if scale.gpu else _MALLOC) | _temporary_folder()},
+            worker_runtime_env={"env_vars": ({} if plan.gpu else _MALLOC) | _temporary_folder()},
         ),
     )
     try:
@@ -131,11 +131,11 @@ def _run_call(config: dict[str, _WorkerCall[Any]]) -> object:
     return call.function(call.arguments)
 
 
-def _scaling_config(scale: Scale) -> ScalingConfig:
+def _scaling_config(plan: WorkerPlan) -> ScalingConfig:
     return ScalingConfig(
-        num_workers=(scale.least, scale.most) if scale.elastic else scale.least,
-        use_gpu=scale.gpu,
-        resources_per_worker={"GPU": 1} if scale.gpu else {"CPU": 1},
+        num_workers=(plan.least, plan.most) if plan.elastic else plan.least,
+        use_gpu=plan.gpu,
+        resources_per_worker={"GPU": 1} if plan.gpu else {"CPU": 1},
         elastic_resize_monitor_interval_s=RESIZE_S,
     )
 

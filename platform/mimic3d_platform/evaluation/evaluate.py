@@ -81,9 +81,9 @@ def evaluate(
         config = _config_of(Path(folder), model, data_uri, images, identities)
     manifest = open_dataset(config.data.uri)
     check_trainable(manifest, resolution=config.model.image_resolution, where=config.data.uri)
-    scale = resources.plan(override(config, {"schedule.accumulate": 1}), workers)
+    plan = resources.plan_workers(override(config, {"schedule.accumulate": 1}), workers)
     network = feature_weights.best_available("frechet")
-    metrics = _measure(MeasureArguments(model_uri, config, network, cache_uri), scale)
+    metrics = _measure(MeasureArguments(model_uri, config, network, cache_uri), plan)
     size = f"{config.output.metric_images}-{config.output.metric_identities}"
     tags = {
         "mimic3d.model": model,
@@ -122,7 +122,7 @@ def _config_of(
     return config
 
 
-def _measure(arguments: MeasureArguments, scale: resources.Scale) -> dict[str, float]:
+def _measure(arguments: MeasureArguments, plan: resources.WorkerPlan) -> dict[str, float]:
     from mimic3d_platform.cluster.train_workers import WorkersFailedError, run_train_workers
 
     storage.ensure_bucket(arguments.cache_uri)
@@ -132,7 +132,7 @@ def _measure(arguments: MeasureArguments, scale: resources.Scale) -> dict[str, f
             arguments,
             name="evaluations",
             storage_uri=arguments.cache_uri,
-            scale=scale,
+            plan=plan,
             max_failures=MAX_FAILURES,
         )
     except WorkersFailedError as error:

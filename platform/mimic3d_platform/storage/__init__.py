@@ -4,6 +4,7 @@ from mimic3d_platform.storage.atomic import atomic_file, atomic_write
 from mimic3d_platform.storage.errors import StorageError, translate_errors
 from mimic3d_platform.storage.files import (
     copy_tree,
+    create_bytes,
     delete_tree,
     ensure_bucket,
     exists,
@@ -26,6 +27,7 @@ __all__ = [
     "atomic_file",
     "atomic_write",
     "copy_tree",
+    "create_bytes",
     "delete_tree",
     "ensure_bucket",
     "exists",

@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import os
 import shutil
+import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
@@ -73,6 +74,40 @@ def write_bytes(uri: Uri, data: bytes, *, patience_s: float | None = None) -> No
         files.pipe_file(path, data)
 
     access(uri, "write", write, patience_s=patience_s)
+
+
+def create_bytes(uri: Uri, data: bytes, *, patience_s: float | None = None) -> bool:
+    """Write a file unless there is one; of several concurrent writers, one succeeds.
+
+    Other places than S3 and the local disk have no such operation: there, the file is looked for first.
+
+    Returns:
+        Whether it was written. It may be False if an attempt was retried that had succeeded: compare the
+        content.
+    """
+
+    def create() -> bool:
+        if is_local(uri):
+            return _create_local(local_path(uri), data)
+        if is_s3(uri):
+            bucket, key = split_s3(uri)
+            client = s3_client()
+            try:
+                client.put_object(Bucket=bucket, Key=key, Body=data, IfNoneMatch="*")
+            except client.exceptions.ClientError as error:
+                # Another writer was first, or is writing now (409).
+                if error.response["ResponseMetadata"]["HTTPStatusCode"] in (409, 412):
+                    return False
+                raise
+            return True
+        files, path = open_filesystem(uri)
+        if files.exists(path):
+            return False
+        files.makedirs(path.rpartition("/")[0], exist_ok=True)
+        files.pipe_file(path, data)
+        return True
+
+    return access(uri, "write", create, patience_s=patience_s)
 
 
 def list_files(uri: Uri, suffix: str = "", *, patience_s: float | None = None) -> list[str]:
@@ -181,6 +216,22 @@ def _write_local(path: Path, data: bytes) -> None:
         return
     with atomic_file(path) as file:
         file.write(data)
+
+
+def _create_local(path: Path, data: bytes) -> bool:
+    """Writes a file beside `path` and links it there, which fails if `path` exists."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=PARTIAL_SUFFIX, dir=path.parent)
+    os.close(handle)
+    partial = Path(name)
+    try:
+        _write_local(partial, data)
+        os.link(partial, path)
+    except FileExistsError:
+        return False
+    finally:
+        partial.unlink(missing_ok=True)
+    return True
 
 
 def _local_sizes(root: Path) -> dict[str, int]:

@@ -14,7 +14,7 @@ from ray.exceptions import RayError
 from ray.train.v2.api.callback import UserCallback
 
 from mimic3d_platform import tracking
-from mimic3d_platform.cluster.resources import Scale
+from mimic3d_platform.cluster.resources import WorkerPlan
 from mimic3d_platform.cluster.train_workers import WorkersFailedError, run_train_workers
 from mimic3d_platform.errors import ClusterGoneError, UserError
 from mimic3d_platform.models.checkpoints import CheckpointStore
@@ -33,7 +33,7 @@ POLL_S = 1.0
 
 def run_workers(
     run: TrainingRun,
-    scale: Scale,
+    plan: WorkerPlan,
     callbacks: Sequence[UserCallback],
     on_progress: Callable[[ProgressReport], None] | None,
     on_note: Callable[[str], None] | None,
@@ -53,7 +53,7 @@ def run_workers(
                 WorkerArguments(run, state),
                 name=run.name,
                 storage_uri=run.runs_uri,
-                scale=scale,
+                plan=plan,
                 max_failures=MAX_ATTEMPTS,
                 callbacks=callbacks,
                 on_worker_start=catch_sigterm,

@@ -10,11 +10,11 @@ import re
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 
+from mimic3d.checkpoints.file_names import CONFIG
 from mimic3d.config import Config, config_from_yaml, config_to_yaml, flatten, to_dict
 from mimic3d_platform import storage
 from mimic3d_platform.errors import UserError
 
-CONFIG = "config.yaml"
 ORIGIN = "origin.json"
 _SHOWN_DIFFERENCES = 4
 
@@ -115,8 +115,8 @@ def claim_name(uri: str, text: str, differences: Callable[[str], list[str]], con
     """
     if not storage.exists(uri):
         storage.ensure_bucket(uri.rpartition("/")[0])
-        storage.write_bytes(uri, text.encode())
-        return False
+        if storage.create_bytes(uri, text.encode()):
+            return False
     found = differences(storage.read_bytes(uri).decode())
     if found:
         more = f" and {len(found) - _SHOWN_DIFFERENCES} more" if len(found) > _SHOWN_DIFFERENCES else ""

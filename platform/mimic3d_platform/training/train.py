@@ -69,7 +69,7 @@ def train(
     check_trainable(manifest, resolution=config.model.image_resolution, where=config.data.uri)
     tracking.check_tracking()
     join_ray()
-    scale = resources.plan(config, workers)
+    plan = resources.plan_workers(config, workers)
     origin = _origin(config, name, runs_uri, manifest.fingerprint)
     if claim_run(runs_uri, name, config, origin) and (result := read_result(runs_uri, name)) is not None:
         return result
@@ -81,7 +81,7 @@ def train(
         try:
             mlflow_ids = start_mlflow_runs(config, name, origin, parent_run_id, tags)
             run = TrainingRun(config, name, runs_uri, origin, mlflow_ids)
-            result = run_workers(run, scale, callbacks, on_progress, on_note)
+            result = run_workers(run, plan, callbacks, on_progress, on_note)
         except KeyboardInterrupt:
             finish_mlflow_runs(mlflow_ids, "KILLED")
             raise

@@ -9,6 +9,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+from mimic3d.checkpoints.file_names import CONFIG
 from mimic3d_platform import storage, tracking
 from mimic3d_platform.cluster.connect import join_ray
 from mimic3d_platform.cluster.named_actors import run_lock
@@ -18,7 +19,6 @@ from mimic3d_platform.errors import UserError
 from mimic3d_platform.evaluation import feature_weights
 from mimic3d_platform.settings import DEFAULT_RUNS_URI
 from mimic3d_platform.tracking import EXPERIMENT
-from mimic3d_platform.training import run_identity
 from mimic3d_platform.training.run_identity import check_name, claim_name
 from mimic3d_platform.tuning.checks import concurrency, with_metric_names
 from mimic3d_platform.tuning.mlflow_runs import (
@@ -148,7 +148,7 @@ def _claim_name(runs_uri: str, name: str, sweep: Sweep) -> None:
         UserError: the name belongs to a run, or to another sweep; the first differences are shown.
     """
     place = storage.join(runs_uri, name, SWEEP)
-    if storage.exists(storage.join(runs_uri, name, run_identity.CONFIG)):
+    if storage.exists(storage.join(runs_uri, name, CONFIG)):
         raise UserError(f"{name} is a training run already: give the sweep another --name")
     claim_name(
         place,

@@ -89,7 +89,7 @@ def _checkpoint(uri: str) -> str:
         return f"models:/{version.name}/{version.version}"
     if not storage.exists(uri):
         raise UserError(f"there is nothing at {uri}; name a checkpoint, a run's folder, shared or own")
-    config_uri = storage.join(uri, run_identity.CONFIG)
+    config_uri = storage.join(uri, CONFIG)
     if not (storage.exists(config_uri) and storage.exists(storage.join(uri, run_identity.ORIGIN))):
         return uri
     nimg = config_from_yaml(storage.read_bytes(config_uri).decode(), config_uri).stage1_nimg

@@ -5,6 +5,7 @@ import os
 import stat
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -73,6 +74,22 @@ def test_a_file_that_is_replaced_meanwhile_is_read_whole(folder: str) -> None:
         writer.join()
     assert len(seen) > 2
     assert [data for data in seen if data != content(int(data[:5]))] == []
+
+
+def test_one_of_many_writers_creates_a_file(folder: str) -> None:
+    place = storage.join(folder, "claims", "name.yaml")
+    start = threading.Barrier(8)
+
+    def create(number: int) -> bool:
+        start.wait()
+        return storage.create_bytes(place, b"%d" % number)
+
+    with ThreadPoolExecutor(8) as pool:
+        created = list(pool.map(create, range(8)))
+    assert created.count(True) == 1
+    assert storage.read_bytes(place) == b"%d" % created.index(True)
+    assert not storage.create_bytes(place, b"later")
+    assert storage.list_files(folder) == [place]
 
 
 def test_a_missing_folder_lists_nothing_and_a_missing_file_is_an_error(folder: str) -> None:

@@ -25,6 +25,7 @@ import trimesh
 import yaml
 
 from leaked_secrets import assert_no_secret_leaked
+from mimic3d.checkpoints.file_names import CONFIG
 from mimic3d.checkpoints.generator_folder import load_generator
 from mimic3d.config import Config, fingerprint, flatten, to_dict
 from mimic3d_command import error_of, mimic3d, start_mimic3d
@@ -36,7 +37,6 @@ from mimic3d_platform.settings import DEFAULT_RUNS_URI
 from mimic3d_platform.tracking import EXPERIMENT
 from mimic3d_platform.tracking.server import client
 from mimic3d_platform.training.config_from_command import resolve_config
-from mimic3d_platform.training.run_identity import CONFIG
 from run_faults import kill_service, truncate_newest, wait_until, worker_processes
 
 # The shared runs are the set-up of the first test.
