@@ -9,14 +9,15 @@ COMMAND = str(Path(sys.executable).with_name("mimic3d"))
 
 
 def mimic3d(
-    *arguments: object, timeout: float = 300, **environment: str | None
+    *arguments: object, timeout: float = 300, cwd: Path | None = None, **environment: str | None
 ) -> subprocess.CompletedProcess:
-    """Runs the command to its end; None in `environment` removes a variable."""
+    """Runs the command to its end, in `cwd`; None in `environment` removes a variable."""
     return subprocess.run(
         [COMMAND, *map(str, arguments)],
         capture_output=True,
         text=True,
         timeout=timeout,
+        cwd=cwd,
         env=_environment(environment),
     )
 

@@ -12,7 +12,7 @@ import os
 from pathlib import Path
 from typing import Any
 
-from pydantic import AliasChoices, Field, SecretStr, ValidationError
+from pydantic import AliasChoices, Field, SecretStr, ValidationError, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from mimic3d_platform.errors import UserError
@@ -51,6 +51,8 @@ _REGIONS = ("AWS_REGION", "AWS_DEFAULT_REGION")
 def default_home() -> Path:
     """The folder of the stack's state and of caches: `$MIMIC3D_HOME`, else `~/.local/share/mimic3d`."""
     named = os.environ.get("MIMIC3D_HOME")
+    if named and "://" in named:
+        raise UserError(f"MIMIC3D_HOME is {named}: name a folder of this machine")
     return Path(named).expanduser().absolute() if named else Path.home() / ".local" / "share" / "mimic3d"
 
 
@@ -91,6 +93,13 @@ class Settings(BaseSettings):
     # Where shards are kept on this machine; a fast local disk.
     cache_folder: Path | None = Field(None, validation_alias="MIMIC3D_CACHE")
     weights_uri: str | None = Field(None, validation_alias="MIMIC3D_WEIGHTS")
+
+    @field_validator("cache_folder", mode="before")
+    @classmethod
+    def _on_this_machine(cls, value: object) -> object:
+        if "://" in str(value):
+            raise ValueError("name a folder of this machine")
+        return value
 
     def export(self) -> dict[str, str]:
         """The environment that a child process needs to use the same services; holds secrets."""

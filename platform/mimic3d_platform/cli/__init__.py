@@ -12,11 +12,23 @@ from typing import NoReturn
 
 import typer
 
-from mimic3d_platform.cli import cluster, data, evaluation, models, services, sweeps, training
+from mimic3d_platform.cli import cluster, data, env, evaluation, models, runs, services, sweeps, training
 from mimic3d_platform.cli.app import app
 from mimic3d_platform.errors import ClusterGoneError, UserError
 
-__all__ = ["app", "cluster", "data", "evaluation", "main", "models", "services", "sweeps", "training"]
+__all__ = [
+    "app",
+    "cluster",
+    "data",
+    "env",
+    "evaluation",
+    "main",
+    "models",
+    "runs",
+    "services",
+    "sweeps",
+    "training",
+]
 
 _STOPPED = "stopped; run the same command again to resume"
 
@@ -77,11 +89,11 @@ def _fail(message: str, status: int, error: Exception | None = None, at_once: bo
 def _write_details(error: Exception) -> str:
     from mimic3d_platform.settings import default_home
 
-    path = default_home() / "last-error.txt"
     try:
+        path = default_home() / "last-error.txt"
         path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
         path.touch(mode=0o600)
         path.write_text("".join(traceback.format_exception(error)))
-    except OSError as problem:
+    except (OSError, UserError) as problem:
         return f"not written, {problem}"
     return str(path)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -10,9 +9,9 @@ import typer.core
 
 # The panels of `mimic3d --help` and the commands in each, in the order in which help lists them.
 PANELS = {
-    "Services": ("up", "down", "status", "doctor", "weights"),
+    "Services": ("up", "down", "status", "env", "doctor", "weights"),
     "Data": ("data",),
-    "Training": ("demo", "train", "evaluate", "sweep"),
+    "Training": ("demo", "recipes", "train", "runs", "evaluate", "sweep"),
     "Clusters": ("submit", "jobs"),
     "Models": ("pull", "register", "import-checkpoint", "render", "mesh"),
 }
@@ -39,19 +38,43 @@ app = typer.Typer(
     cls=_PanelGroup,
     help="Train Mimic3D, a 3D-aware GAN: 3D objects from single posed images, rendered from any camera.",
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
 )
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        from importlib.metadata import version
+
+        typer.echo(f"mimic3d {version('mimic3d')}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool,
+        typer.Option("--version", callback=_print_version, is_eager=True, help="Show the version and exit."),
+    ] = False,
+) -> None:
+    pass
+
 
 Model = Annotated[
     str,
-    typer.Argument(help="A generator's folder, models:/NAME@ALIAS, models:/NAME/VERSION, or builtin:cars."),
+    typer.Argument(
+        help="A generator's folder (s3://… or a path), models:/NAME@ALIAS, models:/NAME/VERSION, or "
+        "builtin:cars."
+    ),
 ]
 Overrides = Annotated[
     list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override a config key; repeatable.")
 ]
-Recipe = Annotated[str, typer.Argument(help="A recipe's name, or a config file (YAML).")]
-SweepFile = Annotated[Path, typer.Argument(help="The sweep file, such as sweeps/imitation.yaml.")]
+Recipe = Annotated[str, typer.Argument(help="A recipe's name, or a config file (.yaml): s3://… or a path.")]
+SweepFile = Annotated[
+    str, typer.Argument(help="The sweep file, such as sweeps/imitation.yaml: s3://… or a path.")
+]
 Data = Annotated[str | None, typer.Option(help="The data set's folder: s3://… or a path.")]
 Runs = Annotated[str | None, typer.Option(help="The folder of all runs: s3://… or a path.")]
 RunName = Annotated[str | None, typer.Option(help="The run's name; the recipe's by default.")]

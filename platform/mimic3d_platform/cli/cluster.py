@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import time
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from typer.core import TyperGroup
+from typer.core import TyperCommand, TyperGroup
 
 from mimic3d_platform.cli.app import (
     Alias,
@@ -49,6 +49,25 @@ JobName = Annotated[str, typer.Argument(metavar="JOB", help="A job's id, or the 
 _ANY_ARGUMENTS = {"allow_extra_args": True, "ignore_unknown_options": True}
 
 
+class _PassingCommand(TyperCommand):
+    """A command that passes arguments on to `mimic3d <its name>`; `--help` shows the help of both."""
+
+    def parse_args(self, context: Any, args: list[str]) -> list[str]:  # Typer's contexts are private.
+        if not {"-h", "--help"}.intersection(args):
+            return super().parse_args(context, args)
+        root = context.find_root()
+        command, path = root.command, ""
+        for name in (self.name or "", *args):
+            found = command.get_command(context, name) if isinstance(command, TyperGroup) else None
+            if found is None:
+                break
+            command, path = found, f"{path} {name}".strip()
+        for each, shown in ((self, f"submit {self.name}"), (command, path)):
+            typer.echo(each.get_help(each.context_class(each, info_name=shown, parent=root)))
+        context.exit()
+        raise AssertionError("`exit` raises")
+
+
 @submit.command("train")
 def submit_train(
     recipe: Recipe,
@@ -89,7 +108,7 @@ def submit_sweep(
     _submit(sweep_job(options), address, 1, with_code, detach)
 
 
-@submit.command("evaluate", context_settings=_ANY_ARGUMENTS)
+@submit.command("evaluate", cls=_PassingCommand, context_settings=_ANY_ARGUMENTS)
 def submit_evaluate(
     context: typer.Context, address: Address = None, with_code: WithCode = False, detach: Detach = False
 ) -> None:
@@ -97,7 +116,7 @@ def submit_evaluate(
     _submit_command("evaluate", context, address, with_code, detach)
 
 
-@submit.command("data", context_settings=_ANY_ARGUMENTS)
+@submit.command("data", cls=_PassingCommand, context_settings=_ANY_ARGUMENTS)
 def submit_data(
     context: typer.Context, address: Address = None, with_code: WithCode = False, detach: Detach = False
 ) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pathlib import Path
+import contextlib
 from typing import Annotated
 
 import typer
@@ -11,7 +11,7 @@ from mimic3d_platform.cli.app import app
 from mimic3d_platform.console import Console
 from mimic3d_platform.errors import UserError
 
-data = typer.Typer(help="Render, ingest, export, inspect and verify data sets.", no_args_is_help=True)
+data = typer.Typer(help="Render, ingest, export, list, inspect and verify data sets.", no_args_is_help=True)
 app.add_typer(data, name="data")
 
 
@@ -24,7 +24,8 @@ def data_render(
     views: Annotated[int, typer.Option(help="Views per colouring.")] = 12,
     seed: Annotated[int, typer.Option(help="Seed of colours and cameras.")] = 0,
     meshes: Annotated[
-        Path | None, typer.Option(help="A folder of OBJ, GLB or PLY files; Debian's cars by default.")
+        str | None,
+        typer.Option(help="A folder of OBJ, GLB or PLY files: s3://… or a path; Debian's cars by default."),
     ] = None,
     supersample: Annotated[int, typer.Option(help="S, for S × S rays per pixel.")] = 4,
     focal: Annotated[
@@ -33,10 +34,12 @@ def data_render(
     overwrite: Annotated[bool, typer.Option(help="Replace a data set at the destination.")] = False,
 ) -> None:
     """Render a posed data set from meshes by ray casting, in parallel on Ray."""
+    from mimic3d_platform import storage
     from mimic3d_platform.data.render.render_dataset import render_dataset
 
     console = Console()
-    with console.progress("rendering", "images") as advance:
+    source = storage.read_locally(meshes) if meshes is not None else contextlib.nullcontext()
+    with source as folder, console.progress("rendering", "images") as advance:
         manifest = render_dataset(
             destination,
             resolution,
@@ -44,7 +47,7 @@ def data_render(
             colourings=colourings,
             views=views,
             seed=seed,
-            meshes=meshes,
+            meshes=folder,
             supersample=supersample,
             focal=focal,
             overwrite=overwrite,
@@ -147,6 +150,38 @@ def data_export(
     console.say(f"{destination}: {count} images and dataset.json")
 
 
+@data.command("list")
+def data_list(
+    uri: Annotated[
+        str, typer.Argument(help="The folder to look in: s3://… or a path.")
+    ] = "s3://mimic3d/data",
+) -> None:
+    """List the data sets at and below a folder."""
+    from mimic3d_platform.data.format.list_datasets import list_datasets
+    from mimic3d_platform.settings import use_services
+
+    use_services()
+    found = list_datasets(uri)
+    console = Console()
+    if not found:
+        console.say(f"no data sets below {uri}: make one with `mimic3d data render` or `mimic3d data ingest`")
+        return
+    rows = [
+        (each.uri, "", "", "", "", each.problem)
+        if (manifest := each.manifest) is None
+        else (
+            each.uri,
+            str(manifest.count),
+            f"{manifest.resolution}×{manifest.resolution}",
+            str(manifest.identities),
+            f"{sum(shard.bytes for shard in manifest.shards) / 1e6:.1f} MB",
+            "",
+        )
+        for each in found
+    ]
+    console.table(("data set", "images", "resolution", "identities", "size", "note"), rows)
+
+
 @data.command("inspect")
 def data_inspect(
     uri: Annotated[str, typer.Argument(help="The data set's folder.")],
@@ -166,6 +201,8 @@ def data_inspect(
     here = local or not use_services().ray_address
     found = inspect_dataset(uri, sheet, cameras_png=cameras, duplicates=duplicates, here=here)
     typer.echo(json.dumps(found, indent=2))
+    for written in filter(None, (sheet, cameras)):
+        typer.echo(f"wrote {written}", err=True)  # The output itself stays JSON.
 
 
 @data.command("verify")

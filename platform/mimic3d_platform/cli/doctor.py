@@ -47,6 +47,8 @@ def diagnose() -> list[Finding]:
     def run(name: str, check: Callable[[], list[Finding]]) -> None:
         try:
             results[name] = check()
+        except (TimeoutError, subprocess.TimeoutExpired):
+            results[name] = [_late(name)]
         except Exception as error:
             reason = " ".join(str(error).split()) or type(error).__name__
             results[name] = [Finding(name, "missing", reason[:300], _REMEDIES.get(name, ""))]
@@ -58,12 +60,12 @@ def diagnose() -> list[Finding]:
         thread.start()
     for thread in threads:
         thread.join(max(0.0, deadline - time.monotonic()))
-    late = f"no answer within {CHECK_PATIENCE_S:.0f} s"
-    return [
-        finding
-        for name in _CHECKS
-        for finding in results.get(name, [Finding(name, "warn", late, _REMEDIES.get(name, ""))])
-    ]
+    return [finding for name in _CHECKS for finding in results.get(name, [_late(name)])]
+
+
+def _late(name: str) -> Finding:
+    """The finding of a check that has not ended: the machine, a drive or a server is busy."""
+    return Finding(name, "warn", f"no answer within {CHECK_PATIENCE_S:.0f} s", _BUSY)
 
 
 def _python() -> list[Finding]:
@@ -102,6 +104,8 @@ def _ray() -> list[Finding]:
     host, _, port = address.rpartition(":")
     try:
         socket.create_connection((host, int(port)), timeout=_REQUEST_TIMEOUT_S).close()
+    except TimeoutError:
+        raise
     except OSError:
         return [Finding("Ray", "missing", f"{version}, nothing answers at {address}", _REMEDIES["Ray"])]
     return [Finding("Ray", "ok", f"{version}, cluster at {address}")]
@@ -129,7 +133,11 @@ def _mlflow() -> list[Finding]:
     except urllib.error.HTTPError as error:
         detail = f"{version}, {uri} answers with status {error.code}"
         return [Finding("MLflow", "warn", detail, "check MLFLOW_TRACKING_URI and its credentials")]
-    except OSError:
+    except TimeoutError:
+        raise
+    except OSError as error:
+        if isinstance(getattr(error, "reason", None), TimeoutError):
+            raise TimeoutError from error
         return [Finding("MLflow", "missing", f"{version}, nothing answers at {uri}", _REMEDIES["MLflow"])]
     return [Finding("MLflow", "ok", f"{version}, server at {uri}")]
 
@@ -197,13 +205,14 @@ _CHECKS: dict[str, Callable[[], list[Finding]]] = {
     "ffmpeg": _ffmpeg,
 }
 
+_BUSY = "the machine or its network is busy: run `mimic3d doctor` again"
 _SERVICE = "run `mimic3d up` for services on this machine, or set "
 _REMEDIES = {
     "torch": "run `make setup`",
     "Ray": _SERVICE + "RAY_ADDRESS",
     "S3": _SERVICE + "AWS_ENDPOINT_URL, AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY",
     "MLflow": _SERVICE + "MLFLOW_TRACKING_URI",
-    "weights": "run `mimic3d weights`",
+    "weights": "correct MIMIC3D_WEIGHTS, or run `mimic3d weights --fetch`",
     "embreex": "run `make setup`; meshes are rendered with embreex",
     "ffmpeg": "run `make setup`, or set IMAGEIO_FFMPEG_EXE to an ffmpeg program",
 }

@@ -49,7 +49,7 @@ class TrainingOptions:
 class SweepOptions:
     """The arguments of `mimic3d submit sweep`, as typed."""
 
-    file: Path
+    file: str
     data: str | None = None
     overrides: Sequence[str] = ()
     """KEY=VALUE each."""
@@ -100,7 +100,7 @@ def sweep_job(options: SweepOptions) -> JobSpec:
     from mimic3d_platform.tuning.sweep_file import load_sweep, sweep_to_yaml
 
     sweep = load_sweep(options.file, options.data, list(options.overrides))
-    name = check_name(options.name or options.file.stem)
+    name = check_name(options.name or Path(options.file).stem)
     _require_shared("data set", sweep.config["data"]["uri"])
     if sweep.stage1 not in (SHARED, OWN) and not sweep.stage1.startswith("models:/"):
         _require_shared("stage 1", sweep.stage1)

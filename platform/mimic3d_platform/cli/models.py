@@ -15,52 +15,68 @@ from mimic3d_platform.errors import UserError
 @app.command()
 def pull(
     uri: Annotated[str, typer.Argument(help="models:/NAME@ALIAS or models:/NAME/VERSION.")],
-    destination: Annotated[Path, typer.Argument(help="The folder to fetch it into.")],
+    destination: Annotated[str, typer.Argument(help="The folder to fetch it into: s3://… or a path.")],
 ) -> None:
     """Fetch a registered generator and verify its files against their SHA-256."""
+    from mimic3d_platform import storage
     from mimic3d_platform.models.registry import pull as fetch
     from mimic3d_platform.settings import use_services
 
     use_services()
-    Console().say(f"{uri} is in {fetch(uri, destination)}")
+    with storage.write_locally(destination) as folder:
+        fetch(uri, folder)
+    Console().say(f"{uri} is in {storage.absolute(destination)}")
 
 
 @app.command()
 def register(
-    folder: Annotated[Path, typer.Argument(help="A generator's folder, such as an imported one.")],
+    folder: Annotated[
+        str, typer.Argument(help="A generator's folder, such as an imported one: s3://… or a path.")
+    ],
     name: Annotated[str, typer.Argument(help="The model's name in the registry.")],
     alias: Annotated[str | None, typer.Option(help="Point this alias at the registered version.")] = None,
 ) -> None:
     """Register a generator from a folder, such as an imported one, with an MLflow run of its own."""
-    from mimic3d_platform.models.registry import register_folder
+    from mimic3d_platform import storage
+    from mimic3d_platform.models.registry import check_registration, register_folder
     from mimic3d_platform.settings import use_services
 
     use_services()
-    version = register_folder(folder, name, alias)
+    check_registration(name, alias)
+    with storage.read_locally(folder) as files:
+        version = register_folder(files, name, alias)
     Console().say(f"registered {name} version {version}" + (f" as {alias}" if alias else ""))
 
 
 @app.command("import-checkpoint")
 def import_checkpoint(
-    file: Annotated[Path, typer.Argument(help="A network pickle that EG3D or Mimic3D released (.pkl).")],
-    destination: Annotated[Path, typer.Argument(help="The generator's folder, new or empty.")],
+    file: Annotated[
+        str, typer.Argument(help="A network pickle that EG3D or Mimic3D released (.pkl): s3://… or a path.")
+    ],
+    destination: Annotated[
+        str, typer.Argument(help="The generator's folder, new or empty: s3://… or a path.")
+    ],
     generator_only: Annotated[
         bool, typer.Option("--generator-only", help="Skip the discriminators, which only a training needs.")
     ] = False,
 ) -> None:
     """Convert a released checkpoint to a generator's folder, without executing anything in it."""
     from mimic3d.checkpoints.released import import_released
+    from mimic3d_platform import storage
 
-    try:
-        model = import_released(file, destination, generator_only=generator_only).model
-    except ValueError as error:
-        raise UserError(str(error)) from error
+    if not storage.is_local(destination) and storage.exists(destination):
+        raise UserError(f"{destination} exists and is not an empty folder: name another")
+    with storage.read_locally(file) as pickle, storage.write_locally(destination) as folder:
+        try:
+            model = import_released(pickle, folder, generator_only=generator_only).model
+        except ValueError as error:
+            raise UserError(str(error)) from error
     Console().say(f"{destination}: a generator of {model.architecture} for {model.image_resolution}² images")
 
 
 # Options that `render` and `mesh` share.
 Latents = Annotated[
-    Path | None, typer.Option(help="A .npy or .safetensors file of latents, in place of seeds.")
+    str | None, typer.Option(help="A .npy or .safetensors file of latents, in place of seeds.")
 ]
 Truncation = Annotated[float, typer.Option(help="Truncation ψ: 1 for none, 0 for the average object.")]
 Cutoff = Annotated[
@@ -75,14 +91,16 @@ Memory = Annotated[int, typer.Option(help="MiB of memory for the samples along r
 @app.command()
 def render(
     model: Model,
-    destination: Annotated[Path, typer.Argument(help="A .png for a grid, an .mp4 for a video.")],
+    destination: Annotated[
+        str, typer.Argument(help="A .png for a grid, an .mp4 for a video: s3://… or a path.")
+    ],
     seeds: Annotated[str, typer.Option(help="Seeds of the latents, such as 0-5,9.")] = "0-5",
     latents: Latents = None,
     views: Annotated[
         int | None, typer.Option(help="Cameras of a grid (4), or frames of a video (48).", min=1)
     ] = None,
     cameras: Annotated[
-        Path | None, typer.Option(help="A camera path, .json or .csv, in place of the orbit.")
+        str | None, typer.Option(help="A camera path, .json or .csv, in place of the orbit.")
     ] = None,
     interpolate: Annotated[
         bool, typer.Option("--interpolate", help="A video that interpolates between the latents.")
@@ -107,9 +125,10 @@ def render(
     )
 
     console = Console()
-    if destination.suffix not in (".png", ".mp4"):
+    suffix = Path(destination).suffix
+    if suffix not in (".png", ".mp4"):
         raise UserError(f"{destination} is neither a .png nor an .mp4: give one of them")
-    is_video = destination.suffix == ".mp4"
+    is_video = suffix == ".mp4"
     if interpolate and not is_video:
         raise UserError(f"{destination} is an image: --interpolate makes a video, so give an .mp4")
     branches = (branch,) if branch else None
@@ -129,7 +148,7 @@ def render(
 @app.command()
 def mesh(
     model: Model,
-    destination: Annotated[Path, typer.Argument(help="A .ply or .glb file.")],
+    destination: Annotated[str, typer.Argument(help="A .ply or .glb file: s3://… or a path.")],
     seed: Annotated[int, typer.Option(help="Seed of the latent, as in the rows of a grid.", min=0)] = 0,
     latents: Latents = None,
     resolution: Annotated[

@@ -82,18 +82,21 @@ def weights(
     names: Annotated[
         list[str] | None, typer.Argument(help="Feature networks; those that a run would use by default.")
     ] = None,
+    fetch: Annotated[
+        bool, typer.Option("--fetch", help="Fetch the weights to this machine now, not at first use.")
+    ] = False,
 ) -> None:
-    """Show the feature networks of losses and metrics, or stage their weights for offline clusters."""
+    """Show the feature networks of losses and metrics; fetch their weights, or stage them for a cluster."""
     from mimic3d_platform.evaluation import feature_weights
 
     console = Console()
-    if stage is None and not names:
+    if stage is None and not names and not fetch:
         rows = [
             (
                 network.name,
                 network.purpose,
                 "stand-in" if network.stand_in else "the real one",
-                "ready" if network.ready else "",
+                "ready" if network.ready else "to fetch",
                 network.source,
             )
             for network in feature_weights.describe()

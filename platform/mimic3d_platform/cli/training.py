@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -40,10 +39,13 @@ def train(
 
 @app.command()
 def demo(
-    folder: Annotated[Path, typer.Option(help="The folder of the images and the summary.")] = Path("demo"),
+    folder: Annotated[
+        str, typer.Option(help="The folder of the images and the summary, on this machine.")
+    ] = "demo",
     overrides: Overrides = None,
 ) -> None:
     """Run the whole workflow on this machine: render cars, train both stages, register, pull, render."""
     from mimic3d_platform.cli.demo import run_demo
+    from mimic3d_platform.storage import local_path
 
-    run_demo(folder, Console(), overrides or [])
+    run_demo(local_path(folder), Console(), overrides or [])

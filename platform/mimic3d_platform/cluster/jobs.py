@@ -159,7 +159,12 @@ def find_job(dashboard: Dashboard, name: str) -> Job:
     for job in jobs:
         if job.run == name:
             return job
-    first = ", ".join(job.id for job in jobs[:3]) or "none"
+    if not jobs:
+        raise UserError(
+            f"no job or run {name} at {dashboard.cluster.url}: no job was submitted there; `mimic3d submit` "
+            "submits one"
+        )
+    first = ", ".join(job.id for job in jobs[:3])
     raise UserError(
         f"no job or run {name} at {dashboard.cluster.url}: it has {first}; `mimic3d jobs list` shows all"
     )

@@ -95,6 +95,8 @@ def run_train_workers(
     """
     timeout = ELASTIC_START_TIMEOUT_S if plan.elastic else START_TIMEOUT_S
     os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", str(timeout))
+    # Without it, the page "Train" of Ray's dashboard answers with an error.
+    os.environ.setdefault("RAY_TRAIN_ENABLE_STATE_TRACKING", "1")
     filesystem, path = storage.arrow_filesystem(storage_uri)
     call = _WorkerCall(function, arguments, plan.threads, (ray.put(get_settings().export()),))
     all_callbacks: list[Any] = list(callbacks)  # Ray annotates public ones only, and takes both kinds.

@@ -225,6 +225,8 @@ class RayHead:
         variables = ray_variables(stack) | {
             "DASHBOARD_METRIC_PORT": str(ports["dashboard.metrics"]),
             "AUTOSCALER_METRIC_PORT": str(ports["autoscaler.metrics"]),
+            # The page "Train" of the dashboard shows the runs of jobs that have inherited it.
+            "RAY_TRAIN_ENABLE_STATE_TRACKING": "1",
             # Workers read the services and their keys from the stack's file, not from Ray's tables.
             "MIMIC3D_HOME": str(stack.home),
             "PATH": _path_of_programs(),

@@ -24,6 +24,7 @@ from mimic3d.export.video import render_video
 from mimic3d.networks.generator import Generator, points_within
 from mimic3d_platform import storage
 from mimic3d_platform.errors import UserError
+from mimic3d_platform.storage import Uri
 
 
 class NoSurfaceError(UserError):
@@ -46,7 +47,7 @@ class RenderOptions:
     """
 
     seeds: tuple[int, ...] = tuple(range(6))
-    latents: Path | None = None
+    latents: Uri | None = None
     truncation: float = 1.0
     truncation_cutoff: int | None = None
     branches: tuple[str, ...] | None = None
@@ -81,7 +82,8 @@ def latents_of(generator: Generator, config: Config, options: RenderOptions) -> 
     truncation = (options.truncation, options.truncation_cutoff)
     with torch.no_grad(), _user_errors():
         if options.latents:
-            latents = export_latents.read_latents(options.latents, generator).to(device)
+            with storage.read_locally(options.latents) as file:
+                latents = export_latents.read_latents(file, generator).to(device)
         else:
             latents = export_latents.latents_of_seeds(config.model, options.seeds).to(device)
         if latents.dim() == 3:
@@ -100,7 +102,7 @@ def parse_seeds(text: str) -> tuple[int, ...]:
         return export_latents.parse_seeds(text)
 
 
-def camera_path(settings: CameraConfig, file: Path | None, count: int, *, closed: bool) -> torch.Tensor:
+def camera_path(settings: CameraConfig, file: Uri | None, count: int, *, closed: bool) -> torch.Tensor:
     """(T, 25) camera labels: those of a file, or `count` views around the object.
 
     Args:
@@ -109,27 +111,28 @@ def camera_path(settings: CameraConfig, file: Path | None, count: int, *, closed
         UserError: the file holds no camera path.
     """
     if file is not None:
-        with _user_errors():
-            return read_cameras(file, settings)
+        with storage.read_locally(file) as path, _user_errors():
+            return read_cameras(path, settings)
     return orbit(settings, count) if closed else turntable(settings, count)
 
 
 def write_grid(
-    generator: Generator, config: Config, path: Path, options: RenderOptions, cameras: torch.Tensor
+    generator: Generator, config: Config, uri: Uri, options: RenderOptions, cameras: torch.Tensor
 ) -> None:
     """Writes a PNG with one row for each latent: each branch from all `cameras` (C, 25)."""
+    storage.check_writable(uri)
     w = latents_of(generator, config, options)
     with _user_errors():
         grid = render_grid(generator, w, cameras, **_shared(generator, options))
     buffer = io.BytesIO()
     grid.save(buffer, "png")
-    storage.write_bytes(path, buffer.getvalue())
+    storage.write_bytes(uri, buffer.getvalue())
 
 
 def write_video(
     generator: Generator,
     config: Config,
-    path: Path,
+    uri: Uri,
     options: RenderOptions,
     cameras: torch.Tensor,
     interpolate: bool = False,
@@ -144,14 +147,14 @@ def write_video(
     w = latents_of(generator, config, options)
     if interpolate:
         w = export_latents.interpolate(w, len(cameras))[:, None]
-    with storage.translate_errors(path, "write"), _user_errors():
+    with storage.write_locally(uri) as path, storage.translate_errors(path, "write"), _user_errors():
         render_video(path, generator, w, cameras, progress=progress, **_shared(generator, options))
 
 
 def write_mesh(
     generator: Generator,
     config: Config,
-    path: Path,
+    uri: Uri,
     options: RenderOptions,
     resolution: int,
     *,
@@ -162,7 +165,7 @@ def write_mesh(
     """Writes the coloured surface of the first latent's object; returns its number of faces.
 
     Args:
-        path: with the suffix .ply or .glb.
+        uri: with the suffix .ply or .glb.
         resolution: density samples along each side of the box.
         level: the raw density at the surface; `mimic3d.export.mesh.DENSITY_LEVEL` when None.
         watertight: whether the surface is closed at the sides of the box.
@@ -171,8 +174,9 @@ def write_mesh(
         NoSurfaceError: the density nowhere crosses the level.
         UserError: another suffix, or a place that cannot be written.
     """
-    if path.suffix.lower() not in FORMATS:
-        raise UserError(f"{path} is no {' or '.join(FORMATS)}: name one")
+    if Path(uri).suffix.lower() not in FORMATS:
+        raise UserError(f"{uri} is no {' or '.join(FORMATS)}: name one")
+    storage.check_writable(uri)
     w = latents_of(generator, config, options)
     shared = _shared(generator, options)
     try:
@@ -191,8 +195,8 @@ def write_mesh(
         what = options.latents or f"latent {options.seeds[0]}"
         kind = NoSurfaceError if isinstance(error, marching_cubes.NoSurfaceError) else UserError
         raise kind(f"no mesh of {what}: {error}") from error
-    partial = path.with_name(f".{path.stem}.{os.getpid()}.partial{path.suffix}")
-    with storage.translate_errors(path, "write"):
+    with storage.write_locally(uri) as path, storage.translate_errors(path, "write"):
+        partial = path.with_name(f".{path.stem}.{os.getpid()}.partial{path.suffix}")
         try:
             save_mesh(surface, partial).replace(path)
         finally:

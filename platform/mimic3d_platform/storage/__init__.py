@@ -14,6 +14,7 @@ from mimic3d_platform.storage.files import (
     write_bytes,
 )
 from mimic3d_platform.storage.filesystems import arrow_filesystem, open_filesystem
+from mimic3d_platform.storage.local_copies import check_writable, read_locally, write_locally
 from mimic3d_platform.storage.retries import access, retry
 from mimic3d_platform.storage.s3 import s3_client
 from mimic3d_platform.storage.uris import Uri, absolute, is_local, is_s3, join, local_path, scheme, split_s3
@@ -26,6 +27,7 @@ __all__ = [
     "arrow_filesystem",
     "atomic_file",
     "atomic_write",
+    "check_writable",
     "copy_tree",
     "create_bytes",
     "delete_tree",
@@ -39,10 +41,12 @@ __all__ = [
     "local_path",
     "open_filesystem",
     "read_bytes",
+    "read_locally",
     "retry",
     "s3_client",
     "scheme",
     "split_s3",
     "translate_errors",
     "write_bytes",
+    "write_locally",
 ]

@@ -12,6 +12,8 @@ from mimic3d_platform.errors import UserError
 Uri = str | os.PathLike[str]
 
 _SCHEME = re.compile(r"^([a-zA-Z][a-zA-Z0-9+.-]+)://")
+# A URI that a program has taken for a path, or a typing error: no folder of such a name is meant.
+_HALF_A_SCHEME = re.compile(r"^(s3(?=:)|[a-zA-Z][a-zA-Z0-9+.-]+(?=:/)):/*(.*)$")
 
 
 def scheme(uri: Uri) -> str:
@@ -54,8 +56,19 @@ def local_path(uri: Uri) -> Path:
     if not is_local(uri):
         raise UserError(f"{uri} is not a local path; name a file or folder of this machine")
     if text.startswith("file://"):
-        text = unquote(urlsplit(text).path)
+        return _path_of_file_uri(text)
+    if text.startswith(("models:/", "builtin:")):
+        raise UserError(f"{uri} names a model; name a file or folder here, or fetch it with `mimic3d pull`")
+    if half := _HALF_A_SCHEME.match(text):
+        raise UserError(f"{uri} is neither a path nor a URI; write {half[1]}://{half[2]}, or ./{text}")
     return Path(text).expanduser().absolute()
+
+
+def _path_of_file_uri(uri: str) -> Path:
+    parts = urlsplit(uri)
+    if parts.netloc not in ("", "localhost"):
+        raise UserError(f"{uri} names the machine {parts.netloc!r}; write file:///{parts.netloc}{parts.path}")
+    return Path(unquote(parts.path))
 
 
 def absolute(uri: str) -> str:

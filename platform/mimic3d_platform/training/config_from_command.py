@@ -7,6 +7,7 @@ from pathlib import Path
 
 from mimic3d.config import Config, config_from_yaml, override
 from mimic3d.config.recipes import get_recipe
+from mimic3d_platform import storage
 from mimic3d_platform.errors import UserError
 
 
@@ -19,8 +20,8 @@ def resolve_config(recipe: str, data_uri: str | None, assignments: Sequence[str]
         UserError: no data set is named, the file cannot be read, or an assignment has no `=`.
         ConfigError: unknown recipe or key, wrong type, impossible combination.
     """
-    path = Path(recipe)
-    config = _read_config(path) if path.suffix in (".yaml", ".yml") else get_recipe(recipe)
+    is_file = Path(recipe).suffix in (".yaml", ".yml")
+    config = _read_config(recipe) if is_file else get_recipe(recipe)
     config = override(config, parse_assignments(assignments, data_uri))
     config.require_start()
     if not config.data.uri:
@@ -43,12 +44,13 @@ def parse_assignments(assignments: Sequence[str], data_uri: str | None = None) -
     return changes if data_uri is None else changes | {"data.uri": data_uri}
 
 
-def _read_config(path: Path) -> Config:
-    if not path.is_file():
-        raise UserError(f"there is no config file {path}: check the path, or name a recipe")
+def _read_config(uri: str) -> Config:
+    if not storage.exists(uri):
+        raise UserError(f"there is no config file {uri}: check the path, or name a recipe")
     try:
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        reason = getattr(error, "strerror", None) or "it is not UTF-8 text"
-        raise UserError(f"cannot read the config file {path}: {reason}; correct or replace it") from error
-    return config_from_yaml(text, str(path))
+        text = storage.read_bytes(uri).decode()
+    except UnicodeDecodeError as error:
+        raise UserError(
+            f"cannot read the config file {uri}: it is not UTF-8 text; correct or replace it"
+        ) from error
+    return config_from_yaml(text, uri)

@@ -11,6 +11,7 @@ import yaml
 from pydantic import BaseModel, ValidationError
 
 from mimic3d.config import ConfigError, flatten, from_dict, override, to_dict
+from mimic3d_platform import storage
 from mimic3d_platform.errors import UserError
 from mimic3d_platform.training.config_from_command import parse_assignments, resolve_config
 from mimic3d_platform.tuning.checks import check_sweep
@@ -29,22 +30,21 @@ def load_sweep(path: str | Path, data: str | None = None, assignments: Sequence[
         UserError: no such file, an unknown key, a wrong value, an impossible combination.
         ConfigError: the recipe, its config or an override is wrong.
     """
-    path = Path(path)
-    try:
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        reason = "there is no such file" if isinstance(error, FileNotFoundError) else "it cannot be read"
-        raise UserError(
-            f"the sweep {path}: {reason}; name a sweep file, such as sweeps/minutes.yaml"
-        ) from error
     where = str(path)
+    wanted = "name a sweep file, such as sweeps/minutes.yaml"
+    if not storage.exists(where):
+        raise UserError(f"the sweep {where}: there is no such file; {wanted}")
+    try:
+        text = storage.read_bytes(where).decode()
+    except UnicodeDecodeError as error:
+        raise UserError(f"the sweep {where}: it cannot be read; {wanted}") from error
     values = _mapping(text, where)
     if isinstance(values.get("config"), dict):  # Its config is resolved already.
         return _resolved(values, where, data, assignments)
     file = _validated(SweepFile, values, where)
     if (file.recipe is None) == (file.config is None):
         raise UserError(f"{where}: name either a recipe or a config file, and not both")
-    base = file.recipe or str(path.parent / str(file.config))
+    base = file.recipe or _beside(where, str(file.config))
     given = [f"{key}={_text(value)}" for key, value in file.overrides.items()]
     try:
         config = resolve_config(base, data or file.data, [*given, *assignments])
@@ -80,6 +80,14 @@ def differences(stored: Sweep, given: Sweep) -> list[str]:
         for key in sorted(old.keys() | new.keys())
         if old.get(key) != new.get(key)
     ]
+
+
+def _beside(file: str, name: str) -> str:
+    """The path or URI of the file that a sweep file names: relative to the sweep file's own folder."""
+    folder = file.rpartition("/")[0]
+    if not folder or not storage.is_local(name) or Path(name).is_absolute():
+        return name
+    return storage.join(folder, name)
 
 
 def _resolved(values: Mapping[str, Any], where: str, data: str | None, assignments: Sequence[str]) -> Sweep:

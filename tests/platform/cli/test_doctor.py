@@ -1,11 +1,15 @@
 """The doctor checks every part within ten seconds, and names a remedy for each that is not usable."""
 
+import re
+import subprocess
 import time
 from pathlib import Path
 
 import pytest
+import typer.main
 
-from mimic3d_platform.cli import doctor
+from mimic3d_platform.cli import app, doctor
+from mimic3d_platform.cli.job_specs import check_arguments
 
 PARTS = {"Python", "torch", "GPU", "Ray", "S3", "MLflow", "disk", "memory", "embreex", "ffmpeg"}
 
@@ -61,3 +65,23 @@ def test_a_check_that_fails_or_hangs_is_a_finding(monkeypatch: pytest.MonkeyPatc
     failed, hung = doctor.diagnose()
     assert failed == doctor.Finding("Ray", "missing", "two lines", failed.remedy) and failed.remedy
     assert hung.state == "warn" and "no answer within" in hung.detail
+    # Nothing says that the part is broken: nobody is sent to install it again.
+    assert "busy" in hung.remedy and "make setup" not in hung.remedy
+
+
+def test_a_program_that_answers_late_is_not_called_broken(monkeypatch: pytest.MonkeyPatch) -> None:
+    def late() -> list[doctor.Finding]:
+        raise subprocess.TimeoutExpired("ffmpeg", 3)
+
+    monkeypatch.setattr(doctor, "_CHECKS", {"ffmpeg": late})
+    [finding] = doctor.diagnose()
+    assert finding.state == "warn" and "busy" in finding.remedy
+
+
+def test_a_remedy_for_feature_weights_fetches_something() -> None:
+    found = [finding for finding in doctor.diagnose() if finding.name.startswith("weights")]
+    group = typer.main.get_command(app)
+    for remedy in [*(finding.remedy for finding in found if finding.remedy), doctor._REMEDIES["weights"]]:
+        named = re.search(r"`mimic3d weights ([^`]*)`", remedy)
+        assert named and (named[1] == "--fetch" or named[1] in remedy), remedy
+        check_arguments(group, ["weights", *named[1].split()])

@@ -1,0 +1,47 @@
+"""Lists the data sets below a folder, by their manifests."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from mimic3d_platform import storage
+from mimic3d_platform.data.format.manifest import FORMAT, MANIFEST, Manifest
+from mimic3d_platform.errors import UserError
+
+
+@dataclass(frozen=True)
+class ListedDataset:
+    """A data set of a listing.
+
+    Attributes:
+        manifest: None where the set is not usable.
+        problem: why it is not; else empty.
+    """
+
+    uri: str
+    manifest: Manifest | None
+    problem: str = ""
+
+
+def list_datasets(uri: str) -> list[ListedDataset]:
+    """The data sets at and below `uri`, by their URIs; other programs' `manifest.json` are left out.
+
+    Raises:
+        UserError: storage cannot be reached.
+    """
+    files = storage.file_sizes(uri)
+    folders = {place.rpartition("/")[0] for place in files if place.endswith(f"/{MANIFEST}")}
+    found = []
+    for folder in sorted(folders):
+        content = storage.read_bytes(storage.join(folder, MANIFEST))
+        if f'"{FORMAT}"'.encode() not in content:
+            continue
+        try:
+            found.append(ListedDataset(folder, Manifest.from_json(content, folder)))
+        except UserError as error:
+            found.append(ListedDataset(folder, None, str(error)))
+    # The folders of sets that were being written have shards, and get their manifest last.
+    shards = {place.rpartition("/")[0] for place in files if place.endswith(".parquet")}
+    for folder in sorted(shards - {each.uri for each in found}):
+        found.append(ListedDataset(folder, None, f"half-written: it has no {MANIFEST} yet"))
+    return sorted(found, key=lambda each: each.uri)

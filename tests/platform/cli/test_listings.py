@@ -1,0 +1,108 @@
+"""What newcomers look for first: the version, short help, lists of recipes, runs and data sets."""
+
+import json
+from importlib.metadata import version
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from mimic3d.config import config_from_yaml
+from mimic3d.config.recipes import RECIPES, get_recipe
+from mimic3d_platform.cli import app
+from mimic3d_platform.console import Console
+from mimic3d_platform.data.format.dataset_writer import DatasetWriter
+from mimic3d_platform.data.format.manifest import MANIFEST
+from mimic3d_platform.evaluation import feature_weights
+from mimic3d_platform.training.result import TrainingResult, write_result
+from mimic3d_platform.training.run_identity import RunOrigin, claim_run
+
+
+def run(*arguments: object) -> str:
+    line = [str(argument) for argument in arguments]
+    result = CliRunner().invoke(app, line, prog_name="mimic3d", catch_exceptions=False)
+    assert result.exit_code == 0, result.output
+    return result.stdout
+
+
+def cells(table: str) -> list[list[str]]:
+    """The heads and the rows of a printed table."""
+    lines = [line for line in table.splitlines() if line.startswith(("┃", "│"))]
+    return [[cell.strip() for cell in line.strip("┃│").replace("┃", "│").split("│")] for line in lines]
+
+
+@pytest.mark.parametrize("line", ["", "train", "data render", "jobs logs", "submit train", "runs list"])
+def test_short_help_is_help(line: str) -> None:
+    assert run(*line.split(), "-h") == run(*line.split(), "--help")
+
+
+def test_version_and_completion() -> None:
+    assert run("--version") == f"mimic3d {version('mimic3d')}\n"
+    assert "--install-completion" in run("--help")
+
+
+@pytest.mark.parametrize(
+    ("line", "option"),
+    [
+        ("data render", "--colourings"),
+        ("data ingest", "--balance"),
+        ("evaluate", "--identities"),
+        ("data", "verify"),
+    ],
+)
+def test_help_of_a_submission_shows_the_options_of_what_is_submitted(line: str, option: str) -> None:
+    for flag in ("--help", "-h"):
+        shown = run("submit", *line.split(), flag)
+        assert option in shown and "--with-code" in shown and f"mimic3d {line}" in shown
+
+
+def test_recipes_are_listed_and_printed() -> None:
+    heads, *rows = cells(run("recipes"))
+    assert [row[0] for row in rows] == list(RECIPES) and all(len(row) == len(heads) for row in rows)
+    assert config_from_yaml(run("recipes", "cars-demo"), "printed") == get_recipe("cars-demo")
+
+
+def test_runs_are_listed_with_how_far_they_are(tmp_path: Path) -> None:
+    config = get_recipe("cars-demo")
+    for name in ("begun", "done", "new"):
+        claim_run(str(tmp_path), name, config, RunOrigin("data"))
+    for images in (400, 800):
+        folder = tmp_path / "begun" / "checkpoints" / f"{images:09d}-abc"
+        folder.mkdir(parents=True)
+        (folder / "manifest.json").write_text("{}")
+    (tmp_path / "begun" / "checkpoints" / "000001200-abd").mkdir()  # It was not written to its end.
+    write_result(str(tmp_path), TrainingResult("done", "id", "uri", {4000: {"fid/3d": 12.5}}, 1.0))
+    _, *rows = cells(run("runs", "list", tmp_path))
+    assert [(row[0], row[2], row[3]) for row in rows] == [
+        ("begun", "800 of 4000", "not finished"),
+        ("done", "4000 of 4000", "finished"),
+        ("new", "0 of 4000", "not finished"),
+    ]
+    assert "fid/3d 12.5" in rows[1]
+    assert "no runs below" in run("runs", "list", tmp_path / "begun" / "checkpoints")
+
+
+def test_data_sets_are_listed_whole_and_half_written(tmp_path: Path) -> None:
+    for name in ("a", "deep/b", "half"):
+        with DatasetWriter(str(tmp_path / name), 32, {}, columns=("image", "identity")) as writer:
+            writer.write({"image": b"", "identity": "nobody"})
+    (tmp_path / "half" / MANIFEST).unlink()
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / MANIFEST).write_text(json.dumps({"name": "of another program"}))
+    heads, *rows = cells(run("data", "list", tmp_path))
+    assert [row[0] for row in rows] == [str(tmp_path / name) for name in ("a", "deep/b", "half")]
+    assert rows[0][1:3] == ["1", "32×32"] and "half-written" in rows[2][-1] and len(heads) == len(rows[0])
+    assert "no data sets below" in run("data", "list", tmp_path / "other")
+
+
+def test_the_table_of_feature_networks_has_a_head_for_each_cell() -> None:
+    heads, *rows = cells(run("weights"))
+    assert heads == ["network", "for", "kind", "state", "where"]
+    assert {row[0] for row in rows} == {network.name for network in feature_weights.describe()}
+    assert all(len(row) == 5 and row[3] in ("ready", "to fetch") for row in rows)
+
+
+def test_no_cell_is_folded_in_a_pipe(capsys: pytest.CaptureFixture[str]) -> None:
+    identifier = "train-" + "x" * 150 + "-5b0c6d21"
+    Console().table(("job", "state"), [(identifier, "RUNNING")])
+    assert identifier in capsys.readouterr().out
