@@ -156,7 +156,7 @@ def _arguments() -> argparse.Namespace:
 
 
 def _measure_in_process(case: Case, uri: str, count: int, seconds: float) -> Result | None:
-    """One measurement, in a process of its own. None if it failed: that is printed, and the others go on."""
+    """Runs one measurement in a new process; prints the log and returns None if it fails."""
     cache = Path(tempfile.mkdtemp(prefix="mimic3d-bench-"))
     task = Task(case, uri, count, seconds, str(cache))
     command = [sys.executable, "-m", "benchmarks.data", "--measure", task.to_json()]

@@ -32,7 +32,7 @@ Batches = Iterator[Any]
 
 @dataclass(frozen=True)
 class Source:
-    """Where a loader reads.
+    """The place that a loader reads from.
 
     Attributes:
         uri: the folder in object storage that holds the images in every format (`data_sets.write_formats`).

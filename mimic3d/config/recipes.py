@@ -62,7 +62,7 @@ def _of_cats(base: Config, recipe: str) -> Config:
 
 
 def cats512_scratch() -> Config:
-    """AFHQ's cats at 512² with the lengths of faces, without a start; nobody publishes an FID of that.
+    """AFHQ's cats at 512² with the lengths of faces, without a start; no FID of this setting is published.
 
     mimic3d train cats512-scratch --data s3://…, AFHQv2's cats with mirror images and camera labels; images,
     GPUs and days as `ffhq512`.

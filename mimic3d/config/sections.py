@@ -132,7 +132,7 @@ class RenderingConfig(Section):
 
 @dataclass(frozen=True)
 class CameraConfig(Section):
-    """Where a generator is rendered from; training takes its cameras from the data set's labels."""
+    """Cameras that a generator is rendered from; training uses the data set's."""
 
     NAME: ClassVar[str] = "camera"
 
@@ -150,7 +150,7 @@ class CameraConfig(Section):
 
 @dataclass(frozen=True)
 class ImitationConfig(Section):
-    """How the 3D branch learns from the 2D branch, patch by patch (stage 2)."""
+    """Imitation of the 2D branch by the 3D branch, patch by patch (stage 2)."""
 
     NAME: ClassVar[str] = "imitation"
 
@@ -262,7 +262,7 @@ class OptimizerConfig(Section):
 
 @dataclass(frozen=True)
 class ScheduleConfig(Section):
-    """What happens when, in thousands of images (kimg) that the discriminator has seen."""
+    """Lengths and schedules, in thousands of images (kimg) that the discriminator has seen."""
 
     NAME: ClassVar[str] = "schedule"
 
@@ -301,7 +301,7 @@ class ScheduleConfig(Section):
 
 @dataclass(frozen=True)
 class DataConfig(Section):
-    """Where the images come from and how they are loaded."""
+    """The data set and how it is loaded."""
 
     NAME: ClassVar[str] = "data"
 
@@ -321,7 +321,7 @@ class DataConfig(Section):
 
 @dataclass(frozen=True)
 class OutputConfig(Section):
-    """How often a run writes checkpoints, image grids and log lines, and how much it measures."""
+    """Intervals of checkpoints, image grids, log lines and measurements, and the sizes of the latter."""
 
     NAME: ClassVar[str] = "output"
 

@@ -67,7 +67,7 @@ class Agreement(NamedTuple):
 
     @property
     def psnr(self) -> float:
-        """In dB, for a range of 2; NaN if no pixel was compared, infinite if all are equal."""
+        """PSNR in dB for a range of 2; NaN if no pixel was compared, infinite if all are equal."""
         if not self.compared:
             return math.nan
         error = self.squared_error / self.compared

@@ -1,4 +1,4 @@
-"""How rare a camera's viewing direction is in a data set: the one definition that camera balancing uses.
+"""The rarity of cameras' viewing directions in a data set, which camera balancing uses.
 
 `mimic3d data ingest --balance` stores these numbers in the data set's column `weight`; a training with
 `data.camera_balance` computes them where the data set has no such column (`balance.CameraBalance`).
@@ -16,7 +16,7 @@ MOST_RARITY = 10.0
 
 
 def camera_rarity(labels: np.ndarray) -> np.ndarray:
-    """How rare each camera's viewing direction is: the inverse of the number of cameras that share its bin.
+    """The rarity of each camera's viewing direction: the inverse of the number of cameras in its bin.
 
     The sphere of viewing directions (the cameras' optical axes) is divided into 36 × 13 bins of equal area:
     equal steps of yaw, and of the sine of pitch. A camera's rarity is the mean number of cameras per bin in

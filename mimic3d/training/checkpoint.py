@@ -18,7 +18,7 @@ from mimic3d.training.trainer import Trainer
 
 @dataclass
 class Progress:
-    """How far a run is and what it measured on the way."""
+    """The position of a run and the metrics measured so far."""
 
     nimg: int = 0
     metrics: dict[int, dict[str, float]] = field(default_factory=dict)

@@ -85,7 +85,7 @@ class PhaseGraphs:
     def __call__(
         self, phase: Callable[..., Losses], context: PhaseContext, *inputs: Any
     ) -> dict[str, Tensor]:
-        """As `gradients`, of which it is a faster form."""
+        """Does the same as `gradients`, faster."""
         if context.blur_sigma > 0:
             return self._gradients(phase, context, *inputs)
         key = phase.__name__, context.stage

@@ -20,7 +20,7 @@ OPTIMIZERS = ("generator_optimizer", "discriminator_optimizer")
 
 
 class InitialState(NamedTuple):
-    """What a folder holds for the beginning of a run."""
+    """The networks in a folder that a run starts from."""
 
     networks: dict[str, dict[str, Tensor]]
     """The states of networks, by their names among `NETWORKS`."""

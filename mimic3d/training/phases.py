@@ -27,7 +27,7 @@ Losses = tuple[Tensor, dict[str, Tensor]]
 
 
 class PhaseContext(NamedTuple):
-    """What the schedule sets for all phases of a step."""
+    """The values that the schedule sets for all phases of a step."""
 
     stage: int
     """1 or 2."""
@@ -238,14 +238,14 @@ class Phases:
     def _real_inputs(
         self, context: PhaseContext, reals: Reals, augmentation: Augmentation
     ) -> tuple[Tensor, Tensor]:
-        """What D is given of reals: the image, and the raw made of it, which is blurred in its own pixels."""
+        """D's input for reals: the image, and the raw made of it, which is blurred in its own pixels."""
         raw = resize_antialiased(reals.image, self.config.model.neural_rendering_resolution)
         return self._dual_inputs(context, reals.image, gaussian_blur(raw, context.blur_sigma), augmentation)
 
     def _dual_inputs(
         self, context: PhaseContext, image: Tensor, raw: Tensor, augmentation: Augmentation
     ) -> tuple[Tensor, Tensor]:
-        """What D is given of images (N, 3, R, R) and raws (N, 3, r, r): image blurred, then both augmented.
+        """D's input for images (N, 3, R, R) and raws (N, 3, r, r): image blurred, then both augmented.
 
         With ADA the raw is resized to R² and back, also while p is 0.
         """
@@ -257,7 +257,7 @@ class Phases:
         return image, resize_antialiased(large_raw, raw.shape[-1])
 
     def _patch_input(self, context: PhaseContext, patch: Tensor, patches: PatchInputs) -> Tensor:
-        """What D_patch is given of patches (N, 3, p, p): blurred and augmented."""
+        """D_patch's input for patches (N, 3, p, p): blurred and augmented."""
         return patches.augmentation.apply(gaussian_blur(patch, context.blur_sigma))
 
     def _label(self, patches: PatchInputs) -> Tensor:

@@ -18,7 +18,7 @@ from mimic3d.training.schedules import pose_swap_probability, pretrained
 
 
 class GeneratorInputs(NamedTuple):
-    """What the generator makes a batch of images of."""
+    """The generator's inputs for a batch of images."""
 
     z: Tensor
     """(N, z_dim)."""
@@ -33,7 +33,7 @@ class GeneratorInputs(NamedTuple):
 
 
 class PatchInputs(NamedTuple):
-    """Which patches the patch discriminator sees, and how they are augmented."""
+    """Positions and augmentation of the patches that the patch discriminator sees."""
 
     windows: PatchWindows
     augmentation: Augmentation

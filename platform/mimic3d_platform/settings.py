@@ -1,4 +1,4 @@
-"""Where the services are and how to be let in: by the environment, the local stack, or an AWS profile.
+"""Addresses and credentials of the services: from the environment, the local stack, or an AWS profile.
 
 The stack that `mimic3d up` makes writes its addresses and credentials to one private file (`stack_file`, mode
 0600). A variable of the environment always wins over the stack, and the stack over an AWS profile. Two rules

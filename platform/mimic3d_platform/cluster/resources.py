@@ -12,7 +12,7 @@ from mimic3d_platform.errors import UserError
 
 @dataclass(frozen=True)
 class Processors:
-    """What each Ray Train worker gets one of: a cluster's GPUs, or its CPUs if it has no GPU."""
+    """A cluster's GPUs, or its CPUs if it has no GPU: each Ray Train worker gets one."""
 
     kind: Literal["GPU", "CPU"]
     count: int

@@ -56,7 +56,7 @@ class _WorkerStartCallback(WorkerCallback):
 
 @dataclass(frozen=True)
 class _WorkerCall(Generic[Arguments]):
-    """What a worker process is started with."""
+    """The arguments of a worker process."""
 
     function: Callable[[Arguments], object]
     arguments: Arguments

@@ -32,7 +32,7 @@ _NOT_INHERITED = ("AWS_", "MLFLOW_", "RAY_", "WEED_", "PGPASS")
 
 @dataclass(frozen=True)
 class Launch:
-    """How a service is started."""
+    """The command, environment and health check of a service."""
 
     command: list[str]
     variables: dict[str, str]

@@ -56,7 +56,7 @@ class StoredCheckpoint:
 
 @dataclass(frozen=True)
 class KeepPolicy:
-    """Which checkpoints are kept: the newest, the best, one every so many images, and the end of stage 1.
+    """Rules for keeping checkpoints: the newest, the best, one every so many images, and the end of stage 1.
 
     The end of stage 1 is always kept: trials of a sweep and other runs of stage 2 start from it.
 

@@ -33,7 +33,7 @@ class NoSurfaceError(UserError):
 
 @dataclass(frozen=True)
 class RenderOptions:
-    """What to render of a generator, and how.
+    """Options of rendering a generator.
 
     Attributes:
         seeds: of the latents z.

@@ -84,7 +84,7 @@ def _is_of_storage(error: Exception, uri: Uri) -> bool:
 
 
 def _cause(error: Exception, uri: Uri) -> tuple[str, bool]:
-    """What went wrong and what to do, in one line.
+    """The cause and the remedy, in one line, and whether the error is transient.
 
     Returns:
         The line, and whether the error is transient.
@@ -155,7 +155,7 @@ def _one_line(error: Exception) -> str:
 
 
 def _why_refused(uri: Uri) -> str:
-    """What the store answers to a second request, one whose refusal tells the reason.
+    """The store's answer to a second request, which names the reason of the refusal.
 
     The refusal of a HEAD has no body. That of a GET has one, but pyarrow has it written into the buffer for
     the file's content and parses all of that buffer, leftovers of memory included, which fails by chance.

@@ -49,7 +49,7 @@ def exists(uri: Uri, *, patience_s: float | None = None) -> bool:
 
 
 def read_bytes(uri: Uri, *, patience_s: float | None = None) -> bytes:
-    """The whole content of a file, as it was at one moment: S3 is asked for it by a single request."""
+    """The content of a file, as of one moment: S3 is asked by a single request."""
 
     def read() -> bytes:
         if is_local(uri):
@@ -266,7 +266,7 @@ def _remote_sizes(uri: Uri) -> dict[str, int]:
 
 
 def _copier(source: str, target: str) -> Callable[[], None]:
-    """What copies one file."""
+    """Returns a function that copies one file."""
 
     def copy() -> None:
         if not is_local(source) and scheme(source) == scheme(target):

@@ -35,7 +35,7 @@ NO_CREDENTIALS = (
 
 @dataclass(frozen=True)
 class S3Access:
-    """Where S3 is and how to be let in; hashable, and no secret is in its repr.
+    """Address and credentials of S3; hashable, without secrets in its repr.
 
     Attributes:
         endpoint: a URL; None for Amazon's own.
@@ -54,7 +54,7 @@ class S3Access:
 
     @property
     def addressing_style(self) -> str:
-        """As botocore calls it."""
+        """botocore's `addressing_style`."""
         return "path" if self.endpoint else "auto"
 
 

@@ -98,13 +98,13 @@ class RunLogger:
 
     @property
     def waiting(self) -> int:
-        """How many entries the server has not taken yet; those that it refused do not count."""
+        """The number of entries that the server has not received; refused ones do not count."""
         with self._changed:
             return len(self._queue) + len(self._sending)
 
     @property
     def taken(self) -> int:
-        """How many of the entries, in their order, the server has taken or refused."""
+        """The number of entries, in order, that the server has received or refused."""
         with self._changed:
             return self._added - len(self._queue) - len(self._sending)
 
@@ -154,7 +154,7 @@ class RunLogger:
                     self._lost += refused
 
     def _send_until_taken(self, entries: list[Entry]) -> bool:
-        """Whether the server has taken the entries; False where it refuses them, whatever the retries."""
+        """Sends entries with retries; returns False if the server refuses them."""
 
         def transient(state: RetryCallState) -> bool:
             error = state.outcome.exception() if state.outcome else None

@@ -25,7 +25,7 @@ STUCK_RATIO, STUCK_AFTER, STUCK_FIRST, STUCK_LAST = 0.98, 40, 5, 20
 
 @dataclass(frozen=True)
 class Divergence:
-    """How a training has diverged."""
+    """A kind of divergence and its remedy."""
 
     kind: str
     """For a tag: `not finite`, `exploded`, `collapsed discriminator` or `imitation stuck`."""
@@ -103,7 +103,7 @@ class DivergenceDetector:
         )
 
     def _lasts(self, kind: str, holds: bool, lines: int) -> bool:
-        """Whether a condition has held for so many lines in a row, and is not reported yet."""
+        """Whether a condition was true for `lines` lines in a row and has not been reported."""
         self._lines_in_a_row[kind] = self._lines_in_a_row.get(kind, 0) + 1 if holds else 0
         return self._lines_in_a_row[kind] >= lines and kind not in self._reported
 

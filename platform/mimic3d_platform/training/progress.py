@@ -1,4 +1,4 @@
-"""How far a run is: the reports that its workers publish, and how a terminal shows them."""
+"""Progress reports of a run's workers, and their display in a terminal."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What rank 0 of a run does beside training: progress, log lines, sample grids and checkpoints."""
+"""Rank 0's duties beside training: progress, log lines, sample grids and checkpoints."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Where a run resumes: at its newest undamaged checkpoint, else with the weights that `config.start` names.
+"""Resumes a run from its newest undamaged checkpoint, or starts it from the weights of `config.start`.
 
 With neither it starts with fresh weights.
 """

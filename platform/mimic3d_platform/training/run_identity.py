@@ -21,7 +21,7 @@ _SHOWN_DIFFERENCES = 4
 
 @dataclass(frozen=True)
 class RunOrigin:
-    """What determines a run beside its config."""
+    """The inputs that determine a run beside its config."""
 
     data: str
     """The data set's fingerprint."""

@@ -136,7 +136,7 @@ class RunLog:
         return any(logger.waiting for logger in self._loggers.values())
 
     def flush_and_save(self, timeout: float) -> None:
-        """As `flush`, then `save`, both without an error: for a run that is about to end anyway."""
+        """Calls `flush`, then `save`, and ignores errors: for a run that is ending anyway."""
         with contextlib.suppress(UserError):
             self.flush(timeout)
         with contextlib.suppress(UserError):

@@ -23,7 +23,7 @@ POLL_S = 1.0
 
 
 class StopSignal(enum.IntEnum):
-    """What a rank knows; of several, the greatest counts."""
+    """The reason to stop that a rank has seen; of several, the greatest counts."""
 
     NONE = 0
     NODE_DRAINING = 1

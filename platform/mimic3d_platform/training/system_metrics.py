@@ -28,7 +28,7 @@ class SystemMetrics:
             self._monitors.append(GPUMonitor())
 
     def read(self, device: torch.device) -> dict[str, float]:
-        """The machine's load, as `system/…`, which MLflow shows on a page of its own; the worker's memory."""
+        """The machine's load and the worker's memory, as MLflow's `system/…` metrics."""
         values: dict[str, float] = {}
         for monitor in self._monitors:
             monitor.collect_metrics()

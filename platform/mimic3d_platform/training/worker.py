@@ -1,4 +1,4 @@
-"""One Ray Train worker of a run: its share of every batch, from the run's last checkpoint to its end.
+"""A Ray Train worker of a run: trains on its share of every batch, from the last checkpoint to the end.
 
 All ranks train and measure; rank 0 also logs, renders sample grids and stores checkpoints (`recorder`).
 `worker_failures` says what happens when a worker fails, `stop_signals` how workers learn that they are about
@@ -37,7 +37,7 @@ Result = TypeVar("Result")
 
 @dataclass(frozen=True)
 class WorkerArguments:
-    """What each worker is started with."""
+    """The arguments of each worker."""
 
     run: TrainingRun
     state: RunState

@@ -1,4 +1,4 @@
-"""What happens when a worker fails.
+"""Decides what happens when a worker fails.
 
 Ray Train ends all workers when one fails, and starts a new group that resumes from the last checkpoint
 (`resume`). Two things end a run instead: an error that every further attempt would meet too (`FinalError`),
@@ -40,7 +40,7 @@ def final_error(error: BaseException, world_size: int) -> FinalError | None:
 
 
 def cause_of(error: BaseException) -> str:
-    """One line on an error that another attempt may not meet."""
+    """A one-line description of an error that a retry may avoid."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     line = lines[0][:300] if lines else type(error).__name__
     if not isinstance(error, UserError) and any(words in line.lower() for words in _LOST_CONNECTION):

@@ -90,7 +90,7 @@ def short_name(path: str) -> str:
 
 @dataclass(frozen=True)
 class _Results:
-    """What the plots show: the trials that have a result, and the best among all trials."""
+    """The plotted trials: those with a result, and the best of all."""
 
     sweep: Sweep
     trials: list[Trial]

@@ -20,7 +20,7 @@ REPLAYED = "replayed"
 
 @dataclass(frozen=True)
 class Assignment:
-    """What one trial of Ray Tune is to do.
+    """The assignment of one Ray Tune trial.
 
     Attributes:
         index: of the sweep's trial.
@@ -39,7 +39,7 @@ class Assignment:
 
 @dataclass(frozen=True)
 class TrialSettings:
-    """What the runs of all trials have in common.
+    """Settings that all trials' runs share.
 
     Attributes:
         environment: the services' settings. They hold secrets, and as an object they show on no page of Ray.

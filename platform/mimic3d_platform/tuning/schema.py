@@ -29,7 +29,7 @@ class Objective(Section):
 
 
 class SearchMethod(Section):
-    """How points of the space are chosen. A population goes with `random`, which draws its first generation.
+    """The choice of points in the space; population-based training draws its first by `random`.
 
     Attributes:
         startup: random points before TPE has something to learn from.
@@ -81,7 +81,7 @@ class Budget(Section):
 
 
 class TrialOptions(Section):
-    """How trials run.
+    """Resources, limits and repetitions of trials.
 
     Attributes:
         workers: of Ray Train, for each trial.

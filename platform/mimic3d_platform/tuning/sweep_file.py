@@ -73,7 +73,7 @@ def sweep_to_yaml(sweep: Sweep) -> str:
 
 
 def differences(stored: Sweep, given: Sweep) -> list[str]:
-    """What differs between two sweeps: "KEY OLD -> NEW" for each key."""
+    """The differences between two sweeps: "KEY OLD -> NEW" for each key."""
     old, new = (flatten(sweep.model_dump(mode="json")) for sweep in (stored, given))
     return [
         f"{key} {old.get(key)} -> {new.get(key)}"

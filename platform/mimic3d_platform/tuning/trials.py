@@ -25,7 +25,7 @@ Status = Literal["running", "finished", "stopped", "failed"]
 
 @dataclass(frozen=True)
 class Trial:
-    """One point of the space and what became of it.
+    """A trial: a point of the space, its state and its result.
 
     Attributes:
         index: from 0, in the order of starting.
@@ -79,7 +79,7 @@ class Trial:
 
 @dataclass(frozen=True)
 class SweepRun:
-    """What the trials of a sweep have in common.
+    """Settings that the trials of a sweep share.
 
     Attributes:
         sweep: with the metrics' names as the runs log them.

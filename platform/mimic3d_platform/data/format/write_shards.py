@@ -60,7 +60,7 @@ class ShardRecord:
 
 @dataclass(frozen=True)
 class Layout:
-    """Where and how the shards of one data set are written.
+    """The destination and format of one data set's shards.
 
     Attributes:
         resolution: R, pixels; images are R×R.

@@ -1,4 +1,4 @@
-"""Rendering a data set from meshes: every (model, colouring) is an identity with cameras of its own.
+"""Renders a data set from meshes: every (model, colouring) is an identity with its own cameras.
 
 A row is a function of (seed, model, colouring, view), and a shard of the plan alone: an interrupted run
 resumes with the shards that are missing, and the same call on a complete data set does nothing.

@@ -1,4 +1,4 @@
-"""Which batches a rank gets, and how one is read."""
+"""The batches of a rank, and reading one of them."""
 
 from __future__ import annotations
 

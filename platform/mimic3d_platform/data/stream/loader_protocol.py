@@ -1,4 +1,4 @@
-"""What the training's process and a loader process exchange: messages over pipes, batches in shared memory.
+"""The protocol of loader processes: messages over pipes, batches in shared memory.
 
 The training's process writes a `BatchPlan`, then `ReadBatch`es; the loader process answers `Ready` once, then
 `BatchRead` or `LoaderFailed` to each request, in order. All are pickled. A slot of the shared memory holds
