@@ -85,6 +85,16 @@ def data_ingest(
     up: Annotated[
         str, typer.Option(help="The source's up axis: y, -y, z, -z, x or -x; it is rotated to y.")
     ] = "y",
+    centre: Annotated[
+        str | None,
+        typer.Option(
+            help="The point that becomes the origin: X,Y,Z, or auto for the one that the cameras look at."
+        ),
+    ] = None,
+    scale: Annotated[
+        str | None,
+        typer.Option(help="A factor of all distances, or auto for a scene that fits a box of side 1."),
+    ] = None,
     identity: Annotated[
         str | None,
         typer.Option(help="folder or image: which images show one object; by the format by default."),
@@ -119,6 +129,8 @@ def data_ingest(
             mirror=mirror,
             balance=balance,
             up=up,
+            centre=centre,
+            scale=scale,
             by_folder=None if identity is None else identity == "folder",
             partial=partial,
             licence=licence,

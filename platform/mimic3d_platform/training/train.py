@@ -24,6 +24,7 @@ from mimic3d_platform.training.run_identity import (
     claim_run,
     read_origin,
 )
+from mimic3d_platform.training.scene_check import check_scene
 
 if TYPE_CHECKING:
     from ray.train.v2.api.callback import UserCallback
@@ -67,6 +68,8 @@ def train(
     config = override(config, rooted)
     manifest = open_dataset(config.data.uri)
     check_trainable(manifest, resolution=config.model.image_resolution, where=config.data.uri)
+    if (advice := check_scene(config, manifest)) is not None and on_note is not None:
+        on_note(advice)
     tracking.check_tracking()
     join_ray()
     plan = resources.plan_workers(config, workers)

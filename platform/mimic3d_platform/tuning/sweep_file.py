@@ -10,10 +10,10 @@ from typing import Any, TypeVar
 import yaml
 from pydantic import BaseModel, ValidationError
 
-from mimic3d.config import ConfigError, flatten, from_dict, override, to_dict
+from mimic3d.config import ConfigError, flatten, from_dict, to_dict
 from mimic3d_platform import storage
 from mimic3d_platform.errors import UserError
-from mimic3d_platform.training.config_from_command import parse_assignments, resolve_config
+from mimic3d_platform.training.config_from_command import assign, resolve_config
 from mimic3d_platform.tuning.checks import check_sweep
 from mimic3d_platform.tuning.schema import Asha, Objective, Pbt, Section, Sweep, SweepFile
 
@@ -92,7 +92,7 @@ def _beside(file: str, name: str) -> str:
 
 def _resolved(values: Mapping[str, Any], where: str, data: str | None, assignments: Sequence[str]) -> Sweep:
     sweep = _validated(Sweep, values, where)
-    config = override(from_dict(sweep.config), parse_assignments(assignments, data))
+    config = assign(from_dict(sweep.config), assignments, data)
     sweep = sweep.model_copy(update={"config": to_dict(config)})
     check_sweep(sweep, where)
     return sweep

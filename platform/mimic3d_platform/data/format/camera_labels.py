@@ -6,6 +6,8 @@ matrix in units of the image size, both row by row.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import pyarrow as pa
 
@@ -105,6 +107,14 @@ def rotated(labels: np.ndarray, up: str) -> np.ndarray:
     result = np.array(labels, dtype=np.float64)
     poses = result[:, :16].reshape(-1, 4, 4)
     poses[:, :3] = UPWARDS[up] @ poses[:, :3]
+    return result + 0.0
+
+
+def placed(labels: np.ndarray, centre: Sequence[float], scale: float) -> np.ndarray:
+    """Labels (n, 25) in a world whose point `centre` becomes the origin, then scaled by `scale`."""
+    result = np.array(labels, dtype=np.float64)
+    for axis, column in enumerate((3, 7, 11)):
+        result[:, column] = (result[:, column] - centre[axis]) * scale
     return result + 0.0
 
 

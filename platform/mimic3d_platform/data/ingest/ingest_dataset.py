@@ -25,6 +25,7 @@ from mimic3d_platform.data.format.write_shards import (
 from mimic3d_platform.data.ingest.image_edits import BACKGROUNDS, MOST_PIXELS, Edit, edit_image
 from mimic3d_platform.data.ingest.ingest_plan import IngestPlan, entries_of, table_digest, tabulate
 from mimic3d_platform.data.ingest.ingest_shard import ingest_shard
+from mimic3d_platform.data.ingest.placement import find_placement
 from mimic3d_platform.data.ingest.read_listing import read_listing
 from mimic3d_platform.data.ingest.source_files import Source, read_entries
 from mimic3d_platform.errors import UserError
@@ -44,6 +45,8 @@ def ingest_dataset(
     mirror: bool = False,
     balance: bool = False,
     up: str = "y",
+    centre: str | None = None,
+    scale: str | None = None,
     by_folder: bool | None = None,
     partial: bool = False,
     licence: str | None = None,
@@ -60,6 +63,7 @@ def ingest_dataset(
         mirror: add each image's mirrored twin with its mirrored camera.
         balance: add the column `weight`, by `camera_rarity`.
         up: the axis of the source's world that points up, a key of `camera_labels.UPWARDS`; it becomes +y.
+        centre, scale: as `find_placement`; applied after `up`.
         licence: the images' licence, for the card.
         overwrite: replace another data set at `dest_uri`.
         here: work in this process instead of on Ray.
@@ -75,7 +79,9 @@ def ingest_dataset(
     source = Source(storage.absolute(source_uri))
     listing = read_listing(source, form=form, cameras=cameras_file, by_folder=by_folder, partial=partial)
     edit = Edit(crop, resize or 0, background or "")
-    table, loses_digits = tabulate(source, listing, mirror, balance, up)
+    upright = camera_labels.rotated(listing.labels, up) if up != "y" else listing.labels
+    placement = find_placement(upright, centre, scale, source.uri)
+    table, loses_digits = tabulate(source, listing, placement.apply(upright), mirror, balance)
     plan = IngestPlan(
         source=source.uri,
         form=listing.form,
@@ -85,6 +91,7 @@ def ingest_dataset(
         mirror=mirror,
         balance=balance,
         up=up,
+        placement=placement,
         exact=loses_digits and not edit.crop,
         partial=partial,
         shard_bytes=shard_bytes,

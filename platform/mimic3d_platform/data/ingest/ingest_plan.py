@@ -17,6 +17,7 @@ from mimic3d.training.camera_rarity import camera_rarity
 from mimic3d_platform.data.format import camera_labels
 from mimic3d_platform.data.format.manifest import CAMERA_SIZE
 from mimic3d_platform.data.ingest.image_edits import Edit
+from mimic3d_platform.data.ingest.placement import Placement
 from mimic3d_platform.data.ingest.read_listing import Listing
 from mimic3d_platform.data.ingest.source_files import Entry, Source
 from mimic3d_platform.errors import UserError
@@ -52,6 +53,7 @@ class IngestPlan:
     mirror: bool
     balance: bool
     up: str
+    placement: Placement
     exact: bool
     partial: bool
     shard_bytes: int
@@ -59,8 +61,10 @@ class IngestPlan:
 
     @property
     def digest(self) -> str:
-        """SHA-256 of the plan without the source's URI."""
+        """SHA-256 of the plan without the source's URI, and without a placement that changes nothing."""
         content = {key: value for key, value in asdict(self).items() if key != "source"}
+        if self.placement == Placement():
+            del content["placement"]
         return sha256_of_json(content)
 
     @property
@@ -93,17 +97,18 @@ class IngestPlan:
         return np.array([*starts, len(table)])
 
 
-def tabulate(source: Source, listing: Listing, mirror: bool, balance: bool, up: str) -> tuple[pa.Table, bool]:
+def tabulate(
+    source: Source, listing: Listing, labels: np.ndarray, mirror: bool, balance: bool
+) -> tuple[pa.Table, bool]:
     """The table of a listing, and whether float32 loses digits of its labels.
 
     Args:
+        labels: (n, 25), of the listing's images in the data set's world.
         mirror: the images will have mirrored twins.
         balance: add the weights of `camera_rarity`, of twins too.
-        up: the axis of the source's world that points up.
     Raises:
         UserError: a camera is faulty, weights exist already, or twins do.
     """
-    labels = camera_labels.rotated(listing.labels, up) if up != "y" else listing.labels
     if faults := camera_labels.label_faults(labels):
         first = min(faults)
         more = f" ({len(faults)} cameras are faulty)" if len(faults) > 1 else ""

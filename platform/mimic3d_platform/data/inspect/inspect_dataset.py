@@ -8,6 +8,7 @@ from typing import Any
 
 from mimic3d_platform import storage
 from mimic3d_platform.data.format.dataset import open_dataset, read_cameras
+from mimic3d_platform.data.format.scene import scene_of
 from mimic3d_platform.data.inspect.camera_plot import camera_plot
 from mimic3d_platform.data.inspect.contact_sheet import contact_sheet
 from mimic3d_platform.data.inspect.duplicates import find_duplicates
@@ -29,7 +30,8 @@ def inspect_dataset(
         duplicates: read every image and report duplicates.
         here: look for duplicates in this process instead of on Ray.
     Returns:
-        counts, resolution, columns, bytes, camera ranges (angles in degrees), fingerprint and licences.
+        counts, resolution, columns, bytes, camera ranges (angles in degrees), fingerprint and licences; as
+        `config`, the keys that suit the set's cameras (`--set rendering=auto` sets them).
     Raises:
         UserError: as `open_dataset`; a shard is broken; a picture cannot be written.
     """
@@ -38,6 +40,7 @@ def inspect_dataset(
         storage.write_bytes(out_png, contact_sheet(uri, manifest))
     if cameras_png is not None:
         storage.write_bytes(cameras_png, camera_plot(read_cameras(uri), uri))
+    scene = scene_of(manifest, read_cameras(uri)) if "camera" in manifest.columns else None
     angles = ("yaw", "pitch")
     numbers = {
         "uri": uri,
@@ -51,6 +54,7 @@ def inspect_dataset(
             name: [math.degrees(value) if name in angles else value for value in limits]
             for name, limits in manifest.cameras.items()
         },
+        "config": scene.overrides() if scene is not None else {},
         "fingerprint": manifest.fingerprint,
         "licences": manifest.licences,
     }
