@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import pickle
+from collections.abc import Collection
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -72,9 +73,11 @@ def save_checkpoint(folder: str | Path, trainer: Trainer, progress: Progress) ->
     return take_snapshot(trainer, progress).write(folder)
 
 
-def load_checkpoint(folder: str | Path, trainer: Trainer) -> Progress:
-    """Puts `trainer` where `save_checkpoint` found it. Nothing in the folder is executed.
+def load_checkpoint(folder: str | Path, trainer: Trainer, former_configs: Collection[str] = ()) -> Progress:
+    """Puts `trainer` in the state that `save_checkpoint` stored. Nothing in the folder is executed.
 
+    Args:
+        former_configs: fingerprints of other configs whose checkpoints are accepted, such as shorter ones.
     Raises:
         ValueError: a file is missing or damaged, or the checkpoint is of another config.
     """
@@ -90,7 +93,7 @@ def load_checkpoint(folder: str | Path, trainer: Trainer) -> Progress:
             raise TypeError(f"{TRAINING_STATE} holds no state of a training")
     except (*damaged, AttributeError) as error:
         raise _damaged(folder, error) from None
-    if config != fingerprint(trainer.config):
+    if config != fingerprint(trainer.config) and config not in former_configs:
         raise ValueError(f"the checkpoint {folder} is of another config: give the run another name")
     try:
         trainer.load_state_dict(state)

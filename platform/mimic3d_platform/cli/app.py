@@ -85,3 +85,7 @@ Workers = Annotated[
 ]
 Register = Annotated[str | None, typer.Option(help="Register the generator in MLflow under this model name.")]
 Alias = Annotated[str | None, typer.Option(help="Point this alias at the registered version.")]
+Extend = Annotated[
+    bool,
+    typer.Option("--extend", help="Continue an existing run or sweep with a greater length or budget."),
+]

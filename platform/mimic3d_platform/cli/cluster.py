@@ -11,6 +11,7 @@ from typer.core import TyperCommand, TyperGroup
 from mimic3d_platform.cli.app import (
     Alias,
     Data,
+    Extend,
     Overrides,
     Recipe,
     Register,
@@ -78,6 +79,7 @@ def submit_train(
     runs: Runs = None,
     register: Register = None,
     alias: Alias = None,
+    extend: Extend = False,
     address: Address = None,
     with_code: WithCode = False,
     detach: Detach = False,
@@ -86,7 +88,7 @@ def submit_train(
     from mimic3d_platform.cli.job_specs import TrainingOptions, training_job
     from mimic3d_platform.cluster.resources import fewest_workers
 
-    options = TrainingOptions(recipe, data, overrides or (), name, workers, runs, register, alias)
+    options = TrainingOptions(recipe, data, overrides or (), name, workers, runs, register, alias, extend)
     _submit(training_job(options), address, fewest_workers(workers), with_code, detach)
 
 
@@ -97,6 +99,7 @@ def submit_sweep(
     name: SweepName = None,
     overrides: Overrides = None,
     runs: Runs = None,
+    extend: Extend = False,
     address: Address = None,
     with_code: WithCode = False,
     detach: Detach = False,
@@ -104,7 +107,7 @@ def submit_sweep(
     """Run `mimic3d sweep` on the cluster; its report is in MLflow."""
     from mimic3d_platform.cli.job_specs import SweepOptions, sweep_job
 
-    options = SweepOptions(file, data, overrides or (), name, runs)
+    options = SweepOptions(file, data, overrides or (), name, runs, extend)
     _submit(sweep_job(options), address, 1, with_code, detach)
 
 

@@ -43,6 +43,7 @@ class TrainingOptions:
     runs: str | None = None
     register: str | None = None
     alias: str | None = None
+    extend: bool = False
 
 
 @dataclass(frozen=True)
@@ -55,6 +56,7 @@ class SweepOptions:
     """KEY=VALUE each."""
     name: str | None = None
     runs: str | None = None
+    extend: bool = False
 
 
 def training_job(options: TrainingOptions) -> JobSpec:
@@ -81,6 +83,8 @@ def training_job(options: TrainingOptions) -> JobSpec:
     ):
         if value is not None:
             arguments += [option, value]
+    if options.extend:
+        arguments.append("--extend")
     return JobSpec(
         kind="train",
         run=name,
@@ -107,10 +111,15 @@ def sweep_job(options: SweepOptions) -> JobSpec:
     if options.runs:
         _require_shared("folder of runs", options.runs)
     text = sweep_to_yaml(sweep)
+    arguments = [SWEEP, "--name", name]
+    if options.runs:
+        arguments += ["--runs", options.runs]
+    if options.extend:
+        arguments.append("--extend")
     return JobSpec(
         kind="sweep",
         run=name,
-        arguments=(SWEEP, "--name", name, *(("--runs", options.runs) if options.runs else ())),
+        arguments=tuple(arguments),
         files={SWEEP: text},
         identity=f"{text} {options.runs or DEFAULT_RUNS_URI}",
     )

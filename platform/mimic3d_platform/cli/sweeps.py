@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from mimic3d_platform.cli.app import Data, Overrides, Runs, SweepFile, SweepName, app
+from mimic3d_platform.cli.app import Data, Extend, Overrides, Runs, SweepFile, SweepName, app
 from mimic3d_platform.console import Console
 
 
@@ -18,6 +18,7 @@ def sweep(
     name: SweepName = None,
     overrides: Overrides = None,
     runs: Runs = None,
+    extend: Extend = False,
     report: Annotated[
         str | None, typer.Option(help="The report's folder on this machine; sweeps-out/NAME by default.")
     ] = None,
@@ -33,7 +34,7 @@ def sweep(
     from mimic3d_platform.tuning.run_sweep import run_sweep
 
     console = Console()
-    result = run_sweep(loaded, name or Path(file).stem, console, runs_uri=runs, report=folder)
+    result = run_sweep(loaded, name or Path(file).stem, console, runs_uri=runs, report=folder, extend=extend)
     console.table(*table(result.sweep, [*result.best, *(t for t in result.trials if t not in result.best)]))
     console.say(
         f"report: {result.report / PAGE}; the best: mimic3d train {result.report / WINNER} --name NAME"

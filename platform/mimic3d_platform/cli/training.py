@@ -6,7 +6,18 @@ from typing import Annotated
 
 import typer
 
-from mimic3d_platform.cli.app import Alias, Data, Overrides, Recipe, Register, RunName, Runs, Workers, app
+from mimic3d_platform.cli.app import (
+    Alias,
+    Data,
+    Extend,
+    Overrides,
+    Recipe,
+    Register,
+    RunName,
+    Runs,
+    Workers,
+    app,
+)
 from mimic3d_platform.console import Console
 
 
@@ -20,6 +31,7 @@ def train(
     runs: Runs = None,
     register: Register = None,
     alias: Alias = None,
+    extend: Extend = False,
 ) -> None:
     """Train both stages of a recipe on Ray Train; a run with the same name resumes."""
     from mimic3d_platform.training.config_from_command import resolve_config
@@ -32,7 +44,14 @@ def train(
     count = parse_workers(workers)
     console = Console()
     finished = train_and_register(
-        config, name or config.recipe, console, runs_uri=runs, workers=count, model=register, alias=alias
+        config,
+        name or config.recipe,
+        console,
+        runs_uri=runs,
+        workers=count,
+        extend=extend,
+        model=register,
+        alias=alias,
     )
     console.metrics(finished.result.metrics)
 

@@ -5,13 +5,14 @@ from __future__ import annotations
 import contextlib
 import os
 import subprocess
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
 
 from mimic3d.config import Config, fingerprint, to_dict
 from mimic3d_platform import tracking
 from mimic3d_platform.errors import UserError
+from mimic3d_platform.training.extension import Extension
 from mimic3d_platform.training.run_identity import RunOrigin
 
 
@@ -19,6 +20,7 @@ def start_mlflow_runs(
     config: Config,
     name: str,
     origin: RunOrigin,
+    extensions: Sequence[Extension] = (),
     parent_run_id: str | None = None,
     tags: Mapping[str, str] | None = None,
 ) -> dict[str, str]:
@@ -39,12 +41,16 @@ def start_mlflow_runs(
         "mimic3d.frechet": origin.frechet,
         **(tags or {}),
     }
+    if extensions:
+        # Parameters of MLflow cannot change: those of the lengths stay as they were at first.
+        lengths = [f"{each.kimg:g} -> {each.to_kimg:g} kimg at {each.date}" for each in extensions]
+        all_tags["mimic3d.extensions"] = ", ".join(lengths)
     if config.start:
         all_tags |= {"mimic3d.start": config.start, "mimic3d.start.sha256": origin.start}
     run_id = tracking.start_or_resume_run(tracking.EXPERIMENT, name, to_dict(config), all_tags, parent_run_id)
     ids = {"run": run_id}
-    lengths = {1: config.stage1_nimg, 2: config.total_nimg - config.stage1_nimg}
-    for stage in (stage for stage, images in lengths.items() if images):
+    images = {1: config.stage1_nimg, 2: config.total_nimg - config.stage1_nimg}
+    for stage in (stage for stage, count in images.items() if count):
         ids[f"stage{stage}"] = tracking.start_or_resume_run(
             tracking.EXPERIMENT, f"{name}-stage{stage}", {"stage": stage}, all_tags, parent_run_id=run_id
         )

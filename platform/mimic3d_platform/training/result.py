@@ -34,5 +34,10 @@ def read_result(runs_uri: str, name: str) -> TrainingResult | None:
     return TrainingResult(metrics=metrics, **values)
 
 
+def delete_result(runs_uri: str, name: str) -> None:
+    """Deletes a run's result, if it has one: the run is not at its end."""
+    storage.delete_tree(storage.join(runs_uri, name, RESULT))
+
+
 def write_result(runs_uri: str, result: TrainingResult) -> None:
     storage.write_bytes(storage.join(runs_uri, result.name, RESULT), json.dumps(asdict(result)).encode())

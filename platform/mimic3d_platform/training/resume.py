@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import functools
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
@@ -42,6 +42,7 @@ class Resumption:
     Args:
         group: a process group on the CPU; None for a single worker.
         note: shows the user a line.
+        former_configs: fingerprints of shorter configs that the run had; their checkpoints are accepted.
     """
 
     def __init__(
@@ -51,8 +52,10 @@ class Resumption:
         rank: int,
         group: dist.ProcessGroup | None,
         note: Callable[[str], None],
+        former_configs: Collection[str] = (),
     ) -> None:
         self._store, self._trainer, self._rank, self._group, self._note = store, trainer, rank, group, note
+        self._former_configs = former_configs
 
     def restore(self, config: Config, start_digest: str) -> Resumed:
         """Loads the newest undamaged checkpoint, else the weights that `config.start` names.
@@ -102,7 +105,7 @@ class Resumption:
         with tempfile.TemporaryDirectory(prefix="mimic3d-resume-") as name:
             folder = self._store.fetch(checkpoint, Path(name))
             try:
-                progress = load_checkpoint(folder, self._trainer)
+                progress = load_checkpoint(folder, self._trainer, self._former_configs)
             except ValueError as error:
                 raise ValueError(str(error).replace(str(folder), checkpoint.uri)) from error
             return Resumed(progress, checkpoint)

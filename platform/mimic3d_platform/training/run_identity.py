@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import asdict, dataclass
 
 from mimic3d.checkpoints.file_names import CONFIG
@@ -44,6 +44,8 @@ class TrainingRun:
     origin: RunOrigin
     mlflow_ids: Mapping[str, str]
     """The ids of its MLflow runs: "run", and "stage1" and "stage2" as the config has them."""
+    former_configs: Collection[str] = ()
+    """Fingerprints of the run's config before it was extended; its checkpoints may have them."""
 
 
 def check_name(name: str) -> str:

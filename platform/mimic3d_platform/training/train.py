@@ -14,6 +14,7 @@ from mimic3d_platform.data.format.dataset import check_trainable, open_dataset
 from mimic3d_platform.evaluation import feature_weights
 from mimic3d_platform.models import model_uris
 from mimic3d_platform.settings import DEFAULT_RUNS_URI
+from mimic3d_platform.training.extension import extend_run, read_extensions
 from mimic3d_platform.training.mlflow_runs import finish_mlflow_runs, start_mlflow_runs
 from mimic3d_platform.training.progress import ProgressReport
 from mimic3d_platform.training.result import TrainingResult, read_result, write_result
@@ -36,6 +37,7 @@ def train(
     *,
     runs_uri: str = DEFAULT_RUNS_URI,
     workers: int | tuple[int, int] | None = None,
+    extend: bool = False,
     parent_run_id: str | None = None,
     tags: Mapping[str, str] | None = None,
     callbacks: Sequence[UserCallback] = (),
@@ -53,6 +55,7 @@ def train(
         runs_uri: the folder that holds all runs, `s3://…` or local.
         workers: Ray Train workers, of one GPU each where the cluster has any, else of one CPU. None takes
             all; (least, most) takes as many as there is room for, whenever workers start.
+        extend: accepts a config that is longer than the run's, and nothing else; see `extension`.
         parent_run_id: the MLflow run below which this one is shown, such as a sweep's.
         tags: for the MLflow run.
         callbacks: of Ray Train; receive {"nimg", "kimg", newest metrics} with every checkpoint.
@@ -74,6 +77,11 @@ def train(
     join_ray()
     plan = resources.plan_workers(config, workers)
     origin = _origin(config, name, runs_uri, manifest.fingerprint)
+    if extend:
+        with run_lock(runs_uri, name):
+            line = extend_run(runs_uri, name, config)
+        if line is not None and on_note is not None:
+            on_note(line)
     if claim_run(runs_uri, name, config, origin) and (result := read_result(runs_uri, name)) is not None:
         return result
     # Loads Ray Train and PyTorch, which takes seconds: only once the checks have passed.
@@ -82,8 +90,10 @@ def train(
     mlflow_ids: dict[str, str] = {}
     with run_lock(runs_uri, name):
         try:
-            mlflow_ids = start_mlflow_runs(config, name, origin, parent_run_id, tags)
-            run = TrainingRun(config, name, runs_uri, origin, mlflow_ids)
+            extensions = read_extensions(runs_uri, name)
+            mlflow_ids = start_mlflow_runs(config, name, origin, extensions, parent_run_id, tags)
+            former = [extension.config for extension in extensions]
+            run = TrainingRun(config, name, runs_uri, origin, mlflow_ids, former)
             result = run_workers(run, plan, callbacks, on_progress, on_note)
         except KeyboardInterrupt:
             finish_mlflow_runs(mlflow_ids, "KILLED")

@@ -30,11 +30,14 @@ def train_and_register(
     *,
     runs_uri: str | None = None,
     workers: int | tuple[int, int] | None = None,
+    extend: bool = False,
     model: str | None = None,
     alias: str | None = None,
 ) -> RegisteredTraining:
     """Trains a run to its end and registers its generator as a version of `model`, with `alias` if given.
 
+    Args:
+        extend: makes an existing run longer, see `extension`.
     Raises:
         UserError: as `train` and `registry.register_generator`; names that MLflow could not take are refused
             before anything starts.
@@ -46,6 +49,7 @@ def train_and_register(
             name,
             runs_uri=runs_uri or DEFAULT_RUNS_URI,
             workers=workers,
+            extend=extend,
             on_progress=show,
             on_note=console.say,
         )

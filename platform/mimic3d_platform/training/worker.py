@@ -101,7 +101,9 @@ class TrainingLoop:
         perceptual = self.retry(lambda: imitation_distance(extractors, feature_weights.resolve))
         self.trainer = Trainer(config, perceptual, device, rank, world_size)
         store = CheckpointStore(run.runs_uri, run.name)
-        resumption = Resumption(store, self.trainer, rank, signals.group, self.state.add_note)
+        resumption = Resumption(
+            store, self.trainer, rank, signals.group, self.state.add_note, run.former_configs
+        )
         try:
             resumed = resumption.restore(config, run.origin.start)
         except ValueError as error:

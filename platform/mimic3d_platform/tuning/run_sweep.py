@@ -40,7 +40,13 @@ SWEEP, CLOCK = "sweep.yaml", "clock.json"
 
 
 def run_sweep(
-    sweep: Sweep, name: str, console: Console, *, runs_uri: str | None = None, report: Path | None = None
+    sweep: Sweep,
+    name: str,
+    console: Console,
+    *,
+    runs_uri: str | None = None,
+    report: Path | None = None,
+    extend: bool = False,
 ) -> SweepResult:
     """Runs a sweep to its end, or resumes it, and writes its report.
 
@@ -49,6 +55,8 @@ def run_sweep(
         runs_uri: the folder that holds all runs, `s3://…` or local.
         report: the local folder of the report, `sweeps-out/NAME` when not given. The report is also in the
             sweep's folder among the runs, and in MLflow.
+        extend: accepts a greater budget than the existing sweep has, and nothing else. As each point depends
+            on the trials before it alone, the result is that of one sweep with this budget.
     Raises:
         UserError: a problem of data, services, names or resources that the user can solve, or no trial has a
             result.
@@ -62,6 +70,9 @@ def run_sweep(
     at_once, stage1_uri = _at_once(sweep), find_stage1(sweep)
     named = with_metric_names(sweep, feature_weights.best_available("frechet"))
     folder = _writable(report or Path("sweeps-out", name))
+    if extend:
+        with run_lock(runs_uri, name):
+            _extend(runs_uri, name, sweep, console)
     _claim_name(runs_uri, name, sweep)
     sweep_uri = storage.join(runs_uri, name)
     tags = {"mimic3d.sweep": name, "mimic3d.data": manifest.fingerprint}
@@ -158,6 +169,32 @@ def _claim_name(runs_uri: str, name: str, sweep: Sweep) -> None:
     )
 
 
+def _extend(runs_uri: str, name: str, sweep: Sweep, console: Console) -> None:
+    """Replaces a stored sweep by one with a greater budget.
+
+    Raises:
+        UserError: there is no such sweep, or more than its budget differs, or the budget is not greater.
+    """
+    place = storage.join(runs_uri, name, SWEEP)
+    if not storage.exists(place):
+        raise UserError(f"there is no sweep {name} to extend in {runs_uri}: run it without --extend first")
+    stored = parse_sweep(storage.read_bytes(place).decode(), place)
+    changes = differences(stored, sweep)
+    if not changes:
+        return
+    if others := [change for change in changes if not change.startswith("budget.")]:
+        raise UserError(
+            f"the sweep {name} can be extended in its budget only, not in {', '.join(others[:4])}: give this "
+            "one another --name"
+        )
+    for limit in ("trials", "kimg", "hours"):
+        old, new = getattr(stored.budget, limit), getattr(sweep.budget, limit)
+        if new is not None and (old is None or new < old):
+            raise UserError(f"the sweep {name} has budget.{limit} {old}, {new} does not extend it: raise it")
+    storage.write_bytes(place, sweep_to_yaml(sweep).encode())
+    console.say(f"the sweep {name} is extended: {', '.join(changes)}")
+
+
 @contextlib.contextmanager
 def _closing(run_id: str) -> Iterator[None]:
     """Closes the sweep's run in MLflow when the block ends."""
@@ -201,7 +238,7 @@ def _announce(sweep: Sweep, records: TrialRecords, at_once: int, console: Consol
 
 def _no_winner(sweep: Sweep, name: str, trials: list[Trial], folder: Path) -> str:
     if not trials:
-        return f"the budget of the sweep {name} leaves room for no trial: raise it, under another --name"
+        return f"the budget of the sweep {name} leaves room for no trial: raise it and give --extend"
     failed = [trial for trial in trials if trial.status == "failed"]
     if failed and len(failed) == len(trials):
         return f"all {len(trials)} trials of the sweep {name} failed, the first of: {failed[0].error}"

@@ -461,3 +461,26 @@ def points(name: str, parent: str | None = None) -> dict[str, list[tuple[int, fl
     run = run_of(name, parent)
     histories = {key: client().get_metric_history(run.info.run_id, key) for key in run.data.metrics}
     return {key: sorted((point.step, point.value) for point in found) for key, found in histories.items()}
+
+
+def test_an_extended_run_is_one_longer_run(story: Story) -> None:
+    sets = {"schedule.stage1_kimg": 0.016, "schedule.cooldown_kimg": 0, "output.log_steps": 1}
+    base = [*story.arguments, *(part for key, value in sets.items() for part in ("--set", f"{key}={value}"))]
+    short, long = (["--set", f"schedule.stage2_kimg={kimg}"] for kimg in (0.016, 0.032))
+    refused = mimic3d(*base, *long, "--name", "extended", "--extend", timeout=PATIENCE_S)
+    assert "there is no run extended to extend" in error_of(refused)
+    assert mimic3d(*base, *short, "--name", "extended", timeout=PATIENCE_S).returncode == 0
+    extended = mimic3d(*base, *long, "--name", "extended", "--extend", timeout=PATIENCE_S)
+    assert extended.returncode == 0, extended.stderr
+    assert "the run extended is extended from 0.032 to 0.048 kimg" in extended.stderr + extended.stdout
+    assert mimic3d(*base, *long, "--name", "straight", timeout=PATIENCE_S).returncode == 0
+    weights = [
+        storage.read_bytes(f"{store.all()[-1].uri}/generator/generator.safetensors")
+        for store in (CheckpointStore(DEFAULT_RUNS_URI, name) for name in ("extended", "straight"))
+    ]
+    assert weights[0] == weights[1]
+    experiment = client().get_experiment_by_name(EXPERIMENT)
+    assert experiment is not None
+    run = tracking.find_run(experiment.experiment_id, "extended")
+    assert run is not None
+    assert run.data.tags["mimic3d.extensions"].startswith("0.032 -> 0.048 kimg at 20")
