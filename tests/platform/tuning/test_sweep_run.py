@@ -164,6 +164,25 @@ def test_a_name_stands_for_one_sweep(swept: Swept) -> None:
     assert "exists with other settings (config.seed 0 -> 4)" in said and "--name" in said
 
 
+def test_a_sweep_is_extended_in_its_budget_only(cars: str, tmp_path: Path) -> None:
+    space = {"imitation.patch_scale": {"uniform": [0.25, 1]}}
+
+    def sweep(trials: int, *options: str, seed: int = 0) -> subprocess.CompletedProcess:
+        search, budget = {"algorithm": "random", "seed": seed}, {"trials": trials}
+        file = written(tmp_path, "more", cars, space=space, search=search, budget=budget)
+        return mimic3d("sweep", file, "--report", tmp_path / "report", *options, timeout=PATIENCE_S)
+
+    assert "there is no sweep more to extend" in error_of(sweep(1, "--extend"))
+    assert sweep(1).returncode == 0
+    [first] = records("more")
+    assert "budget.trials 1 -> 2" in error_of(sweep(2))
+    assert "not in search.seed 0 -> 1" in error_of(sweep(2, "--extend", seed=1))
+    extended = sweep(2, "--extend")
+    assert extended.returncode == 0 and "the sweep more is extended: budget.trials 1 -> 2" in extended.stdout
+    assert records("more")[0] == first and len(records("more")) == 2
+    assert "does not extend it" in error_of(sweep(1, "--extend"))
+
+
 def test_a_sweep_that_cannot_run_is_refused_before_it_starts(cars: str, tmp_path: Path) -> None:
     keys = {"space": {"seed": {"grid": [0, 1]}}, "search": {"algorithm": "grid"}}
     for words, trials in {
