@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 import torch
@@ -83,6 +83,7 @@ def render_grid(
     reals: Tensor | None = None,
     noise: str = "const",
     max_points: int = DEFAULT_MAX_POINTS,
+    progress: Callable[[int, int], None] | None = None,
 ) -> Image:
     """Renders a row for each latent: every branch from every camera, then a real image.
 
@@ -94,14 +95,17 @@ def render_grid(
         reals: (at least N, 3, R, R) in [-1, 1] or uint8, for comparison.
         noise: noise inputs of the planes: random, const or none.
         max_points: sample points in memory at a time; see `Generator.view`.
+        progress: called after each camera with the numbers of rendered and of all views, of all latents.
     """
     branches, cameras = branches or G.branches, cameras.to(w.device)
     rows: list[list[Tensor]] = []
     for part in w.split(_identities_at_once(G)):
         planes = G.planes(part, detail="3d" in branches, noise=noise)
-        by_camera = [
-            render_panels(G, planes, part, camera, branches, depth, max_points) for camera in cameras
-        ]
+        by_camera = []
+        for number, camera in enumerate(cameras, start=1):
+            by_camera.append(render_panels(G, planes, part, camera, branches, depth, max_points))
+            if progress:
+                progress(len(rows) * len(cameras) + number * len(part), len(w) * len(cameras))
         # One kind of panel from all cameras side by side: a branch's images, then their depths.
         kinds = [list(panels) for panels in zip(*by_camera, strict=True)]
         rows += [[panel[n] for panels in kinds for panel in panels] for n in range(len(part))]

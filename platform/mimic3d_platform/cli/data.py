@@ -211,7 +211,11 @@ def data_inspect(
     from mimic3d_platform.settings import use_services
 
     here = local or not use_services().ray_address
-    found = inspect_dataset(uri, sheet, cameras_png=cameras, duplicates=duplicates, here=here)
+    # The output itself is JSON, perhaps for another program.
+    with Console(stderr=True).progress("reading", "images") as advance:
+        found = inspect_dataset(
+            uri, sheet, cameras_png=cameras, duplicates=duplicates, here=here, on_progress=advance
+        )
     typer.echo(json.dumps(found, indent=2))
     for written in filter(None, (sheet, cameras)):
         typer.echo(f"wrote {written}", err=True)  # The output itself stays JSON.

@@ -23,7 +23,7 @@ def pull(
     from mimic3d_platform.settings import use_services
 
     use_services()
-    with storage.write_locally(destination) as folder:
+    with Console().working("downloading"), storage.write_locally(destination) as folder:
         fetch(uri, folder)
     Console().say(f"{uri} is in {storage.absolute(destination)}")
 
@@ -43,7 +43,7 @@ def register(
 
     use_services()
     check_registration(name, alias)
-    with storage.read_locally(folder) as files:
+    with Console().working("registering"), storage.read_locally(folder) as files:
         version = register_folder(files, name, alias)
     Console().say(f"registered {name} version {version}" + (f" as {alias}" if alias else ""))
 
@@ -66,7 +66,11 @@ def import_checkpoint(
 
     if not storage.is_local(destination) and storage.exists(destination):
         raise UserError(f"{destination} exists and is not an empty folder: name another")
-    with storage.read_locally(file) as pickle, storage.write_locally(destination) as folder:
+    with (
+        Console().working("converting"),
+        storage.read_locally(file) as pickle,
+        storage.write_locally(destination) as folder,
+    ):
         try:
             model = import_released(pickle, folder, generator_only=generator_only).model
         except ValueError as error:
@@ -135,13 +139,15 @@ def render(
     options = RenderOptions(
         parse_seeds(seeds), latents, truncation, cutoff, branches, depth, noise, memory * 2**20
     )
-    generator, config = load_generator(model)
+    with console.working("loading the model"):
+        generator, config = load_generator(model)
     path = camera_path(config.camera, cameras, views or (48 if is_video else 4), closed=is_video)
     if is_video:
         with console.progress("rendering", "frames") as advance:
             write_video(generator, config, destination, options, path, interpolate, advance)
     else:
-        write_grid(generator, config, destination, options, path)
+        with console.progress("rendering", "views") as advance:
+            write_grid(generator, config, destination, options, path, advance)
     console.say(f"wrote {destination}")
 
 
@@ -178,15 +184,18 @@ def mesh(
     options = RenderOptions(
         (seed,), latents, truncation, cutoff, branches, noise=noise, memory=memory * 2**20
     )
-    generator, config = load_generator(model)
-    faces = write_mesh(
-        generator,
-        config,
-        destination,
-        options,
-        resolution,
-        level=level,
-        watertight=watertight,
-        largest_only=largest,
-    )
-    Console().say(f"wrote {destination}: {faces} faces")
+    console = Console()
+    with console.working("loading the model"):
+        generator, config = load_generator(model)
+    with console.working(f"extracting the surface: {resolution}³ points"):
+        faces = write_mesh(
+            generator,
+            config,
+            destination,
+            options,
+            resolution,
+            level=level,
+            watertight=watertight,
+            largest_only=largest,
+        )
+    console.say(f"wrote {destination}: {faces} faces")

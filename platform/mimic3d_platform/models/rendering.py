@@ -117,13 +117,22 @@ def camera_path(settings: CameraConfig, file: Uri | None, count: int, *, closed:
 
 
 def write_grid(
-    generator: Generator, config: Config, uri: Uri, options: RenderOptions, cameras: torch.Tensor
+    generator: Generator,
+    config: Config,
+    uri: Uri,
+    options: RenderOptions,
+    cameras: torch.Tensor,
+    progress: Callable[[int, int], None] | None = None,
 ) -> None:
-    """Writes a PNG with one row for each latent: each branch from all `cameras` (C, 25)."""
+    """Writes a PNG with one row for each latent: each branch from all `cameras` (C, 25).
+
+    Args:
+        progress: called with the number of views rendered and their total.
+    """
     storage.check_writable(uri)
     w = latents_of(generator, config, options)
     with _user_errors():
-        grid = render_grid(generator, w, cameras, **_shared(generator, options))
+        grid = render_grid(generator, w, cameras, progress=progress, **_shared(generator, options))
     buffer = io.BytesIO()
     grid.save(buffer, "png")
     storage.write_bytes(uri, buffer.getvalue())

@@ -20,8 +20,8 @@ class ProgressReport:
     total_nimg: int
     images_per_second: float = 0.0
     seconds_left: float | None = None
-    seconds_left_is_minimum: bool = False
-    """Whether `seconds_left` leaves out how much slower stage 2 is, which is unknown before it begins."""
+    seconds_left_is_rough: bool = False
+    """Whether `seconds_left` rests on a guess: the speed of stage 2 before it begins, or of measurements."""
     train_seconds: float = 0.0
     data_wait_share: float = 0.0
     """The share of the last steps' time that was spent waiting for data."""
@@ -31,20 +31,68 @@ class ProgressReport:
     """The run's page in MLflow; only in the first report."""
 
 
-def time_left(config: Config, nimg: int, stage: int, images_per_second: float) -> tuple[float | None, bool]:
-    """Seconds to the end of the run at the present stage's speed, and whether they are only a minimum.
+# Stage 2 renders a patch with every image, and takes half as much again as stage 1 (the paper's cost).
+STAGE2_SLOWDOWN = 1.5
+# The weight of the newest speed in the average: a busy machine's speed swings.
+_NEWEST = 0.3
 
-    Stage 2 renders a patch with every image and is slower, by how much is unknown before it has begun.
 
-    Args:
-        stage: the stage in which `images_per_second` was measured; 0 where it was not measured yet.
-    Returns:
-        (None, False) where no speed is known for the present stage.
-    """
-    if not images_per_second or not stage or (stage == 1 and nimg > config.stage1_nimg):
-        return None, False
-    stage2_follows = stage == 1 and config.total_nimg > config.stage1_nimg
-    return (config.total_nimg - nimg) / images_per_second, stage2_follows
+class TimeEstimate:
+    """The time to a run's end: its steps at each stage's own speed, its measurements and its sample grids."""
+
+    def __init__(self, config: Config) -> None:
+        self._config = config
+        self._seconds_per_image: dict[int, float] = {}
+        self._part_seconds: dict[str, float] = {}
+
+    def stepped(self, stage: int, images_per_second: float) -> None:
+        """Takes in the newest speed of a stage."""
+        newest = 1 / images_per_second
+        known = self._seconds_per_image.get(stage, newest)
+        self._seconds_per_image[stage] = known + _NEWEST * (newest - known)
+
+    def took(self, part: str, seconds: float) -> None:
+        """Takes in how long a part between two steps took: "measuring" or "samples"."""
+        self._part_seconds[part] = seconds
+
+    def left(self, nimg: int, *, parts_done: bool = True) -> tuple[float | None, bool]:
+        """Seconds from `nimg` images to the end of the run, and whether they rest on a guess.
+
+        Args:
+            parts_done: whether the parts that belong to `nimg` itself are behind.
+        Returns:
+            (None, False) where no speed was measured yet.
+        """
+        if not self._seconds_per_image:
+            return None, False
+        config = self._config
+        ends = {1: config.stage1_nimg, 2: config.total_nimg}
+        seconds, rough, begin = 0.0, False, nimg
+        for stage, end in ends.items():
+            if end > begin:
+                each = self._seconds_per_image.get(stage)
+                rough |= each is None
+                seconds += (end - begin) * (self._guess(stage) if each is None else each)
+                begin = end
+        output = config.output
+        for part, interval in (("measuring", output.metric_kimg), ("samples", output.sample_kimg)):
+            times = self._times(nimg if parts_done else nimg - 1, interval)
+            rough |= times > 0 and part not in self._part_seconds
+            seconds += times * self._part_seconds.get(part, 0.0)
+        return seconds, rough
+
+    def _guess(self, stage: int) -> float:
+        known = self._seconds_per_image
+        return known[1] * STAGE2_SLOWDOWN if stage == 2 else known[2] / STAGE2_SLOWDOWN
+
+    def _times(self, nimg: int, interval_kimg: float | None) -> int:
+        """How often a part with this interval, which is due at the stages' ends too, follows after `nimg`."""
+        config = self._config
+        due = {end for end in (config.stage1_nimg, config.total_nimg) if end > max(nimg, 0)}
+        if interval_kimg is not None:
+            step = round(interval_kimg * 1000)
+            due |= set(range((nimg // step + 1) * step, config.total_nimg + 1, step))
+        return len(due)
 
 
 @contextlib.contextmanager
@@ -59,8 +107,7 @@ def progress_bar(console: Console) -> Iterator[Callable[[ProgressReport], None]]
             if report.images_per_second:
                 line += f", {report.images_per_second:.0f} images/s"
                 line += f", {report.data_wait_share:.1%} waiting for data"
-            left, is_minimum = report.seconds_left, report.seconds_left_is_minimum
-            update(line, report.nimg, report.total_nimg, left, is_minimum)
+            update(line, report.nimg, report.total_nimg, report.seconds_left, report.seconds_left_is_rough)
 
-        update("checking the data and the services", 0, 1, None)
+        update("checking the data and the services", 0, 0)
         yield show

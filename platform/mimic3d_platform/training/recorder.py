@@ -16,7 +16,7 @@ from mimic3d_platform.errors import UserError
 from mimic3d_platform.models.checkpoints import CheckpointStore, KeepPolicy
 from mimic3d_platform.training.checkpoint_writer import PATIENCE_S, CheckpointWriter
 from mimic3d_platform.training.divergence import Divergence, weight_not_finite
-from mimic3d_platform.training.progress import ProgressReport, time_left
+from mimic3d_platform.training.progress import ProgressReport, TimeEstimate
 from mimic3d_platform.training.resume import Resumed, retry_with_note
 from mimic3d_platform.training.run_identity import TrainingRun
 from mimic3d_platform.training.run_log import RunLog
@@ -36,7 +36,7 @@ class RunRecorder:
     def __init__(self, run: TrainingRun, state: RunState, world_size: int) -> None:
         self._run, self._state, self._world_size = run, state, world_size
         self._progress = Progress()
-        self._stage = 0
+        self._estimate = TimeEstimate(run.config)
         self._images_per_second = 0.0
         self._data_wait_share = 0.0
         self._log = RunLog(run.mlflow_ids, run.config, storage.join(run.runs_uri, run.name))
@@ -61,15 +61,14 @@ class RunRecorder:
         Args:
             wait: return only once the driver can read it.
         """
-        config = self._run.config
-        left, is_minimum = time_left(config, nimg, self._stage, self._images_per_second)
+        left, rough = self._estimate.left(nimg, parts_done=phase != "measuring")
         report = ProgressReport(
             phase,
             nimg,
-            config.total_nimg,
+            self._run.config.total_nimg,
             images_per_second=self._images_per_second,
             seconds_left=left,
-            seconds_left_is_minimum=is_minimum,
+            seconds_left_is_rough=rough,
             train_seconds=self._progress.seconds,
             data_wait_share=self._data_wait_share,
             metrics=dict(self._progress.metrics),
@@ -91,7 +90,8 @@ class RunRecorder:
         Raises:
             FinalError: the line shows that the training has diverged for good.
         """
-        self._stage, self._images_per_second = stage, images_per_second
+        self._images_per_second = images_per_second
+        self._estimate.stepped(stage, images_per_second)
         self._data_wait_share = data_wait_share
         self.publish(f"stage {stage}", trainer.nimg)
         speed = {"images_per_second": images_per_second, "data_wait_share": data_wait_share}
@@ -99,14 +99,18 @@ class RunRecorder:
         if divergence is not None:
             self._handle_divergence(divergence, trainer.nimg)
 
-    def log_metrics(self, values: Mapping[str, float], nimg: int) -> None:
-        """Logs values of the run as a whole."""
+    def log_metrics(self, values: Mapping[str, float], nimg: int, seconds: float) -> None:
+        """Logs a measurement of the run, which took `seconds`."""
         self._log.metrics(values, nimg)
+        self._estimate.took("measuring", seconds)
 
     def render_samples(self, trainer: Trainer, cameras: torch.Tensor, manifest: Manifest) -> None:
         """Logs a grid of samples of both branches."""
+        self.publish("rendering samples", trainer.nimg)
+        started = time.perf_counter()
         grid = render_sample_grid(trainer.ema, self._run.config, cameras, manifest)
         self._log.picture(grid, trainer.nimg)
+        self._estimate.took("samples", time.perf_counter() - started)
 
     def save(self, trainer: Trainer, *, may_be_replaced: bool) -> None:
         """Hands a copy of the run to the checkpoint writer; waits only for the copying.

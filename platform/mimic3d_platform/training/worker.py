@@ -232,9 +232,11 @@ class TrainingLoop:
         nimg = self.trainer.nimg
         if self.recorder is not None:
             self.recorder.publish("measuring", nimg)
+        started = time.perf_counter()
         self.progress.metrics[nimg] = self.evaluator.measure(self.trainer.ema)
         if self.recorder is not None:
-            self.recorder.log_metrics(self.progress.metrics[nimg], nimg)
+            seconds = time.perf_counter() - started
+            self.recorder.log_metrics(self.progress.metrics[nimg], nimg, seconds)
             self.recorder.publish("measured", nimg)
 
     def render_samples(self) -> None:

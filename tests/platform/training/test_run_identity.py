@@ -8,7 +8,6 @@ from mimic3d.config import Config, override
 from mimic3d.config.recipes import get_recipe
 from mimic3d_platform.cluster.resources import divisors, parse_workers
 from mimic3d_platform.errors import UserError
-from mimic3d_platform.training.progress import time_left
 from mimic3d_platform.training.run_identity import ORIGIN, RunOrigin, claim_run, read_origin
 
 ORIGINAL = RunOrigin(data="d" * 64, start="", perceptual="lpips", frechet="mobilenetv2")
@@ -55,12 +54,3 @@ def test_workers_are_a_number_or_a_range() -> None:
         with pytest.raises(UserError, match="write a number, or LEAST:MOST"):
             parse_workers(text)
     assert divisors(32, 8) == [1, 2, 4, 8] and divisors(6, 8) == [1, 2, 3, 6]
-
-
-def test_the_time_left_in_stage_1_is_a_minimum() -> None:
-    config = get_recipe("cars-demo")
-    end1, end = config.stage1_nimg, config.total_nimg
-    assert time_left(config, 0, 0, 0.0) == (None, False)
-    assert time_left(config, end1 - 800, 1, 100.0) == ((end - end1 + 800) / 100, True)
-    assert time_left(config, end1 + 8, 1, 100.0) == (None, False)  # Stage 2's speed is not known yet.
-    assert time_left(config, end - 800, 2, 50.0) == (16.0, False)

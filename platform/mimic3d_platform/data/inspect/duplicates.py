@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import io
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -61,14 +61,30 @@ class Duplicates:
     near: DuplicateGroups
 
 
-def find_duplicates(uri: str, manifest: Manifest, *, here: bool = False) -> Duplicates:
+def find_duplicates(
+    uri: str,
+    manifest: Manifest,
+    *,
+    here: bool = False,
+    on_progress: Callable[[int, int], None] | None = None,
+) -> Duplicates:
     """Reads every image, as Ray tasks or in this process, and groups duplicates.
 
+    Args:
+        on_progress: called with the images read and all images.
     Raises:
         UserError: a shard is damaged, an image cannot be read, or storage or Ray cannot be reached.
     """
     uri = storage.absolute(uri)
-    parts = run_pieces(sign_shard, len(manifest.shards), uri, manifest, here=here)
+    done = 0
+
+    def count(signed: np.ndarray) -> None:
+        nonlocal done
+        done += len(signed)
+        if on_progress is not None:
+            on_progress(done, manifest.count)
+
+    parts = run_pieces(sign_shard, len(manifest.shards), uri, manifest, here=here, on_result=count)
     signatures = np.concatenate(parts)
     _, first, group = np.unique(signatures["file"], return_index=True, return_inverse=True)
     exact = _members(first[group])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ def inspect_dataset(
     cameras_png: str | Path | None = None,
     duplicates: bool = False,
     here: bool = True,
+    on_progress: Callable[[int, int], None] | None = None,
 ) -> dict[str, Any]:
     """The numbers of the data set at `uri`, as `mimic3d data inspect` prints them; pictures on request.
 
@@ -29,6 +31,7 @@ def inspect_dataset(
         cameras_png: path or URI of a plot of the cameras to write.
         duplicates: read every image and report duplicates.
         here: look for duplicates in this process instead of on Ray.
+        on_progress: called with the images that were read for duplicates, and all images.
     Returns:
         counts, resolution, columns, bytes, camera ranges (angles in degrees), fingerprint and licences; as
         `config`, the keys that suit the set's cameras (`--set rendering=auto` sets them).
@@ -59,6 +62,6 @@ def inspect_dataset(
         "licences": manifest.licences,
     }
     if duplicates:
-        found = find_duplicates(uri, manifest, here=here)
+        found = find_duplicates(uri, manifest, here=here, on_progress=on_progress)
         numbers["duplicates"] = {"exact": vars(found.exact), "near": vars(found.near)}
     return numbers
