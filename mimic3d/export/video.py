@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import itertools
 import os
 from collections.abc import Callable, Iterable, Sequence
@@ -12,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from mimic3d.export.ffmpeg import count_frames, encode_h264
 from mimic3d.export.grid import MIN_PANEL, image_grid
 from mimic3d.export.panels import panel_captions, render_panels
 from mimic3d.networks.generator import DEFAULT_MAX_POINTS, Generator
@@ -28,8 +28,6 @@ def write_video(path: str | Path, frames: Iterable[np.ndarray], fps: int = 24) -
         ValueError: another ending, or no frame.
         OSError: the file cannot be written.
     """
-    import imageio_ffmpeg
-
     path = Path(path)
     if path.suffix.lower() != ".mp4":
         raise ValueError(f"videos are written as .mp4; got {path.name}")
@@ -40,40 +38,15 @@ def write_video(path: str | Path, frames: Iterable[np.ndarray], fps: int = 24) -
     height, width = (size // 2 * 2 for size in first.shape[:2])
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.stem}.{os.getpid()}.partial.mp4")
-    writer = imageio_ffmpeg.write_frames(
-        str(partial),
-        (width, height),
-        fps=fps,
-        codec="libx264",
-        pix_fmt_out="yuv420p",
-        quality=None,
-        macro_block_size=2,
-        ffmpeg_log_level="quiet",
-        output_params=["-crf", "16", "-movflags", "+faststart"],
-    )
+    cut = (np.ascontiguousarray(frame[:height, :width]) for frame in itertools.chain([first], frames))
     try:
-        with contextlib.closing(writer):
-            writer.send(None)
-            count = 0
-            for frame in itertools.chain([first], frames):
-                writer.send(np.ascontiguousarray(frame[:height, :width]))
-                count += 1
-        if _frames_in(partial) != count:  # The writer does not report an encoder that failed.
+        count = encode_h264(partial, cut, (width, height), fps)
+        if count_frames(partial) != count:  # The encoder does not report all of its failures.
             raise OSError("the encoder did not write all frames; the disk may be full")
         partial.replace(path)
     finally:
         partial.unlink(missing_ok=True)
     return path
-
-
-def _frames_in(path: Path) -> int:
-    """Number of readable frames of a video; 0 where it cannot be read."""
-    import imageio_ffmpeg
-
-    try:
-        return imageio_ffmpeg.count_frames_and_secs(str(path))[0]
-    except (RuntimeError, OSError):
-        return 0
 
 
 @torch.no_grad()

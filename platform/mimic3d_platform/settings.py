@@ -115,6 +115,21 @@ class Settings(BaseSettings):
         return variables
 
 
+def child_environment() -> dict[str, str]:
+    """This process's environment without credentials, for child processes that use no service of ours."""
+    secrets = {
+        "MLFLOW_TRACKING_USERNAME",
+        "MLFLOW_TRACKING_PASSWORD",
+        "MLFLOW_TRACKING_TOKEN",
+        "RAY_AUTH_TOKEN",
+    }
+    return {
+        name: value
+        for name, value in os.environ.items()
+        if name not in secrets and not name.startswith(("AWS_", "PGPASS"))
+    }
+
+
 def use_services() -> Settings:
     """Put the settings into this process's environment, for libraries that read only that.
 

@@ -18,6 +18,7 @@ from typing import Literal
 
 import psutil
 
+from mimic3d.export.ffmpeg import find_ffmpeg, run_ffmpeg
 from mimic3d_platform import local, storage
 from mimic3d_platform.evaluation import feature_weights
 from mimic3d_platform.settings import default_home, get_settings
@@ -183,12 +184,9 @@ def _embreex() -> list[Finding]:
 
 
 def _ffmpeg() -> list[Finding]:
-    import imageio_ffmpeg
-
-    program = imageio_ffmpeg.get_ffmpeg_exe()
-    run = subprocess.run([program, "-version"], capture_output=True, text=True, timeout=_REQUEST_TIMEOUT_S)
+    run = run_ffmpeg("-version", timeout_s=_REQUEST_TIMEOUT_S)
     if run.returncode:
-        return [Finding("ffmpeg", "missing", f"{program} does not run", _REMEDIES["ffmpeg"])]
+        return [Finding("ffmpeg", "missing", f"{find_ffmpeg()} does not run", _REMEDIES["ffmpeg"])]
     return [Finding("ffmpeg", "ok", f"{run.stdout.split()[2]}, orbit videos")]
 
 

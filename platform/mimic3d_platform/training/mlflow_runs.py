@@ -12,6 +12,7 @@ from pathlib import Path
 from mimic3d.config import Config, fingerprint, to_dict
 from mimic3d_platform import tracking
 from mimic3d_platform.errors import UserError
+from mimic3d_platform.settings import child_environment
 from mimic3d_platform.training.extension import Extension
 from mimic3d_platform.training.run_identity import RunOrigin
 
@@ -71,6 +72,8 @@ def _commit() -> str:
     here = Path(__file__).parent
     try:
         command = ["git", "-C", str(here), "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"]
-        return subprocess.run(command, capture_output=True, text=True, timeout=10, check=True).stdout.strip()
+        return subprocess.run(
+            command, capture_output=True, text=True, timeout=10, check=True, env=child_environment()
+        ).stdout.strip()
     except (OSError, subprocess.SubprocessError):
         return "installed"

@@ -15,6 +15,7 @@ from pathlib import Path
 
 from mimic3d_platform.data.render.meshes import Mesh, load_mesh
 from mimic3d_platform.errors import UserError
+from mimic3d_platform.settings import child_environment
 
 log = logging.getLogger(__name__)
 
@@ -141,7 +142,14 @@ def fetch_package(cache: Path) -> Path:
 
 def _apt_get(folder: Path, *arguments: str) -> str | None:
     """Runs apt-get in `folder`; None if it succeeds, else its first error."""
-    run = subprocess.run(["apt-get", *arguments], cwd=folder, capture_output=True, text=True, timeout=600)
+    run = subprocess.run(
+        ["apt-get", *arguments],
+        cwd=folder,
+        capture_output=True,
+        text=True,
+        timeout=600,
+        env=child_environment(),
+    )
     errors = [line for line in run.stderr.splitlines() if line.startswith("E:")]
     if run.returncode == 0:
         return None
