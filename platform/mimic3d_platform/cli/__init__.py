@@ -12,7 +12,18 @@ from typing import NoReturn
 
 import typer
 
-from mimic3d_platform.cli import cluster, data, env, evaluation, models, runs, services, sweeps, training
+from mimic3d_platform.cli import (
+    cluster,
+    data,
+    env,
+    evaluation,
+    models,
+    registry,
+    runs,
+    services,
+    sweeps,
+    training,
+)
 from mimic3d_platform.cli.app import app
 from mimic3d_platform.errors import ClusterGoneError, UserError
 
@@ -24,6 +35,7 @@ __all__ = [
     "evaluation",
     "main",
     "models",
+    "registry",
     "runs",
     "services",
     "sweeps",

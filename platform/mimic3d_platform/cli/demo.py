@@ -18,7 +18,7 @@ from mimic3d_platform.console import Console
 from mimic3d_platform.data.render.render_dataset import render_dataset
 from mimic3d_platform.evaluation.feature_weights import best_available
 from mimic3d_platform.models.model_uris import load_generator
-from mimic3d_platform.models.registry import pull
+from mimic3d_platform.models.pull import pull
 from mimic3d_platform.models.rendering import (
     NoSurfaceError,
     RenderOptions,
@@ -93,10 +93,12 @@ def run_demo(folder: Path, console: Console, overrides: Sequence[str] = ()) -> N
         name = f"{RECIPE}-{fingerprint(config)[:8]}"
         finished = train_and_register(config, name, console, model=MODEL, alias=ALIAS)
     run_id = finished.result.run_id
-    model_uri = f"models:/{MODEL}@{ALIAS}"
+    # Not the alias, which a former version keeps that is better.
+    model_uri = f"models:/{MODEL}/{finished.version}"
     pictures = folder / f"version-{finished.version}-{run_id[:8]}"
     with stopwatch.part("pictures", f"{model_uri} pulled and rendered from all sides"):
-        paths = _render(pull(model_uri, pictures / "model"), pictures, console)
+        pull(model_uri, pictures / "model")
+        paths = _render(pictures / "model", pictures, console)
         paths["samples"] = pictures / "samples"
         tracking.download_artifacts(run_id, "samples", paths["samples"])
 

@@ -1,4 +1,4 @@
-"""`mimic3d pull`, `register`, `import-checkpoint`, `render` and `mesh`."""
+"""`mimic3d import-checkpoint`, `render` and `mesh`."""
 
 from __future__ import annotations
 
@@ -10,42 +10,6 @@ import typer
 from mimic3d_platform.cli.app import Model, app
 from mimic3d_platform.console import Console
 from mimic3d_platform.errors import UserError
-
-
-@app.command()
-def pull(
-    uri: Annotated[str, typer.Argument(help="models:/NAME@ALIAS or models:/NAME/VERSION.")],
-    destination: Annotated[str, typer.Argument(help="The folder to fetch it into: s3://… or a path.")],
-) -> None:
-    """Fetch a registered generator and verify its files against their SHA-256."""
-    from mimic3d_platform import storage
-    from mimic3d_platform.models.registry import pull as fetch
-    from mimic3d_platform.settings import use_services
-
-    use_services()
-    with Console().working("downloading"), storage.write_locally(destination) as folder:
-        fetch(uri, folder)
-    Console().say(f"{uri} is in {storage.absolute(destination)}")
-
-
-@app.command()
-def register(
-    folder: Annotated[
-        str, typer.Argument(help="A generator's folder, such as an imported one: s3://… or a path.")
-    ],
-    name: Annotated[str, typer.Argument(help="The model's name in the registry.")],
-    alias: Annotated[str | None, typer.Option(help="Point this alias at the registered version.")] = None,
-) -> None:
-    """Register a generator from a folder, such as an imported one, with an MLflow run of its own."""
-    from mimic3d_platform import storage
-    from mimic3d_platform.models.registry import check_registration, register_folder
-    from mimic3d_platform.settings import use_services
-
-    use_services()
-    check_registration(name, alias)
-    with Console().working("registering"), storage.read_locally(folder) as files:
-        version = register_folder(files, name, alias)
-    Console().say(f"registered {name} version {version}" + (f" as {alias}" if alias else ""))
 
 
 @app.command("import-checkpoint")
@@ -63,6 +27,8 @@ def import_checkpoint(
     """Convert a released checkpoint to a generator's folder, without executing anything in it."""
     from mimic3d.checkpoints.released import import_released
     from mimic3d_platform import storage
+    from mimic3d_platform.models.lineage import write_lineage
+    from mimic3d_platform.storage.digests import sha256_of_file
 
     if not storage.is_local(destination) and storage.exists(destination):
         raise UserError(f"{destination} exists and is not an empty folder: name another")
@@ -75,6 +41,8 @@ def import_checkpoint(
             model = import_released(pickle, folder, generator_only=generator_only).model
         except ValueError as error:
             raise UserError(str(error)) from error
+        imported = {"file": file.rsplit("/", 1)[-1], "sha256": sha256_of_file(pickle)}
+        write_lineage(folder, {"imported_from": imported})
     Console().say(f"{destination}: a generator of {model.architecture} for {model.image_resolution}² images")
 
 

@@ -6,8 +6,10 @@ package, a place in object storage, or a local path.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -16,7 +18,8 @@ from mimic3d.config import Config
 from mimic3d_platform import storage
 from mimic3d_platform.errors import UserError
 from mimic3d_platform.models.checkpoints import MANIFEST
-from mimic3d_platform.models.registry import is_registered, pull
+from mimic3d_platform.models.pull import cached, pull
+from mimic3d_platform.models.registry import is_registered, version_of
 from mimic3d_platform.settings import use_services
 from mimic3d_platform.storage.digests import sha256_of_files, sha256_of_json
 
@@ -84,30 +87,44 @@ def generator_folder(folder: Path) -> Path:
     return inner if inner.is_dir() else folder
 
 
+@contextlib.contextmanager
+def local_folder(uri: str) -> Iterator[Path]:
+    """The generator's folder that a model's URI names, on this machine during the block.
+
+    Registered generators are kept on this machine, see `pull.cached`; those in object storage are not.
+
+    Raises:
+        UserError: as `fetch`.
+    """
+    if (builtin := builtin_folder(uri)) is not None:
+        yield builtin
+    elif is_registered(uri):
+        use_services()
+        yield cached(version_of(uri))
+    elif storage.is_local(uri):
+        yield generator_folder(storage.local_path(uri))
+    else:
+        use_services()
+        with tempfile.TemporaryDirectory(prefix="mimic3d-model-") as folder:
+            yield generator_folder(fetch(uri, Path(folder)))
+
+
 def load_generator(uri: str) -> tuple[Generator, Config]:
     """The generator that a model's URI names, on the GPU where there is one, and its config.
 
     Raises:
         UserError: as `fetch`, or the files do not make a generator.
     """
-    if (builtin := builtin_folder(uri)) is not None:
-        return _load(builtin, uri)
-    if not is_registered(uri) and storage.is_local(uri):
-        return _load(storage.local_path(uri), uri)
-    use_services()
-    with tempfile.TemporaryDirectory(prefix="mimic3d-model-") as folder:
-        return _load(fetch(uri, Path(folder)), uri)
-
-
-def _load(folder: Path, uri: str) -> tuple[Generator, Config]:
     import torch
 
     from mimic3d.checkpoints.generator_folder import load_generator
 
-    try:
-        generator, config = load_generator(generator_folder(folder))
-    except ValueError as error:
-        raise UserError(str(error).replace(str(folder), uri)) from error
+    with local_folder(uri) as folder:
+        try:
+            generator, config = load_generator(folder)
+        except ValueError as error:
+            place = f"{uri}/{GENERATOR_FOLDER}" if folder.name == GENERATOR_FOLDER else uri
+            raise UserError(str(error).replace(str(folder), place)) from error
     return generator.to("cuda" if torch.cuda.is_available() else "cpu"), config
 
 

@@ -8,7 +8,9 @@ from dataclasses import dataclass
 from mimic3d.config import Config
 from mimic3d_platform import storage
 from mimic3d_platform.console import Console
-from mimic3d_platform.models import registry
+from mimic3d_platform.models.gate import promote
+from mimic3d_platform.models.registration import register_generator
+from mimic3d_platform.models.registry import check_registration
 from mimic3d_platform.settings import DEFAULT_RUNS_URI
 from mimic3d_platform.training.progress import progress_bar
 from mimic3d_platform.training.result import TrainingResult
@@ -34,15 +36,17 @@ def train_and_register(
     model: str | None = None,
     alias: str | None = None,
 ) -> RegisteredTraining:
-    """Trains a run to its end and registers its generator as a version of `model`, with `alias` if given.
+    """Trains a run to its end and registers its generator as a version of `model`.
+
+    The version takes `alias`, if given, where the gate passes it; `console` says why where it does not.
 
     Args:
         extend: makes an existing run longer, see `extension`.
     Raises:
-        UserError: as `train` and `registry.register_generator`; names that MLflow could not take are refused
-            before anything starts.
+        UserError: as `train`, `register_generator` and `promote`; names that MLflow could not take are
+            refused before anything starts.
     """
-    registry.check_registration(model, alias)
+    check_registration(model, alias)
     with progress_bar(console) as show:
         result = train(
             config,
@@ -58,8 +62,9 @@ def train_and_register(
         with tempfile.TemporaryDirectory(prefix="mimic3d-generator-") as folder:
             storage.copy_tree(storage.join(result.checkpoint_uri, "generator"), folder)
             last = max(result.metrics, default=0)
-            version = registry.register_generator(
-                folder, model, result.run_id, result.metrics.get(last, {}), alias, step=last
-            )
-        console.say(f"registered {model} version {version}" + (f" as {alias}" if alias else ""))
+            metrics = result.metrics.get(last, {})
+            version = register_generator(folder, model, result.run_id, metrics, step=last)
+        console.say(f"registered {model} version {version}")
+        if alias:
+            console.say(promote(model, version, alias, on_note=console.say).line)
     return RegisteredTraining(result, version)

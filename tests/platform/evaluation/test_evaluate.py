@@ -13,6 +13,7 @@ from mimic3d.config.recipes import get_recipe
 from mimic3d.networks.generator import build_generator
 from mimic3d_command import mimic3d
 from mimic3d_platform.data.format.dataset_writer import DatasetWriter
+from mimic3d_platform.models.registry import logged_model_of
 from mimic3d_platform.tracking.server import client
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
@@ -41,7 +42,8 @@ def test_metrics_are_printed_and_reach_mlflow_s_run_and_model(model: str) -> Non
     evaluated = mimic3d("evaluate", model, "--workers", 1, timeout=1500)
     assert evaluated.returncode == 0, evaluated.stderr
     version = client().get_model_version_by_alias(MODEL, "champion")
-    logged = client().get_logged_model(version.source.removeprefix("models:/"))
+    logged = logged_model_of(version)
+    assert logged is not None
     metrics = {metric.key: metric.value for metric in logged.metrics}
     assert {name.split("_")[0] for name in metrics} >= {"warp", "precision", "recall"}, metrics
     assert {name.split("/")[1] for name in metrics} == {"2d", "3d"}

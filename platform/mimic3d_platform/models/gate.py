@@ -1,0 +1,395 @@
+"""The gate before an alias: a version takes it only if it is measurably better than the one that has it.
+
+Both are compared on metrics that were measured on the same data set, with the same extractor (which a
+metric's name says) and the same number of images. The decision is recorded with the version, in its tags and
+its description.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import secrets
+import statistics
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, NamedTuple
+
+from mimic3d_platform.errors import UserError
+from mimic3d_platform.models.checkpoints import LOWER_IS_BETTER
+from mimic3d_platform.models.model_card import HIGH, LOW, MAX_DESCRIPTION
+from mimic3d_platform.models.pull import cached
+from mimic3d_platform.models.registry import (
+    aliases_of,
+    check_registration,
+    logged_model_of,
+    suppressed,
+    version_of,
+    version_uri,
+)
+from mimic3d_platform.tracking.server import client, tracking_errors
+
+if TYPE_CHECKING:
+    from mlflow.entities.model_registry import ModelVersion
+
+# Metrics that the gate chooses, the first that both versions have, and those that it guards.
+_CHOSEN = ("fid3d_", "fid_", "fd3d_", "fd_")
+_GUARDED = ("warp_psnr", "consistency_psnr")
+_BRANCHES = ("/3d", "/2d")
+_CLAIM_TAG = "mimic3d.promoting."
+_DECISION_TAG = "mimic3d.gate."
+# Two processes that claim an alias at once read their claims again after this time, longer than a request.
+_CLAIM_S = 1.0
+_CLAIM_WAIT_S = 60.0
+_STALE_CLAIM_S = 600.0
+_TIMED_RENDERS = 7
+
+
+class Measurement(NamedTuple):
+    """A metric of a version, with the ends of its interval; both ends are the value if it has none."""
+
+    value: float
+    low: float
+    high: float
+    measured_on: Conditions
+
+    def __str__(self) -> str:
+        if self.low == self.high:
+            return f"{self.value:.4g}"
+        return f"{self.value:.4g} ({self.low:.4g} to {self.high:.4g})"
+
+
+class Conditions(NamedTuple):
+    """What a metric was measured on: values are compared only where these are the same."""
+
+    data: str
+    images: str
+    identities: str
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """One metric of the candidate and of the present version."""
+
+    metric: str
+    candidate: Measurement
+    present: Measurement
+
+    @property
+    def better(self) -> bool:
+        """Whether the candidate is better beyond both intervals."""
+        if lower_is_better(self.metric):
+            return self.candidate.high < self.present.low
+        return self.candidate.low > self.present.high
+
+    @property
+    def worse(self) -> bool:
+        """Whether the candidate is worse beyond both intervals."""
+        if lower_is_better(self.metric):
+            return self.candidate.low > self.present.high
+        return self.candidate.high < self.present.low
+
+    def __str__(self) -> str:
+        return f"{self.metric} {self.candidate} against {self.present}"
+
+
+@dataclass(frozen=True)
+class Decision:
+    """What the gate decided about a version and an alias.
+
+    Attributes:
+        present: the version that had the alias; None if none had.
+        passed: whether the version has the alias now.
+        reasons: why it was refused, or would have been without `forced`.
+        forced: the reason that a user gave to pass it nevertheless.
+        warnings: what the comparison could not take into account.
+    """
+
+    version: int
+    alias: str
+    present: int | None
+    passed: bool
+    comparisons: tuple[Comparison, ...] = ()
+    reasons: tuple[str, ...] = ()
+    forced: str | None = None
+    warnings: tuple[str, ...] = ()
+    latency: tuple[float, float] | None = field(default=None)
+
+    @property
+    def line(self) -> str:
+        """One line: the decision, and both sides' numbers."""
+        numbers = "; ".join(map(str, self.comparisons))
+        if self.latency:
+            numbers += f"; a view takes {self.latency[0]:.3g} s against {self.latency[1]:.3g} s"
+        numbers = f" ({numbers})" if numbers else ""
+        if self.present is None:
+            return f"version {self.version} is {self.alias}: no version was before"
+        if self.present == self.version:
+            return f"version {self.version} is {self.alias} already"
+        if not self.passed:
+            why = "; ".join(self.reasons)
+            return f"version {self.present} stays {self.alias}, not version {self.version}: {why}{numbers}"
+        by = f", forced: {self.forced}" if self.forced else ""
+        return f"version {self.version} is {self.alias} in place of version {self.present}{by}{numbers}"
+
+
+def lower_is_better(metric: str) -> bool:
+    """Whether a lower value of a metric is better."""
+    return metric.startswith(("kd", *LOWER_IS_BETTER))
+
+
+def promote(
+    name: str,
+    version: int,
+    alias: str,
+    *,
+    metric: str | None = None,
+    guards: Sequence[str] | None = None,
+    max_latency: float | None = None,
+    force: str | None = None,
+    on_note: Callable[[str], None] = lambda _: None,
+) -> Decision:
+    """Moves an alias to a version if it is better than the one that has it, and records the decision.
+
+    A version takes an alias that none has. Of two promotions at once the second waits for the first, and is
+    compared with what the first has left.
+
+    Args:
+        metric: that must be better beyond both versions' intervals; by default the first of FID3D, FID and
+            the distances with a stand-in, 3D branch before 2D branch, that both versions have.
+        guards: that must not be worse beyond both intervals; by default the agreement of views of the
+            branches, where both versions have it.
+        max_latency: the version may take this many times as long as the present one to render a view on this
+            machine; not measured when None.
+        force: a reason to pass the version whatever the comparison says.
+        on_note: called with warnings.
+    Raises:
+        UserError: no such version or metric, a name that MLflow cannot take, or MLflow away or refusing.
+    """
+    check_registration(name, alias)
+    if force is not None and not force.strip():
+        raise UserError(
+            "--force needs a reason, which is recorded: --force 'the new data set has no licence'"
+        )
+    candidate = version_of(f"models:/{name}/{version}")
+    with _claimed(name, alias):
+        present_number = aliases_of(name).get(alias)
+        if present_number is None or present_number == version:
+            decision = Decision(version, alias, present_number, True, forced=force)
+        else:
+            present = version_of(f"models:/{name}/{present_number}")
+            decision = _compare(candidate, present, alias, metric, guards, max_latency, force)
+        for warning in decision.warnings:
+            on_note(warning)
+        _record(candidate, decision)
+        if decision.passed:
+            with tracking_errors(f"set the alias {alias!r} in"):
+                client().set_registered_model_alias(name, alias, str(version))
+    return decision
+
+
+def measurements(version: ModelVersion) -> dict[str, list[Measurement]]:
+    """The metrics of a version's logged model by name, each measurement once, newest first.
+
+    An interval is that of the metrics `NAME_low` and `NAME_high` of the same run and step.
+    """
+    logged = logged_model_of(version)
+    points = list(logged.metrics or ()) if logged else []
+    values = {(point.key, point.run_id, point.step): float(point.value) for point in points}
+    conditions: dict[str, Conditions] = {}
+    found: dict[str, list[Measurement]] = {}
+    for point in sorted(points, key=lambda point: (point.timestamp, point.step), reverse=True):
+        name, of = str(point.key), (point.run_id, point.step)
+        if name.endswith((LOW, HIGH)) and (name.removesuffix(LOW).removesuffix(HIGH), *of) in values:
+            continue
+        if point.run_id not in conditions:
+            conditions[point.run_id] = _conditions(point.run_id)
+        low, high = (values.get((f"{name}{end}", *of), float(point.value)) for end in (LOW, HIGH))
+        found.setdefault(name, []).append(
+            Measurement(float(point.value), low, high, conditions[point.run_id])
+        )
+    return found
+
+
+def comparisons(candidate: ModelVersion, present: ModelVersion) -> list[Comparison]:
+    """The newest measurement of each metric that both versions have under the same conditions, by name."""
+    ours, theirs = measurements(candidate), measurements(present)
+    found = []
+    for name in sorted(ours.keys() & theirs.keys()):
+        pairs = [(a, b) for a in ours[name] for b in theirs[name] if a.measured_on == b.measured_on]
+        if pairs:
+            found.append(Comparison(name, *pairs[0]))
+    return found
+
+
+def _compare(
+    candidate: ModelVersion,
+    present: ModelVersion,
+    alias: str,
+    metric: str | None,
+    guards: Sequence[str] | None,
+    max_latency: float | None,
+    force: str | None,
+) -> Decision:
+    common = {comparison.metric: comparison for comparison in comparisons(candidate, present)}
+    chosen = metric or _first(common)
+    used, reasons, warnings = [], [], []
+    if chosen is None or chosen not in common:
+        what = f"no {chosen}" if chosen else "no Fréchet distance"
+        both = f"{version_uri(candidate)} and {version_uri(present)}"
+        reasons.append(
+            f"{what} of both was measured on the same data set with the same number of images; run `mimic3d "
+            f"evaluate` on {both}"
+        )
+    else:
+        used.append(common[chosen])
+        if not common[chosen].better:
+            reasons.append(f"{chosen} is not better beyond the intervals")
+    for guard in _default_guards(common) if guards is None else guards:
+        if guard not in common:
+            reasons.append(f"the guarded metric {guard} of both was not measured under the same conditions")
+            continue
+        used.append(common[guard])
+        if common[guard].worse:
+            reasons.append(f"the guarded metric {guard} is worse beyond the intervals")
+    for comparison in used:
+        if {True} == {side.low == side.high for side in (comparison.candidate, comparison.present)}:
+            warnings.append(
+                f"{comparison.metric} was logged without an interval (…{LOW}, …{HIGH}): it is taken as exact"
+            )
+    latency = None
+    if max_latency is not None:
+        latency = _latencies(candidate, present)
+        if latency[0] > max_latency * latency[1]:
+            reasons.append(f"a view takes more than {max_latency:g} times as long")
+    return Decision(
+        int(candidate.version),
+        alias,
+        int(present.version),
+        not reasons or force is not None,
+        tuple(used),
+        tuple(reasons),
+        force if reasons else None,
+        tuple(warnings),
+        latency,
+    )
+
+
+def _first(common: Mapping[str, Comparison]) -> str | None:
+    for branch in _BRANCHES:
+        for kind in _CHOSEN:
+            for name in sorted(common):
+                if name.startswith(kind) and name.endswith(branch):
+                    return name
+    return None
+
+
+def _default_guards(common: Mapping[str, Comparison]) -> list[str]:
+    return [name for name in sorted(common) if name.partition("/")[0] in _GUARDED]
+
+
+def _conditions(run_id: str) -> Conditions:
+    """What the metrics of a run were measured on; unknown values make them comparable with no other run's."""
+    with tracking_errors("look up a run in"):
+        data = client().get_run(run_id).data
+    unknown = f"unknown to run {run_id}"
+    return Conditions(
+        data.tags.get("mimic3d.data") or unknown,
+        data.params.get("output.metric_images") or unknown,
+        data.params.get("output.metric_identities") or unknown,
+    )
+
+
+def _latencies(candidate: ModelVersion, present: ModelVersion) -> tuple[float, float]:
+    """The median seconds of a view of each, rendered in turns on this machine."""
+    from mimic3d_platform.models.generator import Generator
+
+    generators = [Generator.load(str(cached(version))) for version in (candidate, present)]
+    seconds: tuple[list[float], list[float]] = ([], [])
+    for _ in range(_TIMED_RENDERS):
+        for generator, times in zip(generators, seconds, strict=True):
+            start = time.perf_counter()
+            generator.draw([0])  # Its result is on the CPU, so the GPU has finished.
+            times.append(time.perf_counter() - start)
+    return statistics.median(seconds[0]), statistics.median(seconds[1])
+
+
+def _record(version: ModelVersion, decision: Decision) -> None:
+    """Writes a decision into the version's tags and at the end of its description."""
+    mlflow_client = client()
+    when = datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC")
+    values = {
+        "time": when,
+        "passed": decision.passed,
+        "present": decision.present,
+        "reasons": decision.reasons,
+        "forced": decision.forced,
+        "metrics": {
+            comparison.metric: {
+                "candidate": comparison.candidate[:3],
+                "present": comparison.present[:3],
+                "data": comparison.candidate.measured_on.data,
+                "images": comparison.candidate.measured_on.images,
+            }
+            for comparison in decision.comparisons
+        },
+        "latency": decision.latency,
+    }
+    if decision.present == decision.version:
+        return
+    with tracking_errors("record a decision in"):
+        name, number = version.name, str(version.version)
+        text = json.dumps(values, ensure_ascii=False)
+        mlflow_client.set_model_version_tag(name, number, f"{_DECISION_TAG}{decision.alias}", text)
+        before = mlflow_client.get_model_version(name, number).description or ""
+        line = f"\n\n**{decision.alias}**, {when}: {decision.line}"
+        # The newest decision is kept whole, at the expense of what comes before it.
+        described = before[: max(0, MAX_DESCRIPTION - len(line))] + line
+        mlflow_client.update_model_version(name, number, described[:MAX_DESCRIPTION])
+
+
+@contextlib.contextmanager
+def _claimed(name: str, alias: str) -> Iterator[None]:
+    """Holds the claim on an alias, a tag of the model, during the block; waits while another has it.
+
+    MLflow has no operation that sets a tag only if it is not set. So each process writes its own claim, waits
+    longer than a request takes, and has the alias if its claim is still there (Fischer's algorithm).
+
+    Raises:
+        UserError: another process has held the claim for a minute.
+    """
+    mlflow_client, key = client(), f"{_CLAIM_TAG}{alias}"
+    with tracking_errors(f"promote a version of {name!r} in"):
+        deadline = time.monotonic() + _CLAIM_WAIT_S
+        while True:
+            held = mlflow_client.get_registered_model(name).tags.get(key)
+            if held is None or time.time() - _time_of(held) > _STALE_CLAIM_S:
+                own = f"{secrets.token_hex(8)} {time.time():.0f}"
+                mlflow_client.set_registered_model_tag(name, key, own)
+                time.sleep(_CLAIM_S)
+                if mlflow_client.get_registered_model(name).tags.get(key) == own:
+                    break
+            elif time.monotonic() > deadline:
+                raise UserError(
+                    f"another promotion to {alias!r} of {name!r} is under way: wait for it, or delete the "
+                    f"model's tag {key} in MLflow"
+                )
+            else:
+                time.sleep(_CLAIM_S)
+    try:
+        yield
+    finally:
+        with (
+            contextlib.suppress(UserError),
+            tracking_errors("promote in"),
+            suppressed("RESOURCE_DOES_NOT_EXIST"),
+        ):
+            mlflow_client.delete_registered_model_tag(name, key)
+
+
+def _time_of(claim: str) -> float:
+    """When a claim was written, in seconds since 1970; 0 for one that is damaged."""
+    stamp = claim.rpartition(" ")[2]
+    return float(stamp) if stamp.isdigit() else 0.0
