@@ -137,7 +137,7 @@ class Decision:
 
 def lower_is_better(metric: str) -> bool:
     """Whether a lower value of a metric is better."""
-    return metric.startswith(("kd", *LOWER_IS_BETTER))
+    return metric.startswith(LOWER_IS_BETTER)
 
 
 def promote(

@@ -15,9 +15,9 @@ from mimic3d_platform.models.rendering import RenderOptions, latents_of, write_g
 from mimic3d_platform.models.version_files import PREVIEWS
 
 GRID, ORBIT, TEXTURE = "grid.png", "orbit.mp4", "texture.png"
-_SEEDS, _VIEWS, _FRAMES, _ROWS = 4, 4, 24, 64
-# Sample points along rays that previews may take on a CPU: about half a minute.
-_CPU_POINTS = 10**8
+_SEEDS, _VIEWS, _FRAMES, _ROWS = 4, 4, 24, 32
+# Sample points along rays that grid and orbit may take on a CPU: some 10 s of one core.
+_CPU_POINTS = 5 * 10**7
 
 
 def write_previews(generator: Generator, config: Config, folder: Path) -> list[str]:

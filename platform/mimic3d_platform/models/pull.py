@@ -127,8 +127,8 @@ def _pull(version: ModelVersion, uri: str, destination: Path) -> Path:
                 for name, digest in wanted.items():
                     _download_verified(version, uri, name, digest, staging)
             except UserError:
-                if not any(path.is_file() and path.name != DIGESTS for path in staging.rglob("*")):
-                    shutil.rmtree(staging)
+                if not any(path.is_file() for path in staging.rglob("*")):
+                    shutil.rmtree(staging, ignore_errors=True)
                 raise
             (staging / DIGESTS).write_text(format_sha256sums(wanted))
             _install(staging, destination, wanted)
@@ -142,9 +142,9 @@ def _list_of_digests(version: ModelVersion, uri: str, folder: Path) -> dict[str,
     Raises:
         UserError: no list, a damaged one, or not the registered one.
     """
-    newest = int(version.tags.get(FORMAT_TAG, "1")) if version.tags.get(FORMAT_TAG, "1").isdigit() else 0
-    if newest > FORMAT:
-        raise UserError(f"{uri} was registered by a newer mimic3d (format {newest}): upgrade mimic3d")
+    layout = version.tags.get(FORMAT_TAG, str(FORMAT))
+    if layout != str(FORMAT):
+        raise UserError(f"{uri} was registered by a newer mimic3d (format {layout}): upgrade mimic3d")
     digest = version.tags.get(DIGEST_TAG)
     if digest is None:
         raise UserError(f"{uri} has no tag {DIGEST_TAG}: it was not registered by `mimic3d`")
@@ -184,7 +184,7 @@ def _download_verified(version: ModelVersion, uri: str, name: str, digest: str, 
         _download(version, name, str(folder))
     if file.is_file() and sha256_of_file(file) == digest:
         return
-    file.unlink(missing_ok=True)
+    shutil.rmtree(folder)
     raise UserError(
         f"{uri}: {name} is not the file that was registered; nothing was kept, register the model again"
     )

@@ -40,7 +40,7 @@ from mimic3d_platform.models.registry import (
 from mimic3d_platform.models.version_files import DIGESTS, GENERATOR_FILES, PREVIEWS, is_data
 from mimic3d_platform.storage.digests import format_sha256sums, sha256, sha256_of_file, sha256_of_files
 from mimic3d_platform.tracking import EXPERIMENT, finish_run, flat_params, start_or_resume_run
-from mimic3d_platform.tracking.server import check_tracking, client, tracking_errors
+from mimic3d_platform.tracking.server import check_tracking, client, one_line, tracking_errors
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -219,7 +219,12 @@ def _write_files(
     write_lineage(place, lineage)
     for left in place.glob(f"{PREVIEWS}/*"):
         left.unlink()
-    previews = write_previews(source.generator, config, place)
+    try:
+        previews = write_previews(source.generator, config, place)
+    except Exception as error:  # A finished training is registered even if its pictures cannot be made.
+        previews = []
+        lineage["previews_failed"] = f"{type(error).__name__}: {one_line(error)}"
+        write_lineage(place, lineage)
     write_model_card(place, name, config, source.generator.branches, metrics, lineage, previews)
     write_pyfunc(
         place, config, source.generator.branches, run_id=run.info.run_id, model_id=model_id, name=name
