@@ -63,7 +63,8 @@ def train_and_register(
             storage.copy_tree(storage.join(result.checkpoint_uri, "generator"), folder)
             last = max(result.metrics, default=0)
             metrics = result.metrics.get(last, {})
-            version = register_generator(folder, model, result.run_id, metrics, step=last)
+            with console.working("registering"):
+                version = register_generator(folder, model, result.run_id, metrics, step=last)
         console.say(f"registered {model} version {version}")
         if alias:
             console.say(promote(model, version, alias, on_note=console.say).line)
