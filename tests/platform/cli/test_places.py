@@ -15,7 +15,7 @@ from mimic3d_command import error_of, mimic3d
 from mimic3d_platform import storage
 from mimic3d_platform.cli import app
 from mimic3d_platform.errors import UserError
-from mimic3d_platform.models import registry
+from mimic3d_platform.models.registration import register_generator
 from mimic3d_platform.settings import default_home, get_settings
 from mimic3d_platform.tracking import start_or_resume_run
 from mimic3d_platform.training.config_from_command import resolve_config
@@ -108,8 +108,8 @@ def test_a_model_is_pulled_into_object_storage_and_used_from_there(
 ) -> None:
     name = f"cars-{uuid.uuid4().hex[:8]}"
     run_id = start_or_resume_run(f"test-{name}", "run")
-    registry.register_generator(generator, name, run_id, {}, "champion")
-    run("pull", f"models:/{name}@champion", f"{s3_folder}/cars")
+    register_generator(generator, name, run_id, {})
+    run("pull", f"models:/{name}/1", f"{s3_folder}/cars")
     for file in ("generator.safetensors", "config.yaml"):
         assert storage.read_bytes(f"{s3_folder}/cars/{file}") == (generator / file).read_bytes()
     run("render", f"{s3_folder}/cars", f"{s3_folder}/grid.png", *SMALL)
