@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import struct
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -22,6 +24,10 @@ if TYPE_CHECKING:
 DENSITY_LEVEL = 10.0
 FORMATS = (".ply", ".glb")
 MAX_POINTS = 2**17
+
+# Numbers that glTF 2.0 gives to types and to the use of buffers.
+_UNSIGNED_SHORT, _UNSIGNED_INT, _FLOAT = 5123, 5125, 5126
+_ARRAY_BUFFER, _ELEMENT_BUFFER = 34962, 34963
 
 
 @torch.no_grad()
@@ -102,33 +108,89 @@ def _largest_piece(vertices: np.ndarray, faces: np.ndarray) -> tuple[np.ndarray,
 
 
 def save_mesh(mesh: Trimesh, path: str | Path) -> Path:
-    """Writes a mesh as `.ply` or `.glb`, by the extension of the path.
+    """Writes a mesh with vertex colours as `.ply` or `.glb`, by the extension of the path.
 
-    A GLB's vertex colours are linear light, as glTF defines them; a PLY's are sRGB, as in images.
+    A PLY's colours are sRGB with 8 bits, as in images. A GLB's are linear light, as glTF defines them, with
+    16 bits, which show no bands in the shadows; its material is no metal, so that lit viewers show colours.
 
     Raises:
         ValueError: another extension.
     """
-    from trimesh import Trimesh
     from trimesh.visual import ColorVisuals
 
     path = Path(path)
     if path.suffix.lower() not in FORMATS:
         raise ValueError(f"meshes are written as {' or '.join(FORMATS)}; got {path.name}")
+    path.parent.mkdir(parents=True, exist_ok=True)
     if path.suffix.lower() == ".glb":
         assert isinstance(mesh.visual, ColorVisuals)
         colours = _linear_light(np.asarray(mesh.visual.vertex_colors))
-        mesh = Trimesh(mesh.vertices, mesh.faces, vertex_colors=colours, process=False)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    data = mesh.export(file_type=path.suffix.lower()[1:])
-    assert isinstance(data, bytes)
+        data = _glb(np.asarray(mesh.vertices), np.asarray(mesh.faces), colours)
+    else:
+        ply = mesh.export(file_type="ply")
+        assert isinstance(ply, bytes)
+        data = ply
     path.write_bytes(data)
     return path
 
 
 def _linear_light(colours: np.ndarray) -> np.ndarray:
-    """(V, 4) uint8 colours from sRGB to linear light, alpha unchanged (IEC 61966-2-1)."""
+    """(V, 4) uint16 in linear light of (V, 4) uint8 in sRGB; alpha is scaled (IEC 61966-2-1)."""
     value = np.arange(256) / 255
     linear = np.where(value <= 0.04045, value / 12.92, ((value + 0.055) / 1.055) ** 2.4)
-    table = (linear * 255).round().astype(np.uint8)
-    return np.concatenate([table[colours[:, :3]], colours[:, 3:]], axis=1)
+    table = (linear * 65535).round().astype(np.uint16)
+    return np.concatenate([table[colours[:, :3]], colours[:, 3:].astype(np.uint16) * 257], axis=1)
+
+
+def _glb(vertices: np.ndarray, faces: np.ndarray, colours: np.ndarray) -> bytes:
+    """A binary glTF 2.0 file of one mesh.
+
+    Args:
+        vertices: (V, 3).
+        faces: (F, 3).
+        colours: (V, 4) uint16, linear light.
+    """
+    places = vertices.astype("<f4")
+    parts = [places.tobytes(), colours.astype("<u2").tobytes(), faces.astype("<u4").tobytes()]
+    offsets = np.cumsum([0, *(len(part) for part in parts)]).tolist()
+    targets = (_ARRAY_BUFFER, _ARRAY_BUFFER, _ELEMENT_BUFFER)
+    document = {
+        "asset": {"version": "2.0", "generator": "mimic3d"},
+        "scene": 0,
+        "scenes": [{"nodes": [0]}],
+        "nodes": [{"mesh": 0}],
+        "meshes": [
+            {"primitives": [{"attributes": {"POSITION": 0, "COLOR_0": 1}, "indices": 2, "material": 0}]}
+        ],
+        "materials": [
+            {"doubleSided": True, "pbrMetallicRoughness": {"metallicFactor": 0, "roughnessFactor": 1}}
+        ],
+        "accessors": [
+            {
+                "bufferView": 0,
+                "componentType": _FLOAT,
+                "type": "VEC3",
+                "count": len(places),
+                "min": places.min(axis=0).tolist(),
+                "max": places.max(axis=0).tolist(),
+            },
+            {
+                "bufferView": 1,
+                "componentType": _UNSIGNED_SHORT,
+                "normalized": True,
+                "type": "VEC4",
+                "count": len(colours),
+            },
+            {"bufferView": 2, "componentType": _UNSIGNED_INT, "type": "SCALAR", "count": faces.size},
+        ],
+        "bufferViews": [
+            {"buffer": 0, "byteOffset": offset, "byteLength": len(part), "target": target}
+            for offset, part, target in zip(offsets, parts, targets, strict=False)
+        ],
+        "buffers": [{"byteLength": offsets[-1]}],
+    }
+    text = json.dumps(document, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 4)
+    body = b"".join(parts)  # each part has a multiple of 4 bytes, as the format asks
+    chunks = struct.pack("<I4s", len(text), b"JSON") + text + struct.pack("<I4s", len(body), b"BIN\0") + body
+    return struct.pack("<4sII", b"glTF", 2, 12 + len(chunks)) + chunks

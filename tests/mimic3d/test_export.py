@@ -1,6 +1,8 @@
 """Grids, orbit videos and meshes are files that others open, and show what the generator draws."""
 
+import json
 import math
+import struct
 
 import numpy as np
 import pytest
@@ -175,7 +177,7 @@ def test_a_mesh_is_the_level_set_coloured_and_closed(w, tmp_path, ending):
     assert np.abs(radii - 0.4).max() < 0.002
     assert mesh.is_watertight
     assert mesh.volume == pytest.approx(4 / 3 * np.pi * 0.4**3, rel=0.02)  # positive: faces look outwards
-    colours = mesh.visual.vertex_colors
+    colours = mesh.visual.vertex_colors if ending == "ply" else mesh.visual.vertex_attributes["color"] // 257
     right = mesh.vertices[:, 0] > 0.11
     left = mesh.vertices[:, 0] < 0.09
     assert (colours[right][:, :3] == [255, 0, 0]).all()
@@ -207,14 +209,31 @@ def test_a_mesh_may_be_open_at_the_sides_and_be_of_one_piece(w):
     assert open_one.bounds[1, 0] == pytest.approx(0.8, abs=0.01)
 
 
-def test_a_glb_has_linear_colours_and_a_ply_srgb(tmp_path):
+def glb_document(path):
+    """The JSON document of a GLB file, and its binary chunk."""
+    data = path.read_bytes()
+    length = struct.unpack_from("<I", data, 12)[0]
+    assert struct.unpack_from("<I", data, 8)[0] == len(data)
+    return json.loads(data[20 : 20 + length]), data[28 + length :]
+
+
+def test_a_ply_has_srgb_colours_and_a_glb_linear_ones_of_16_bits_on_a_material_that_is_no_metal(tmp_path):
     import trimesh
 
     mesh = trimesh.creation.box()
-    mesh.visual.vertex_colors = [188, 64, 255, 255]
-    for ending, expected in (("ply", [188, 64, 255]), ("glb", [128, 13, 255])):
-        read = trimesh.load(save_mesh(mesh, tmp_path / f"box.{ending}"), force="mesh")
-        assert (read.visual.vertex_colors[:, :3] == expected).all()
+    mesh.visual.vertex_colors = [188, 64, 3, 255]
+    ply = trimesh.load(save_mesh(mesh, tmp_path / "box.ply"), force="mesh")
+    assert (ply.visual.vertex_colors[:, :3] == [188, 64, 3]).all()
+
+    document, body = glb_document(save_mesh(mesh, tmp_path / "box.glb"))
+    primitive = document["meshes"][0]["primitives"][0]
+    colours = document["accessors"][primitive["attributes"]["COLOR_0"]]
+    assert colours["normalized"] and colours["componentType"] == 5123
+    view = document["bufferViews"][colours["bufferView"]]
+    stored = np.frombuffer(body, "<u2", 4, view["byteOffset"]) / 65535
+    assert stored == pytest.approx([0.502886, 0.051269, 3 / 255 / 12.92, 1], abs=1e-5)
+    material = document["materials"][primitive["material"]]["pbrMetallicRoughness"]
+    assert material["metallicFactor"] == 0
     assert (mesh.visual.vertex_colors[:, 0] == 188).all()
 
 

@@ -5,23 +5,35 @@ from __future__ import annotations
 import hashlib
 import logging
 import re
+import struct
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import trimesh
-from trimesh.visual.color import ColorVisuals
 
+from mimic3d_platform.data.render.mesh_parts import MeshPart
+from mimic3d_platform.data.render.read_gltf import read_gltf
+from mimic3d_platform.data.render.read_obj import read_obj
+from mimic3d_platform.data.render.read_ply import read_ply
 from mimic3d_platform.errors import UserError
 
 log = logging.getLogger(__name__)
 
-SUFFIXES = (".obj", ".glb", ".ply")
+_READERS: dict[str, Callable[[Path], list[MeshPart]]] = {
+    ".obj": read_obj,
+    ".glb": read_gltf,
+    ".gltf": read_gltf,
+    ".ply": read_ply,
+}
+SUFFIXES = tuple(_READERS)
 
 # A face smaller than this, in units of the longest side squared, has no reliable normal.
 _MIN_AREA = 1e-12
 _DARK = 0.12
 _OPAQUE = 0.9
+_INVISIBLE = 0.02
+_GREY = 0.35  # between the largest and the smallest of red, green and blue
 _LAMP = re.compile(r"light|lamp|lens|faro|signal|focus", re.IGNORECASE)
 _GLASS = re.compile(r"glass|window|crystal|cristal", re.IGNORECASE)
 # The colour behind a window: the inside of a car.
@@ -69,39 +81,47 @@ def load_mesh(
     source: str = "",
     paints: tuple[str, ...] = (),
 ) -> Mesh:
-    """Reads an OBJ (with its MTL), GLB or PLY file, in which +y is up.
+    """Reads an OBJ (with its MTL), glTF 2.0 or PLY file, in which +y is up.
 
     Args:
         paints: names of the materials of the body's first and second paint; identified by area when empty.
     Raises:
         ValueError: the file cannot be used; one line that says why.
     """
+    read = _READERS.get(path.suffix.lower())
+    if read is None:
+        raise ValueError(f"it is of an unknown format: give {', '.join(SUFFIXES)}")
     try:
-        scene = trimesh.load_scene(str(path))
-        parts = [part for part in scene.dump() if isinstance(part, trimesh.Trimesh) and len(part.faces)]
-    except Exception as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise ValueError(f"it cannot be read ({reason})") from error
+        parts = [part for part in read(path) if len(part.faces)]
+    except OSError as error:
+        raise ValueError(f"it cannot be read ({error.strerror or error})") from error
+    except (RecursionError, MemoryError, struct.error) as error:
+        raise ValueError(f"it cannot be read ({type(error).__name__})") from error
     if not parts:
         raise ValueError("it has no faces")
 
-    # The order of a scene's parts varies: sort them, so that another run renders the same bytes.
-    parts.sort(key=lambda part: (_material_name(part), len(part.faces), part.bounds.tolist()))
-    names = sorted({_material_name(part) for part in parts})
-    vertices, faces, colours, material = [], [], [], []
+    # Files of the same shape may list their parts in any order: sorted, they give the same images.
+    parts.sort(
+        key=lambda part: (part.material, len(part.faces), part.vertices[part.faces].min(axis=(0, 1)).tolist())
+    )
+    names = sorted({part.material for part in parts})
+    vertices, faces, colours, material, shown = [], [], [], [], []
     opacity: dict[int, float] = {}
     offset = 0
     for part in parts:
-        colour, alpha = _face_colours(part)
-        vertices.append(np.asarray(part.vertices, dtype=np.float64))
-        faces.append(np.asarray(part.faces, dtype=np.int64) + offset)
-        colours.append(colour)
-        index = names.index(_material_name(part))
+        index = names.index(part.material)
+        vertices.append(part.vertices)
+        faces.append(part.faces + offset)
+        colours.append(_through_glass(part))
+        shown.append(part.opacity > _INVISIBLE)
         material.append(np.full(len(part.faces), index, dtype=np.int32))
-        opacity[index] = min(alpha, opacity.get(index, 1.0))
+        opacity[index] = min(float(part.opacity.mean()), opacity.get(index, 1.0))
         offset += len(part.vertices)
-    points, face = _normalise(np.concatenate(vertices), np.concatenate(faces))
-    colour, kind = np.concatenate(colours), np.concatenate(material)
+    seen = np.concatenate(shown)
+    if not seen.any():
+        raise ValueError("all of its faces are transparent")
+    points, face = _normalise(np.concatenate(vertices), np.concatenate(faces)[seen])
+    colour, kind = np.concatenate(colours)[seen], np.concatenate(material)[seen]
 
     corners = points[face]
     area = np.linalg.norm(np.cross(corners[:, 1] - corners[:, 0], corners[:, 2] - corners[:, 0]), axis=1) / 2
@@ -131,7 +151,7 @@ def load_mesh(
 
 
 def load_folder(folder: Path) -> list[Mesh]:
-    """Every usable OBJ, GLB and PLY below `folder`, in the order of their paths.
+    """Every usable OBJ, GLB, glTF and PLY below `folder`, in the order of their paths.
 
     A file that cannot be used is skipped with a warning that says why.
 
@@ -139,7 +159,7 @@ def load_folder(folder: Path) -> list[Mesh]:
         UserError: the folder is missing, or nothing in it can be used.
     """
     if not folder.is_dir():
-        raise UserError(f"no mesh folder at {folder}: give an existing folder of OBJ, GLB or PLY files")
+        raise UserError(f"no mesh folder at {folder}: give an existing folder of OBJ, GLB, glTF or PLY files")
     paths = sorted(path for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES and path.is_file())
     meshes = []
     for path in paths:
@@ -150,7 +170,7 @@ def load_folder(folder: Path) -> list[Mesh]:
             log.warning("skipped the mesh %s: %s", path, error)
     if not meshes:
         found = f"none of its {len(paths)} mesh files can be used" if paths else "it has no mesh file"
-        raise UserError(f"no usable mesh in {folder}: {found}; give OBJ, GLB or PLY files with faces")
+        raise UserError(f"no usable mesh in {folder}: {found}; give OBJ, GLB, glTF or PLY files with faces")
     return meshes
 
 
@@ -168,43 +188,13 @@ def _normalise(points: np.ndarray, faces: np.ndarray) -> tuple[np.ndarray, np.nd
     return (points - (low + high) / 2) / (high - low).max(), faces
 
 
-def _material_name(part: trimesh.Trimesh) -> str:
-    return str(getattr(getattr(part.visual, "material", None), "name", None) or "")
-
-
-def _face_colours(part: trimesh.Trimesh) -> tuple[np.ndarray, float]:
-    """(F, 3) sRGB in [0, 1], and the material's opacity."""
-    if isinstance(part.visual, ColorVisuals):
-        return np.asarray(part.visual.face_colors, dtype=np.float64)[:, :3] / 255, 1.0
-    assert part.visual is not None
-    material = part.visual.material
-    base = np.asarray(material.main_color, dtype=np.float64) / 255
-    alpha = float(base[3])
-    dissolve = getattr(material, "kwargs", {}).get("d")
-    if dissolve:
-        alpha = min(alpha, float(dissolve[0]))
-    image = getattr(material, "image", None) or getattr(material, "baseColorTexture", None)
-    uv = getattr(part.visual, "uv", None)
-    if image is not None and uv is not None and len(uv) == len(part.vertices):
-        colours = _texture_means(np.asarray(image.convert("RGB")), np.asarray(uv)[part.faces])
-    else:
-        colours = np.tile(base[:3], (len(part.faces), 1))
-    if alpha < _OPAQUE and not _LAMP.search(material.name or ""):
-        grey = np.ptp(base[:3]) < 0.35
-        colours = colours * alpha + _BEHIND_GLASS * (1 - alpha) if grey else colours
-    return colours, alpha
-
-
-def _texture_means(image: np.ndarray, uv: np.ndarray) -> np.ndarray:
-    """(F, 3): the mean of a texture (H, W, 3) at seven points of each face; `uv` is (F, 3, 2)."""
-    weights = np.array(
-        [[1, 1, 1], [4, 1, 1], [1, 4, 1], [1, 1, 4], [2, 2, 0.1], [2, 0.1, 2], [0.1, 2, 2]], dtype=np.float64
-    )
-    points = np.einsum("sk,fkc->fsc", weights / weights.sum(axis=1, keepdims=True), uv) % 1.0
-    height, width = image.shape[:2]
-    column = np.minimum((points[..., 0] * width).astype(int), width - 1)
-    row = np.minimum(((1 - points[..., 1]) * height).astype(int), height - 1)
-    return image[row, column].mean(axis=1) / 255
+def _through_glass(part: MeshPart) -> np.ndarray:
+    """(F, 3) sRGB: grey faces that are not opaque show the dark inside; lamps and coloured glass do not."""
+    if _LAMP.search(part.material):
+        return part.colours
+    clear = (part.opacity < _OPAQUE) & (np.ptp(part.colours, axis=1) < _GREY)
+    share = part.opacity[:, None]
+    return np.where(clear[:, None], part.colours * share + _BEHIND_GLASS * (1 - share), part.colours)
 
 
 def _largest_bright(
