@@ -177,11 +177,15 @@ def test_a_mesh_is_the_level_set_coloured_and_closed(w, tmp_path, ending):
     assert np.abs(radii - 0.4).max() < 0.002
     assert mesh.is_watertight
     assert mesh.volume == pytest.approx(4 / 3 * np.pi * 0.4**3, rel=0.02)  # positive: faces look outwards
-    colours = mesh.visual.vertex_colors if ending == "ply" else mesh.visual.vertex_attributes["color"] // 257
-    right = mesh.vertices[:, 0] > 0.11
-    left = mesh.vertices[:, 0] < 0.09
-    assert (colours[right][:, :3] == [255, 0, 0]).all()
-    assert (colours[left][:, :3] == [0, 0, 255]).all()
+    if ending == "ply":
+        places, colours = np.asarray(mesh.vertices), mesh.visual.vertex_colors[:, :3] / 255
+    else:
+        document, body = glb_document(path)
+        count, start = document["accessors"][0]["count"], document["bufferViews"][1]["byteOffset"]
+        places = np.frombuffer(body, "<f4", 3 * count).reshape(-1, 3)
+        colours = np.frombuffer(body, "<u2", 4 * count, start).reshape(-1, 4)[:, :3] / 65535
+    assert (colours[places[:, 0] > 0.11] == [1, 0, 0]).all()
+    assert (colours[places[:, 0] < 0.09] == [0, 0, 1]).all()
 
 
 def test_a_mesh_that_fills_the_box_is_closed_at_its_sides(w):

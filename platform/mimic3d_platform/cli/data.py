@@ -20,12 +20,21 @@ def data_render(
     destination: Annotated[str, typer.Argument(help="The data set's folder: s3://… or a path.")],
     resolution: Annotated[int, typer.Option(help="Pixels along each side of an image.")] = 32,
     models: Annotated[int | None, typer.Option(help="Number of models to render; all by default.")] = None,
-    colourings: Annotated[int, typer.Option(help="Colourings per model.")] = 16,
+    colourings: Annotated[
+        int | None,
+        typer.Option(
+            help="Repaint each model so many times. By default a model of --meshes keeps its colours, "
+            "and Debian's cars are repainted 16 times.",
+            show_default=False,
+        ),
+    ] = None,
     views: Annotated[int, typer.Option(help="Views per colouring.")] = 12,
     seed: Annotated[int, typer.Option(help="Seed of colours and cameras.")] = 0,
     meshes: Annotated[
         str | None,
-        typer.Option(help="A folder of OBJ, GLB or PLY files: s3://… or a path; Debian's cars by default."),
+        typer.Option(
+            help="A folder of OBJ, GLB, glTF or PLY files: s3://… or a path; Debian's cars by default."
+        ),
     ] = None,
     supersample: Annotated[int, typer.Option(help="S, for S × S rays per pixel.")] = 4,
     focal: Annotated[

@@ -36,7 +36,8 @@ def dataset_card(manifest: Manifest) -> str:
         lines += [f"- {key}: {value}" for key, value in sorted(steps.items())]
     models = manifest.provenance.get("models", [])
     if models:
-        lines += ["", "## The models", "", "Recoloured and scaled; the shapes are their authors'.", ""]
+        changed = "Repainted and scaled" if manifest.provenance.get("colourings", 1) else "Scaled"
+        lines += ["", "## The models", "", f"{changed}; the shapes are their authors'.", ""]
         lines += ["| model | author | licence | source |", "|---|---|---|---|"]
         for model in models:
             cells = [model[key].replace("|", "\\|") for key in ("name", "author", "licence", "source")]

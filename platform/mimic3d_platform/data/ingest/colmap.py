@@ -7,7 +7,9 @@ at halves, as in this project. Distorted lenses are an error: `colmap image_undi
 
 from __future__ import annotations
 
+import logging
 import posixpath
+import re
 import struct
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -16,15 +18,22 @@ from typing import TypeVar
 import numpy as np
 
 from mimic3d_platform.data.format.camera_labels import make_labels
-from mimic3d_platform.data.ingest.listing import Listing, identity_of, match_images, scene_name
+from mimic3d_platform.data.ingest.listing import Listing, identities_of, match_images, scene_name
 from mimic3d_platform.data.ingest.source_files import Source, is_image
 from mimic3d_platform.errors import UserError
 
+log = logging.getLogger(__name__)
+
 Parsed = TypeVar("Parsed")
 
-_FOLDERS = ("sparse/0", "sparse", "colmap/sparse/0", "")
+_FOLDERS = ("sparse/0", "sparse", "colmap/sparse/0", "colmap/sparse", "")
+LISTINGS = tuple(
+    posixpath.join(folder, f"images{suffix}") for folder in _FOLDERS for suffix in (".bin", ".txt")
+)
+# Where programs keep the pictures of a model, beside the folder `sparse`; the largest come first.
+_PICTURES = ("images", "input", "rgb", "image", "images_2", "images_4", "images_8", "")
 
-# Name and number of parameters of each of COLMAP's camera models, in the order of their numbers.
+# Name and number of parameters of COLMAP's camera models, in the order of their numbers.
 _MODELS = (
     ("SIMPLE_PINHOLE", 3),
     ("PINHOLE", 4),
@@ -37,9 +46,21 @@ _MODELS = (
     ("SIMPLE_RADIAL_FISHEYE", 4),
     ("RADIAL_FISHEYE", 5),
     ("THIN_PRISM_FISHEYE", 12),
+    ("RAD_TAN_THIN_PRISM_FISHEYE", 16),
+    ("SIMPLE_DIVISION", 4),
+    ("DIVISION", 5),
 )
 # Models that are pinholes if their last parameters are 0, and how many of their parameters are focal lengths.
-_FOCALS = {"SIMPLE_PINHOLE": 1, "PINHOLE": 2, "SIMPLE_RADIAL": 1, "RADIAL": 1, "OPENCV": 2}
+_FOCALS = {
+    "SIMPLE_PINHOLE": 1,
+    "PINHOLE": 2,
+    "SIMPLE_RADIAL": 1,
+    "RADIAL": 1,
+    "OPENCV": 2,
+    "FULL_OPENCV": 2,
+    "SIMPLE_DIVISION": 1,
+    "DIVISION": 2,
+}
 
 
 @dataclass(frozen=True)
@@ -60,17 +81,7 @@ class _Image:
     translation: tuple[float, ...]
 
 
-def find(source: Source) -> str | None:
-    """The name of the model's images file within the source, such as `sparse/0/images.bin`."""
-    for folder in _FOLDERS:
-        for suffix in (".bin", ".txt"):
-            images, cameras = (posixpath.join(folder, f"{name}{suffix}") for name in ("images", "cameras"))
-            if images in source.entries and cameras in source.entries:
-                return images
-    return None
-
-
-def read(source: Source, place: str, *, by_folder: bool | None, partial: bool) -> Listing:
+def read(source: Source, place: str, *, by_folder: bool | None, partial: bool, named: bool) -> Listing:
     """The listing of a source whose model's images file is at `place`.
 
     Raises:
@@ -96,34 +107,104 @@ def read(source: Source, place: str, *, by_folder: bool | None, partial: bool) -
         lenses.append(_lens(camera, f"camera {image.camera} of {beside} of {source.uri}"))
         sizes.append((camera.width, camera.height))
         poses.append(_camera_to_world(image))
+    if not named:
+        _mention_larger_models(source, place, len(images), read_images)
     names = [image.name for image in images]
-    image_folder = "images" if any(name.startswith("images/") for name in source.entries) else ""
+    image_folder = _picture_folder(source, place, names)
     matched = match_images(source, image_folder, names, place, partial)
-    registered, kept_names = set(matched.entries), [names[index] for index in matched.kept]
+    registered = set(matched.entries)
+    below = f"{image_folder}/" if image_folder else ""
     scene = scene_name(source)
     return Listing(
         form="colmap",
         entries=matched.entries,
-        names=kept_names,
+        names=matched.names,
         labels=make_labels(np.stack(poses), np.array(lenses))[matched.kept],
         sizes=np.array(sizes, dtype=np.int64)[matched.kept],
-        identities=[scene if by_folder is None else identity_of(name, by_folder) for name in kept_names],
+        identities=(
+            [scene] * len(matched.names) if by_folder is None else identities_of(matched.names, by_folder)
+        ),
         # Images that COLMAP could not register are usual: they are no error.
         left_out=matched.missing
-        + [name for name in source.entries if is_image(name) and name not in registered],
+        + [
+            name
+            for name in source.entries
+            if is_image(name) and name.startswith(below) and name not in registered
+        ],
     )
+
+
+def _picture_folder(source: Source, place: str, names: list[str]) -> str:
+    """The folder that holds most of the images `names`, of those where programs keep them.
+
+    Raises:
+        UserError: no folder holds any.
+    """
+    model = posixpath.dirname(place)
+    ends = [folder for folder in _FOLDERS if folder and f"/{model}".endswith(f"/{folder}")]
+    top = model[: len(model) - len(ends[0])].rstrip("/") if ends else model
+    if not ends and re.fullmatch(r"(.*/)?sparse/\d+", model):
+        top = posixpath.dirname(posixpath.dirname(model))
+    folders = [posixpath.join(top, name).rstrip("/") for name in _PICTURES]
+    counts = [sum(source.within(folder, name) is not None for name in names) for folder in folders]
+    best = counts.index(max(counts))
+    if not counts[best]:
+        looked = ", ".join(f"{folder}/" if folder else "the top" for folder in folders)
+        raise UserError(
+            f"the source lacks all {len(names)} images that {place} of {source.uri} lists: "
+            f"looked in {looked}; put them into {posixpath.join(top, 'images')}/"
+        )
+    if best and _PICTURES[best]:
+        log.warning("%s: the pictures are those of %s/", source.uri, folders[best])
+    return folders[best]
+
+
+def _mention_larger_models(
+    source: Source, place: str, count: int, read_images: Callable[[bytes], list[_Image]]
+) -> None:
+    """Logs models beside the one at `place` with more images: COLMAP writes one for each connected part."""
+    folder, file = posixpath.split(place)
+    above = posixpath.dirname(folder)
+    pattern = re.compile(rf"{re.escape(posixpath.join(above, ''))}\d+/{re.escape(file)}")
+    for other in source.entries:
+        if not posixpath.basename(folder).isdigit() or other == place or not pattern.fullmatch(other):
+            continue
+        more = len(_parse(read_images, source, other))
+        if more > count:
+            log.warning(
+                "%s: %s has %d images and %s, which is read, has %d; --cameras %s reads the other",
+                source.uri,
+                other,
+                more,
+                place,
+                count,
+                other,
+            )
 
 
 def _parse(parser: Callable[[bytes], Parsed], source: Source, place: str) -> Parsed:
     try:
         return parser(source.read(place))
     except (struct.error, ValueError, IndexError, KeyError, UnicodeDecodeError) as error:
-        raise UserError(f"{place} of {source.uri} is damaged or not a COLMAP file: copy it again") from error
+        raise UserError(
+            f"{place} of {source.uri} is damaged or not a COLMAP file ({_reason(error)}): copy it again"
+        ) from error
+
+
+def _reason(error: Exception) -> str:
+    if isinstance(error, struct.error):
+        return "it ends in the middle"
+    return str(error) or type(error).__name__
 
 
 def _lens(camera: _Camera, where: str) -> tuple[float, float, float, float]:
     """fx, fy, cx, cy in image sizes."""
     focals = _FOCALS.get(camera.model)
+    if camera.model not in dict(_MODELS):
+        raise UserError(
+            f"{where} has a lens of the model {camera.model}, which is not known: undistort the images "
+            "first, with `colmap image_undistorter`"
+        )
     distortion = [value for value in camera.parameters[(focals or 0) + 2 :] if abs(value) > 1e-9]
     if focals is None or distortion:
         raise UserError(
@@ -154,33 +235,47 @@ def _camera_to_world(image: _Image) -> np.ndarray:
 
 
 def _lines(data: bytes) -> list[str]:
-    return [line for line in data.decode().splitlines() if not line.startswith("#")]
+    return [line for line in data.decode("utf-8-sig").splitlines() if not line.startswith("#")]
 
 
 def _cameras_text(data: bytes) -> dict[int, _Camera]:
     cameras = {}
     for line in _lines(data):
         if words := line.split():
-            count = dict(_MODELS)[words[1]]
             parameters = tuple(float(word) for word in words[4:])
+            count = dict(_MODELS).get(words[1], len(parameters))
             if len(parameters) != count:
-                raise ValueError(line)
+                raise ValueError(
+                    f"{words[1]} has {count} parameters, and the line {line!r} {len(parameters)}"
+                )
             cameras[int(words[0])] = _Camera(words[1], int(words[2]), int(words[3]), parameters)
     return cameras
 
 
 def _images_text(data: bytes) -> list[_Image]:
-    """Two lines for each image: pose, camera and name; then its points, which may be an empty line."""
+    """A line for each image: pose, camera and name. Lines of its points, threes of numbers, are skipped."""
     images = []
-    lines = iter(_lines(data))
-    for line in lines:
-        if not line.strip():
-            continue
+    for line in _lines(data):
         words = line.split(maxsplit=9)
+        if not words or _are_points(line.split()):
+            continue
+        if len(words) < 10:
+            raise ValueError(f"its line {line[:60]!r} is neither an image nor points")
         numbers = tuple(float(word) for word in words[1:8])
         images.append(_Image(words[9].strip(), int(words[8]), numbers[:4], numbers[4:]))
-        next(lines, None)
     return images
+
+
+def _are_points(words: list[str]) -> bool:
+    """Whether words are the points of an image: x, y and the point's number, which is an integer."""
+    if len(words) % 3:
+        return False
+    try:
+        for place, word in enumerate(words):
+            int(word) if place % 3 == 2 else float(word)
+    except ValueError:
+        return False
+    return True
 
 
 def _cameras_binary(data: bytes) -> dict[int, _Camera]:
@@ -189,7 +284,10 @@ def _cameras_binary(data: bytes) -> dict[int, _Camera]:
     for _ in range(count):
         number, kind, width, height = struct.unpack_from("<iiQQ", data, position)
         if not 0 <= kind < len(_MODELS):
-            raise ValueError(kind)
+            raise ValueError(
+                f"camera {number} has a lens of the model number {kind}, which is not known; export the "
+                "model as text, or undistort the images"
+            )
         name, parameters = _MODELS[kind]
         values = struct.unpack_from(f"<{parameters}d", data, position + 24)
         cameras[number] = _Camera(name, width, height, values)

@@ -16,7 +16,7 @@ import numpy as np
 
 from mimic3d_platform.data.ingest.listing import (
     Listing,
-    identity_of,
+    identities_of,
     match_images,
     refuse_unlabelled,
     to_label,
@@ -25,20 +25,13 @@ from mimic3d_platform.data.ingest.source_files import Source, is_image
 from mimic3d_platform.errors import UserError
 
 LISTING = "dataset.json"
+LISTINGS = (LISTING,)
 
 _START = re.compile(r'\s*\{\s*"labels"\s*:\s*\[\s*')
 _COMMA = re.compile(r"\s*([,\]])\s*")
 
 
-def find(source: Source) -> str | None:
-    """The name of `dataset.json` within the source: at the top, or in the only folder that has one."""
-    if LISTING in source.entries:
-        return LISTING
-    found = [name for name in source.entries if name.endswith(f"/{LISTING}")]
-    return found[0] if len(found) == 1 else None
-
-
-def read(source: Source, place: str, *, by_folder: bool | None, partial: bool) -> Listing:
+def read(source: Source, place: str, *, by_folder: bool | None, partial: bool, named: bool) -> Listing:
     """The listing of a source whose `dataset.json` is at `place`.
 
     Raises:
@@ -62,14 +55,13 @@ def read(source: Source, place: str, *, by_folder: bool | None, partial: bool) -
     ]
     if not partial:
         refuse_unlabelled(source, place, unlabelled)
-    kept_names = [names[index] for index in matched.kept]
     return Listing(
         form="eg3d",
         entries=matched.entries,
-        names=kept_names,
+        names=matched.names,
         labels=np.stack([labels[index] for index in matched.kept]),
-        sizes=np.zeros((len(kept_names), 2), dtype=np.int64),
-        identities=[identity_of(name, by_folder) for name in kept_names],
+        sizes=np.zeros((len(matched.names), 2), dtype=np.int64),
+        identities=identities_of(matched.names, by_folder),
         left_out=matched.missing + unlabelled,
     )
 
@@ -78,7 +70,7 @@ def _items(source: Source, place: str) -> Iterator[Any]:
     """The labels one by one: all labels of a million images, as Python objects, would take gigabytes."""
     broken = f"{place} of {source.uri} is not JSON"
     try:
-        text = source.read(place).decode()
+        text = source.read(place).decode("utf-8-sig")
         start = _START.match(text)
         if start is None:
             content = json.loads(text)

@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+import io
+import struct
 from dataclasses import dataclass
 
-from PIL import Image, ImageOps
+import numpy as np
+from PIL import Image, ImageCms, ImageOps
 
-from mimic3d_platform.data.format.image_files import encode_png, open_image
+from mimic3d_platform.data.format.image_files import encode_png, load_image
 from mimic3d_platform.errors import UserError
 
 BACKGROUNDS = ("white", "black")
 MOST_PIXELS = 8192
 
 _LARGEST_SQUARE = -1
+_PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
+_ORIENTATION = 0x0112  # of EXIF
+_GREY_OF_16_BITS = ("I;16", "I;16B", "I;16L", "I;16N", "I")
 
 
 @dataclass(frozen=True)
@@ -35,7 +41,7 @@ class EditedImage:
     """An image as it is stored in a row.
 
     Attributes:
-        data: the source's bytes, or a PNG file if the image was changed.
+        data: the source's bytes, or a PNG file if the image was changed; never with an orientation tag.
         side: R, pixels.
         width, height: of the source's image.
         left, top, square: the square of the source's image that is kept.
@@ -58,7 +64,7 @@ class EditedImage:
 
     def mirrored(self) -> bytes:
         """A PNG file of the image with left and right exchanged."""
-        return encode_png(ImageOps.mirror(self.pixels.convert("RGB")))
+        return _encode(ImageOps.mirror(self.pixels.convert("RGB")))
 
 
 def parse_crop(text: str | None) -> int:
@@ -79,29 +85,97 @@ def parse_crop(text: str | None) -> int:
 def edit_image(data: bytes, edit: Edit, where: str) -> EditedImage:
     """Decodes an image file and applies an edit; the bytes stay the source's where nothing changes.
 
+    The image is stored as 8-bit RGB or grey, as all programs read it: 16 bits become 8, CMYK becomes RGB
+    by its profile. Cameras describe the pixels as they are stored: EXIF tags that turn them are taken off.
+
     Args:
         where: what names the file in error messages.
     Raises:
-        UserError: as `open_image`; the image is not square or smaller than the crop, or has transparent
+        UserError: as `load_image`; the image is not square or smaller than the crop, or has transparent
             pixels and no background is set.
     """
-    image = open_image(data, where)
+    image = load_image(data, where)
     width, height = image.size
-    pixels = image
-    if _is_transparent(image):
+    pixels = _plain(image, data, where)
+    if _is_transparent(pixels):
         if not edit.background:
             raise UserError(f"{where} has transparent pixels: use --background white or --background black")
         background = Image.new("RGBA", image.size, edit.background)
-        pixels = Image.alpha_composite(background, image.convert("RGBA")).convert("RGB")
+        pixels = Image.alpha_composite(background, pixels.convert("RGBA")).convert("RGB")
     left, top, square = _square(width, height, edit.crop, where)
     if square != width or square != height:
         pixels = pixels.convert("RGB").crop((left, top, left + square, top + square))
     side = edit.resize or square
     if side != square:
         pixels = pixels.convert("RGB").resize((side, side), Image.Resampling.LANCZOS)
-    changed = pixels is not image
-    stored = encode_png(pixels) if changed else data
+    stored = data
+    turned = image.getexif().get(_ORIENTATION, 1) not in (0, 1)
+    if pixels is image and turned:
+        stored = _without_metadata(data) if image.format == "JPEG" else b""
+    changed = pixels is not image or not stored
+    if changed:
+        stored = _encode(pixels)
     return EditedImage(stored, changed, pixels, side, width, height, left, top, square)
+
+
+def _plain(image: Image.Image, data: bytes, where: str) -> Image.Image:
+    """The image with 8 bits per channel, as grey or RGB; the same object if it is so already.
+
+    Raises:
+        UserError: it holds floating-point numbers.
+    """
+    if image.mode in _GREY_OF_16_BITS:
+        # Pillow itself reads the upper 8 bits of 16-bit RGB: grey is treated alike.
+        return Image.fromarray((np.asarray(image).astype(np.uint32) >> 8).astype(np.uint8))
+    if image.mode == "F":
+        raise UserError(f"{where} holds floating-point numbers: convert it to 8 bits")
+    if image.mode in ("CMYK", "LAB", "YCbCr", "HSV"):
+        return _to_srgb(image)
+    if data[:8] == _PNG_SIGNATURE and data[24] == 16:
+        return image.copy()
+    return image
+
+
+def _to_srgb(image: Image.Image) -> Image.Image:
+    """RGB by the image's profile; without one, or with one that cannot be used, by Pillow's formula."""
+    profile = image.info.get("icc_profile")
+    converted: Image.Image | None = None
+    if profile:
+        try:
+            source = ImageCms.ImageCmsProfile(io.BytesIO(profile))
+            converted = ImageCms.profileToProfile(
+                image, source, ImageCms.createProfile("sRGB"), outputMode="RGB"
+            )
+        except (ImageCms.PyCMSError, OSError, ValueError, TypeError):
+            converted = None
+    result = converted or image.convert("RGB")
+    result.info.pop("icc_profile", None)
+    return result
+
+
+def _encode(pixels: Image.Image) -> bytes:
+    """A PNG file; a colour profile of another kind of image, and tags, are left out."""
+    pixels = pixels.copy()
+    profile = pixels.info.get("icc_profile")
+    space = {"RGB": b"RGB ", "RGBA": b"RGB ", "P": b"RGB ", "L": b"GRAY", "LA": b"GRAY", "1": b"GRAY"}
+    kept = {"icc_profile": profile} if profile and profile[16:20] == space.get(pixels.mode) else {}
+    pixels.info = {**kept, **{key: pixels.info[key] for key in ("transparency",) if key in pixels.info}}
+    return encode_png(pixels)
+
+
+def _without_metadata(data: bytes) -> bytes:
+    """A JPEG file without its EXIF and XMP segments (APP1); empty if the file is not as expected."""
+    position, parts = 2, [data[:2]]
+    while position + 4 <= len(data):
+        marker, kind, length = struct.unpack_from(">BBH", data, position)
+        if marker != 0xFF:
+            return b""
+        if kind == 0xDA:  # the compressed pixels follow
+            return b"".join([*parts, data[position:]])
+        if kind != 0xE1:
+            parts.append(data[position : position + 2 + length])
+        position += 2 + length
+    return b""
 
 
 def _square(width: int, height: int, crop: int, where: str) -> tuple[int, int, int]:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import posixpath
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -25,7 +26,7 @@ from mimic3d_platform.storage.digests import sha256_of_json
 
 # To be raised when the same source and options give other rows, so that shards of an older version are not
 # taken for shards of the same plan.
-INGEST_VERSION = 1
+INGEST_VERSION = 2
 
 # Bytes of a row without its image: camera, names.
 _ROW_BYTES = 256
@@ -118,19 +119,24 @@ def tabulate(
     if balance and listing.weights is not None:
         raise UserError(f"{source.uri} has weights already: leave out --balance, or remove its weights")
     entries = [source.entries[name] for name in listing.entries]
-    names = [_row_name(*pair) for pair in zip(listing.names, listing.entries, strict=True)]
+    names = listing.names
+    _check_unique(names, listing.entries, source.uri)
     if mirror and (repeated := {twin_name(name) for name in names}.intersection(names)):
         raise UserError(
             f"{source.uri} has mirrored twins already ({min(repeated)} is one): leave out --mirror"
         )
+    changed_names = _apart(names, lambda name: posixpath.splitext(name)[0] + ".png", {*names})
     columns: dict[str, Any] = {
-        "entry": listing.entries,
+        "entry": [entry.name for entry in entries],
         "name": names,
+        "changed name": changed_names,
         "identity": listing.identities,
         "label": pa.FixedSizeListArray.from_arrays(pa.array(labels.reshape(-1)), CAMERA_SIZE),
         "width": listing.sizes[:, 0],
         "height": listing.sizes[:, 1],
     }
+    if mirror:
+        columns["mirrored name"] = _apart(names, twin_name, {*names, *changed_names})
     columns |= {name: [getattr(entry, name) for entry in entries] for name in _ENTRY_COLUMNS}
     if balance:
         stored = np.concatenate([labels, camera_labels.mirrored(labels)]) if mirror else labels
@@ -165,7 +171,29 @@ def twin_name(name: str) -> str:
     return f"{posixpath.splitext(name)[0]}_mirror.png"
 
 
-def _row_name(name: str, entry: str) -> str:
-    """The listing's name for an image, normalised so that a zip may hold it."""
-    normal = posixpath.normpath(name.replace("\\", "/"))
-    return entry if normal.startswith("../") else normal
+def _check_unique(names: list[str], entries: list[str], uri: str) -> None:
+    seen: dict[str, str] = {}
+    for name, entry in zip(names, entries, strict=True):
+        if name in seen:
+            raise UserError(
+                f"{uri} has two images with the name {name} ({seen[name]} and {entry}): rename one"
+            )
+        seen[name] = entry
+
+
+def _apart(names: list[str], change: Callable[[str], str], taken: set[str]) -> list[str]:
+    """The changed names, each different from all others: `a.jpg` beside `a.png` becomes `a.jpg.png`.
+
+    Args:
+        taken: names that are in use; the changed names are added.
+    """
+    result = []
+    for name in names:
+        candidate = change(name)
+        if candidate != name and candidate in taken:
+            candidate = change(f"{name}.png")
+            while candidate in taken:
+                candidate = change(f"{candidate}.png")
+        taken.add(candidate)
+        result.append(candidate)
+    return result

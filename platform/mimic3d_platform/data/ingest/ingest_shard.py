@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import posixpath
 from collections.abc import Iterator
 from typing import Any
 
@@ -19,7 +18,7 @@ from mimic3d_platform.data.format.write_shards import (
     write_shard,
 )
 from mimic3d_platform.data.ingest.image_edits import EditedImage, edit_image
-from mimic3d_platform.data.ingest.ingest_plan import EXTRA_PREFIX, IngestPlan, entries_of, twin_name
+from mimic3d_platform.data.ingest.ingest_plan import EXTRA_PREFIX, IngestPlan, entries_of
 from mimic3d_platform.data.ingest.source_files import read_entries
 from mimic3d_platform.errors import UserError
 
@@ -104,13 +103,13 @@ def _rows(described: dict[str, Any], image: EditedImage, plan: IngestPlan) -> It
     shared["identity"] = described["identity"]
     name = described["name"]
     weight = described.get("weight")
-    stored_name = posixpath.splitext(name)[0] + ".png" if image.changed else name
+    stored_name = described["changed name"] if image.changed else name
     yield {**shared, "image": image.data, "name": stored_name, **_camera_columns(label, weight, plan)}
     if plan.mirror:
         twin = camera_labels.mirrored(label[None])[0]
         weight = described.get("mirrored weight", weight)
         columns = _camera_columns(twin, weight, plan)
-        yield {**shared, "image": image.mirrored(), "name": twin_name(name), **columns}
+        yield {**shared, "image": image.mirrored(), "name": described["mirrored name"], **columns}
 
 
 def _camera_columns(label: np.ndarray, weight: float | None, plan: IngestPlan) -> Row:

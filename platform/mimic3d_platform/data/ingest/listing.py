@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import posixpath
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -11,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from mimic3d_platform.data.format.manifest import CAMERA_SIZE
-from mimic3d_platform.data.ingest.source_files import Source
+from mimic3d_platform.data.ingest.source_files import Source, normal_name
 from mimic3d_platform.errors import UserError
 
 
@@ -35,7 +36,7 @@ class Listing:
     Attributes:
         form: the source's form, a key of `read_listing.FORMS`.
         entries: names of the image files in the source, in the order of the rows.
-        names: the rows' names: as the source's own listing names the images.
+        names: the rows' names: as the source's own listing names the images, normalised.
         labels: (n, 25) float64, camera labels of the images as they are in the source.
         sizes: (n, 2) int64, width and height of the images that the cameras describe; 0 where unknown.
         identities: the name of the object that each image shows.
@@ -62,46 +63,72 @@ class MatchedImages:
     Attributes:
         kept: indices of the names that have a file.
         entries: those files.
+        names: those names, normalised.
         missing: the names that have none.
     """
 
     kept: list[int]
     entries: list[str]
+    names: list[str]
     missing: list[str]
 
 
 def match_images(
-    source: Source, folder: str, names: Sequence[str], listing: str, partial: bool
+    source: Source,
+    folder: str,
+    names: Sequence[str],
+    listing: str | Sequence[str],
+    partial: bool,
 ) -> MatchedImages:
     """Matches the names of a listing with the files of the source.
 
     Args:
         folder: the folder that the names are relative to.
-        listing: the name of the listing, for error messages.
+        listing: the name of the listing, for error messages; or that of each name.
         partial: accept names without a file.
     Raises:
         UserError: a name is repeated, leads out of the source, or has no file; or no name has one.
     """
-    seen: set[str] = set()
-    kept, entries, missing = [], [], []
+    seen: dict[str, str] = {}
+    kept, entries, missing, lacking = [], [], [], []
     for index, name in enumerate(names):
+        origin = listing if isinstance(listing, str) else listing[index]
         entry = source.within(folder, name)
         if entry is None:
             missing.append(name)
+            lacking.append(origin)
             continue
+        if entry in seen and seen[entry] != origin:
+            raise UserError(
+                f"{seen[entry]} and {origin} of {source.uri} both list {name}, with different cameras: "
+                "remove one, or name one file with --cameras"
+            )
         if entry in seen:
-            raise UserError(f"{listing} of {source.uri} lists {name} twice: remove one")
-        seen.add(entry)
+            raise UserError(f"{origin} of {source.uri} lists {name} twice: remove one")
+        seen[entry] = origin
         kept.append(index)
         entries.append(entry)
     if missing and not partial:
+        of_first = [name for name, origin in zip(missing, lacking, strict=True) if origin == lacking[0]]
         raise UserError(
-            f"{listing} of {source.uri} has cameras for {_first_of(missing)}, which the source lacks: "
+            f"{lacking[0]} of {source.uri} has cameras for {_first_of(of_first)}, which the source lacks: "
             "add the images, or leave such cameras out with --partial"
         )
     if not kept:
-        raise UserError(f"the source lacks all {len(names)} images that {listing} of {source.uri} lists")
-    return MatchedImages(kept, entries, missing)
+        origin = listing if isinstance(listing, str) else listing[0]
+        raise UserError(f"the source lacks all {len(names)} images that {origin} of {source.uri} lists")
+    return MatchedImages(
+        kept,
+        entries,
+        [_row_name(names[index], entry) for index, entry in zip(kept, entries, strict=True)],
+        missing,
+    )
+
+
+def _row_name(name: str, entry: str) -> str:
+    """The listing's name for an image, normalised so that a zip may hold it."""
+    normal = normal_name(name)
+    return entry if normal.startswith("../") else normal
 
 
 def refuse_unlabelled(source: Source, listing: str, names: list[str]) -> None:
@@ -149,19 +176,29 @@ def to_label(numbers: Any, what: str) -> np.ndarray:
     return label
 
 
-def identity_of(name: str, by_folder: bool | None) -> str:
-    """The object that an image shows, by the image's name: its folder or its own name.
+def identities_of(names: Sequence[str], by_folder: bool | None) -> list[str]:
+    """The objects that images show, by their normalised names: their folders or their own names.
+
+    Images whose names differ in the suffix alone show different objects.
 
     Args:
         by_folder: True for the folder, False for the image's own name. None decides by the folder's name:
             five digits such as `00012` only split a large set, and each image is an object of its own; a
             folder of any other name holds the views of one object.
     """
-    folder = posixpath.dirname(name)
-    if by_folder is None:
+    stems, whole_names = Counter(posixpath.splitext(name)[0] for name in names), set(names)
+    identities = []
+    for name in names:
+        folder, stem = posixpath.dirname(name), posixpath.splitext(name)[0]
         last = posixpath.basename(folder)
-        by_folder = bool(last) and not (last.isdigit() and len(last) == 5)
-    return folder if by_folder and folder else posixpath.splitext(name)[0].removesuffix("_mirror")
+        whole = bool(last) and not (last.isdigit() and len(last) == 5) if by_folder is None else by_folder
+        if whole and folder:
+            identities.append(folder)
+        else:
+            identities.append(
+                name if stems[stem] > 1 or stem in whole_names else stem.removesuffix("_mirror")
+            )
+    return identities
 
 
 def scene_name(source: Source) -> str:

@@ -2,86 +2,134 @@
 
 OpenGL cameras have x right, y up and z backward. They are converted to OpenCV's axes (y down, z forward); the
 world's axes stay. Synthetic scenes have `transforms_train.json`, `transforms_val.json` and
-`transforms_test.json`, all of which are read.
+`transforms_test.json`, all of which are read, unless the user names one.
 """
 
 from __future__ import annotations
 
-import io
-import math
+import logging
 import posixpath
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from PIL import Image
 
 from mimic3d_platform.data.format.camera_labels import make_labels
-from mimic3d_platform.data.ingest.listing import Listing, identity_of, match_images, read_json, scene_name
+from mimic3d_platform.data.format.image_files import image_size
+from mimic3d_platform.data.ingest.listing import (
+    Listing,
+    identities_of,
+    match_images,
+    read_json,
+    scene_name,
+)
+from mimic3d_platform.data.ingest.nerf_lens import Lens, ignored_keys, read_lens
 from mimic3d_platform.data.ingest.source_files import IMAGE_SUFFIXES, Source
 from mimic3d_platform.errors import UserError
 
+log = logging.getLogger(__name__)
+
 LISTING = "transforms.json"
 _SPLITS = ("transforms_train.json", "transforms_val.json", "transforms_test.json")
-_DISTORTION = ("k1", "k2", "k3", "k4", "p1", "p2")
+LISTINGS = (LISTING, *_SPLITS)
 _OPENGL = np.diag([1.0, -1, -1, 1])
 
 
 @dataclass(frozen=True)
-class _Lens:
-    """Focal lengths and principal point in image sizes, and the image's size in pixels."""
+class _Frame:
+    """A frame of the file `split`: camera-to-world in OpenCV axes; no lens where its image is broken."""
 
-    intrinsics: tuple[float, float, float, float]
-    size: tuple[int, int]
+    name: str
+    split: str
+    pose: np.ndarray
+    lens: Lens | None
+
+    def same(self, other: _Frame) -> bool:
+        """Whether another split repeats this frame."""
+        lenses = self.lens == other.lens
+        return self.split != other.split and lenses and np.allclose(self.pose, other.pose, atol=1e-6)
 
 
-def find(source: Source) -> str | None:
-    """The listing's name at the top of the source: `transforms.json`, or the first of a scene's splits."""
-    return next((name for name in (LISTING, *_SPLITS) if name in source.entries), None)
-
-
-def read(source: Source, place: str, *, by_folder: bool | None, partial: bool) -> Listing:
+def read(source: Source, place: str, *, by_folder: bool | None, partial: bool, named: bool) -> Listing:
     """The listing of a source whose transforms are at `place`; of all splits if it is one of them.
 
+    Args:
+        named: the user named the file, which is read alone.
     Raises:
         UserError: a file is damaged, a lens is distorted or unknown, or an image is not there and `partial`
             is not set.
     """
     folder, file = posixpath.split(place)
-    splits = [posixpath.join(folder, name) for name in _SPLITS] if file in _SPLITS else [place]
-    names, poses, lenses = [], [], []
+    splits = [place]
+    if file in _SPLITS and not named:
+        beside = [posixpath.join(folder, name) for name in _SPLITS]
+        splits = [split for split in beside if split in source.entries]
+    frames: dict[str, _Frame] = {}
+    kept: list[_Frame] = []
     for split in splits:
-        if split not in source.entries:
-            continue
-        content = read_json(source, split)
-        frames = content.get("frames") if isinstance(content, dict) else None
-        if not isinstance(frames, list) or not frames:
-            raise UserError(f"{split} of {source.uri} has no frames: correct it")
-        for number, frame in enumerate(frames):
-            where = f"frame {number} of {split} of {source.uri}"
-            if not isinstance(frame, dict) or not isinstance(frame.get("file_path"), str):
-                raise UserError(f"{where} has no file_path: correct it")
-            names.append(_with_suffix(source, posixpath.dirname(split), frame["file_path"]))
-            poses.append(_pose(frame, where) @ _OPENGL)
-            lenses.append(_lens(content | frame, where, source, posixpath.dirname(split), names[-1]))
-    matched = match_images(source, folder, names, place, partial)
-    labels = make_labels(np.stack(poses), np.array([lens.intrinsics for lens in lenses]))
-    sizes = np.array([lens.size for lens in lenses], dtype=np.int64)
-    kept_names = [posixpath.normpath(names[index]) for index in matched.kept]
+        for frame in _read_frames(source, split, partial):
+            entry = source.within(folder, frame.name) or frame.name
+            if entry in frames and frames[entry].same(frame):
+                continue
+            frames[entry] = frame
+            kept.append(frame)
+    broken = [frame.name for frame in kept if frame.lens is None]
+    usable = [frame for frame in kept if frame.lens is not None]
+    if not usable:
+        raise UserError(f"no image of {place} of {source.uri} can be used: the first is {broken[0]}")
+    matched = match_images(
+        source, folder, [frame.name for frame in usable], [frame.split for frame in usable], partial
+    )
+    chosen = [usable[index] for index in matched.kept]
+    lenses = [frame.lens for frame in chosen if frame.lens is not None]
+    scene = scene_name(source)
     return Listing(
         form="nerf",
         entries=matched.entries,
-        names=kept_names,
-        labels=labels[matched.kept],
-        sizes=sizes[matched.kept],
-        identities=[_identity(source, name, by_folder) for name in kept_names],
-        left_out=matched.missing,
+        names=matched.names,
+        labels=make_labels(
+            np.stack([frame.pose for frame in chosen]), np.array([lens.intrinsics for lens in lenses])
+        ),
+        sizes=np.array([lens.size for lens in lenses], dtype=np.int64),
+        # By default, all frames show one object: the scene.
+        identities=[scene] * len(chosen) if by_folder is None else identities_of(matched.names, by_folder),
+        left_out=matched.missing + broken,
     )
 
 
-def _identity(source: Source, name: str, by_folder: bool | None) -> str:
-    """By default, all frames show one object: the scene."""
-    return scene_name(source) if by_folder is None else identity_of(name, by_folder)
+def _read_frames(source: Source, split: str, partial: bool) -> list[_Frame]:
+    content = read_json(source, split)
+    frames = content.get("frames") if isinstance(content, dict) else None
+    if not isinstance(frames, list) or not frames:
+        raise UserError(f"{split} of {source.uri} has no frames: correct it")
+    folder = posixpath.dirname(split)
+    found = []
+    for number, frame in enumerate(frames):
+        where = f"frame {number} of {split} of {source.uri}"
+        if not isinstance(frame, dict) or not isinstance(frame.get("file_path"), str):
+            raise UserError(f"{where} has no file_path: correct it")
+        name = _with_suffix(source, folder, frame["file_path"])
+        broken = False
+
+        def size(name: str = name) -> tuple[int, int]:
+            nonlocal broken
+            entry = source.within(folder, name)
+            if entry is None:
+                return 16, 16  # A frame without an image is left out, or is an error.
+            try:
+                return image_size(source.read(entry), f"{name} of {source.uri}")
+            except UserError:
+                if not partial:
+                    raise
+                broken = True
+                return 16, 16
+
+        common = {key: value for key, value in content.items() if key != "frames"}
+        lens = read_lens(common, frame, where, size)
+        found.append(_Frame(name, split, _pose(frame, where) @ _OPENGL, None if broken else lens))
+    if ignored := ignored_keys([content, *frames]):
+        log.warning("%s of %s: the keys %s are not read", split, source.uri, ", ".join(ignored))
+    return found
 
 
 def _with_suffix(source: Source, folder: str, name: str) -> str:
@@ -103,47 +151,3 @@ def _pose(frame: dict[str, Any], where: str) -> np.ndarray:
     if pose.shape != (4, 4):
         raise UserError(f"{where} has a transform_matrix that is not 4×4 numbers: correct it")
     return pose
-
-
-def _lens(values: dict[str, Any], where: str, source: Source, folder: str, name: str) -> _Lens:
-    """The lens that a frame, or the file's common part, describes."""
-    for key in ("camera_angle_x", "camera_angle_y", "fl_x", "fl_y", "cx", "cy", "w", "h", *_DISTORTION):
-        value = values.get(key)
-        number = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-        if value is not None and not number:
-            raise UserError(f"{where} has a {key} that is not a number: correct it")
-    if distorted := [key for key in _DISTORTION if abs(values.get(key) or 0) > 1e-9]:
-        raise UserError(
-            f"{where} has a distorted lens ({', '.join(distorted)}): undistort the images first, with "
-            "`colmap image_undistorter` for example"
-        )
-    width, height = values.get("w"), values.get("h")
-    if not width or not height:
-        width, height = _image_size(source, folder, name)
-    if values.get("fl_x"):
-        fx = values["fl_x"] / width
-    elif values.get("camera_angle_x"):
-        fx = 0.5 / math.tan(values["camera_angle_x"] / 2)
-    else:
-        raise UserError(f"{where} has neither fl_x nor camera_angle_x: add one, for its focal length")
-    if values.get("fl_y"):
-        fy = values["fl_y"] / height
-    elif values.get("camera_angle_y"):
-        fy = 0.5 / math.tan(values["camera_angle_y"] / 2)
-    else:
-        fy = fx * width / height  # square pixels
-    cx = values["cx"] / width if values.get("cx") is not None else 0.5
-    cy = values["cy"] / height if values.get("cy") is not None else 0.5
-    return _Lens((fx, fy, cx, cy), (int(width), int(height)))
-
-
-def _image_size(source: Source, folder: str, name: str) -> tuple[int, int]:
-    """The size of an image whose frame does not give it."""
-    entry = source.within(folder, name)
-    if entry is None:
-        return 1, 1  # A frame without an image is left out, or is an error.
-    try:
-        with Image.open(io.BytesIO(source.read(entry))) as image:
-            return image.size
-    except (OSError, SyntaxError, ValueError) as error:
-        raise UserError(f"{name} of {source.uri} is not a readable image: replace it") from error

@@ -9,6 +9,7 @@ from __future__ import annotations
 import functools
 import posixpath
 import struct
+import unicodedata
 import zipfile
 import zlib
 from collections.abc import Iterator
@@ -37,6 +38,7 @@ class Entry:
     """A file of a source.
 
     Attributes:
+        name: as the source itself has it, not normalised.
         size: bytes of the content.
         packed: bytes within the zip.
         offset: of the local header within the zip; -1 for a file of a folder.
@@ -57,10 +59,10 @@ class Source:
 
     Attributes:
         zipped: whether the source is a zip.
-        entries: the files, by name.
+        entries: the files, by their normalised names (`normal_name`).
     Raises:
-        UserError: nothing is there, it is neither folder nor zip, it is empty or damaged, or a name is
-            repeated or leads out of the source.
+        UserError: nothing is there, it is neither folder nor zip, it is empty or damaged, two names are the
+            same once normalised, or a name leads out of the source.
     """
 
     def __init__(self, uri: str) -> None:
@@ -70,7 +72,8 @@ class Source:
         if kind == pa.fs.FileType.NotFound:
             raise UserError(f"there is nothing at {uri}: check the path")
         self.zipped = kind == pa.fs.FileType.File
-        self.entries = _zip_entries(uri) if self.zipped else _folder_entries(uri)
+        self.entries = _by_normal_name(_zip_entries(uri) if self.zipped else _folder_entries(uri), uri)
+        self._by_lower: dict[str, list[str]] = {}
         if not self.entries:
             raise UserError(f"{uri} holds no file: give a folder or a zip of images and their cameras")
 
@@ -82,28 +85,62 @@ class Source:
     def within(self, folder: str, name: str) -> str | None:
         """The file that a listing in `folder` calls `name`; None if the source has no such file.
 
+        The case of letters is ignored where no file has the very name and one has it in another case.
+
         Raises:
             UserError: the name leads out of the source.
         """
-        path = posixpath.normpath(posixpath.join(folder, name.replace("\\", "/")))
+        path = normal_name(posixpath.join(folder, name.replace("\\", "/")))
         check_name(path, self.uri)
-        return path if path in self.entries else None
+        if path in self.entries:
+            return path
+        if not self._by_lower:
+            for entry in self.entries:
+                self._by_lower.setdefault(entry.lower(), []).append(entry)
+        alike = self._by_lower.get(path.lower(), [])
+        return alike[0] if len(alike) == 1 else None
+
+
+def normal_name(name: str) -> str:
+    """A name with slashes for backslashes, without `.` and `//`, and in Unicode's form NFC."""
+    return unicodedata.normalize("NFC", posixpath.normpath(name.replace("\\", "/")))
+
+
+def is_hidden(name: str) -> bool:
+    """Whether a file lies in a folder, or has a name, that programs hide."""
+    return any(part.startswith(".") or part == "__MACOSX" for part in name.split("/"))
 
 
 def is_image(name: str) -> bool:
     """Whether a file is an image, by its name; hidden files are not."""
-    hidden = any(part.startswith(".") or part == "__MACOSX" for part in name.split("/"))
-    return name.lower().endswith(IMAGE_SUFFIXES) and not hidden
+    return name.lower().endswith(IMAGE_SUFFIXES) and not is_hidden(name)
 
 
 def check_name(name: str, where: str) -> None:
-    """Raises a UserError if a file of this name could be unpacked outside its folder."""
-    parts = name.split("/")
-    unsafe = any(ord(letter) < 32 for letter in name) or "\\" in name or name[1:2] == ":"
-    if unsafe or name.startswith("/") or ".." in parts or not name:
+    """Raises a UserError if a file of this normalised name could be unpacked outside its folder."""
+    if any(ord(letter) < 32 for letter in name):
+        raise UserError(f"{where} names a file {name!r} with a control character: rename the file")
+    if name.startswith("/") or name[1:2] == ":":
+        raise UserError(
+            f"{where} names a file {name!r} by an absolute path: give paths relative to its folder"
+        )
+    if ".." in name.split("/") or not name:
         raise UserError(
             f"{where} names a file {name!r} that leads out of its folder: do not trust it; make it again"
         )
+
+
+def _by_normal_name(entries: dict[str, Entry], uri: str) -> dict[str, Entry]:
+    found: dict[str, Entry] = {}
+    for name, entry in entries.items():
+        normal = normal_name(name)
+        if normal in found:
+            raise UserError(
+                f"{uri} holds the files {found[normal].name!r} and {name!r}, which have one name with "
+                "slashes for backslashes and in Unicode's form NFC: rename one"
+            )
+        found[normal] = entry
+    return found
 
 
 def _folder_entries(uri: str) -> dict[str, Entry]:
@@ -137,8 +174,9 @@ def _zip_entries(uri: str) -> dict[str, Entry]:
     for info in listed:
         # `filename` is cut at NUL, and has other slashes on some systems: the original name is checked.
         name = info.orig_filename
-        check_name(name.rstrip("/"), uri)
-        if info.is_dir():
+        slashes = name.replace("\\", "/")
+        check_name(slashes.rstrip("/"), uri)
+        if slashes.endswith("/"):
             continue
         if name in entries:
             raise UserError(f"{uri} holds the file {name} twice: make it again")

@@ -18,7 +18,7 @@ import numpy as np
 from mimic3d_platform.data.ingest.listing import (
     ExtraColumn,
     Listing,
-    identity_of,
+    identities_of,
     match_images,
     read_json,
     to_label,
@@ -34,12 +34,7 @@ _NUMBERED = [f"camera_{number}" for number in range(25)]
 _RESERVED = {"depth", "mask", "label", "name", "image"}
 
 
-def find(source: Source) -> str | None:
-    """The name of the table within the source: at the top."""
-    return next((name for name in LISTINGS if name in source.entries), None)
-
-
-def read(source: Source, place: str, *, by_folder: bool | None, partial: bool) -> Listing:
+def read(source: Source, place: str, *, by_folder: bool | None, partial: bool, named: bool) -> Listing:
     """The listing of a source whose table is at `place`.
 
     Raises:
@@ -64,18 +59,18 @@ def read(source: Source, place: str, *, by_folder: bool | None, partial: bool) -
         names.append(row[key])
         labels.append(_camera(row, f"row {number} of {where}"))
     matched = match_images(source, posixpath.dirname(place), names, place, partial)
-    rows, kept_names = [rows[index] for index in matched.kept], [names[index] for index in matched.kept]
+    rows = [rows[index] for index in matched.kept]
     identities = [
-        str(row["identity"]) if row.get("identity") not in (None, "") else identity_of(name, by_folder)
-        for row, name in zip(rows, kept_names, strict=True)
+        str(row["identity"]) if row.get("identity") not in (None, "") else identity
+        for row, identity in zip(rows, identities_of(matched.names, by_folder), strict=True)
     ]
     listed = set(matched.entries)
     return Listing(
         form="table",
         entries=matched.entries,
-        names=kept_names,
+        names=matched.names,
         labels=np.stack([labels[index] for index in matched.kept]),
-        sizes=np.zeros((len(kept_names), 2), dtype=np.int64),
+        sizes=np.zeros((len(matched.names), 2), dtype=np.int64),
         identities=identities,
         weights=_weights(rows, matched.kept, where) if "weight" in rows[0] else None,
         extras=_extras(rows, {key, "camera", "identity", "weight", *_NUMBERED}, where),

@@ -1,5 +1,7 @@
 """Renders a data set from meshes: every (model, colouring) is an identity with its own cameras.
 
+Models keep their own colours, as one identity each, unless colourings are asked for.
+
 A row is a function of (seed, model, colouring, view), and a shard of the plan alone: an interrupted run
 resumes with the shards that are missing, and the same call on a complete data set does nothing.
 """
@@ -64,6 +66,9 @@ RADIUS = 1.7
 FOCAL = 1.0254
 LOWEST, HIGHEST = math.radians(5), math.radians(60)
 
+# Colourings of Debian's cars, which are few, where none are asked for.
+_CAR_COLOURINGS = 16
+
 _COMPRESSION = 1  # of PNG files: rendering should not wait for it
 _MIN_SHARD_ROWS = 256
 _MANY_SHARDS = 64
@@ -88,7 +93,7 @@ class RenderPlan:
 
     Attributes:
         models: number of meshes.
-        colourings: identities made of each mesh.
+        colourings: identities made of each mesh by repainting it; 0 for one in its own colours.
         views: images of each identity.
         supersample: S, for S×S rays per pixel.
         focal: focal length in image widths.
@@ -112,12 +117,17 @@ class RenderPlan:
 
     @property
     def images(self) -> int:
-        return self.models * self.colourings * self.views
+        return self.models * self.identities * self.views
+
+    @property
+    def identities(self) -> int:
+        """Identities made of each mesh."""
+        return max(self.colourings, 1)
 
     def shards(self) -> list[list[RenderedViews]]:
         """The parts of each shard: identities in random order, those with many views divided."""
-        order = randomness.permutation(self.seed, "identities", size=self.models * self.colourings)
-        pairs = [divmod(int(item), self.colourings) for item in order]
+        order = randomness.permutation(self.seed, "identities", size=self.models * self.identities)
+        pairs = [divmod(int(item), self.identities) for item in order]
         # A row takes at most 8 bytes per pixel: 3 of colour, 1 of mask, 4 of depth.
         most = max(SHARD_BYTES // (8 * self.resolution**2), 1)
         rows = min(max(_MIN_SHARD_ROWS, self.images // _MANY_SHARDS), most)
@@ -164,9 +174,10 @@ def _caster(mesh: Mesh) -> RayCaster:
 
 def _render_identity(caster: RayCaster, colouring: int, chosen: range, plan: RenderPlan) -> list[Row]:
     """The rows of the views `chosen` of one identity."""
-    identity = f"{caster.mesh.identifier}/{colouring}"
+    mesh = caster.mesh
+    identity = f"{mesh.identifier}/{colouring}" if plan.colourings else mesh.identifier
     cameras = sample_cameras(plan.seed, identity, chosen.stop, plan.focal)[chosen.start :]
-    colours = recolour(caster.mesh, plan.seed, colouring)
+    colours = recolour(mesh, plan.seed, colouring) if plan.colourings else mesh.colours
     rows = []
     for part in cameras.split(max(_RAYS_AT_ONCE // (plan.resolution * plan.supersample) ** 2, 1)):
         views = caster.render(colours, part, plan.resolution, plan.supersample)
@@ -188,7 +199,7 @@ def render_dataset(
     resolution: int,
     *,
     models: int | None = None,
-    colourings: int,
+    colourings: int | None = None,
     views: int,
     seed: int,
     meshes: Path | None = None,
@@ -202,7 +213,8 @@ def render_dataset(
     Args:
         resolution: R, pixels; images are R×R.
         models: number of models to use; all when None.
-        colourings: identities made of each model.
+        colourings: identities made of each model by repainting it; 0 for one in its own colours. When None,
+            0 for `meshes` and 16 for Debian's cars.
         views: images of each identity.
         meshes: a folder of OBJ, GLB or PLY files; Debian's cars when None.
         supersample: S, for S×S rays per pixel.
@@ -215,10 +227,12 @@ def render_dataset(
         UserError: a number is out of range, no mesh can be used, another data set is at `dest_uri`, or
             storage or Ray cannot be reached.
     """
+    if colourings is None:
+        colourings = 0 if meshes else _CAR_COLOURINGS
     numbers = {
         "resolution": resolution,
         "models": models,
-        "colourings": colourings,
+        "colourings": colourings or None,
         "views": views,
         "supersample": supersample,
     }
@@ -250,7 +264,7 @@ def render_dataset(
     )
     if plan.images > _MOST_IMAGES:
         raise UserError(
-            f"{plan.models} models × {colourings} colourings × {views} views are {plan.images} images: "
+            f"{plan.models} models × {plan.identities} colourings × {views} views are {plan.images} images: "
             f"render {_MOST_IMAGES} at most"
         )
     progress = on_progress or (lambda done, total: None)

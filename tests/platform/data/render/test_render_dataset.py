@@ -1,5 +1,6 @@
 """Rendering a data set on Ray: the same bytes however often the run is interrupted and resumed."""
 
+import io
 import os
 import signal
 import subprocess
@@ -9,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+import torch
 from PIL import Image
 
 from mimic3d_platform import storage
@@ -175,3 +177,19 @@ def test_no_ray(tmp_path: Path, mesh_folder: Path, address: str, says: str) -> N
     )
     last = done.stderr.strip().splitlines()[-1]
     assert done.returncode and "UserError" in last and says in last and "mimic3d up" in last
+
+
+def test_own_meshes_keep_their_colours_unless_they_are_to_be_repainted(
+    stack, mesh_folder: Path, tmp_path: Path
+) -> None:
+    few = {"views": 2, "supersample": 1, "models": 1}
+    own, _ = render_set(str(tmp_path / "own"), mesh_folder, colourings=None, **few)
+    (shard,) = own.shards
+    table = pq.read_table(tmp_path / "own" / shard.path)
+    assert (own.count, own.identities, set(table["identity"].to_pylist())) == (2, 1, {"box.ply"})
+    (box, *_) = load_folder(mesh_folder)
+    views = RayCaster(box).render(box.colours, torch.tensor(table["camera"].to_pylist()), 16, 1)
+    for row, data in enumerate(table["image"].to_pylist()):
+        assert np.array_equal(np.asarray(Image.open(io.BytesIO(data))), views.images[row])
+    repainted, _ = render_set(str(tmp_path / "repainted"), mesh_folder, colourings=2, **few)
+    assert (repainted.count, repainted.identities) == (4, 2)
