@@ -107,22 +107,36 @@ def compare_views(a: DepthView, b: DepthView, tolerance: float) -> Agreement:
 
 
 def _compare(a: DepthView, b: DepthView, tolerance: float) -> Agreement:
+    warped, same, visible = warp_view(a, b, b.image, tolerance)
+    error = (warped - a.image).square().mean(dim=1, keepdim=True)
+    return Agreement(float(error[same].double().sum()), int(same.sum()), visible)
+
+
+def warp_view(a: DepthView, b: DepthView, content: Tensor, tolerance: float) -> tuple[Tensor, Tensor, int]:
+    """Warps what view `b` shows into view `a`, through the depth of `a`.
+
+    Args:
+        content: (N, C, R, R), the image of `b` or any function of it.
+        tolerance: the largest difference of depths on one surface, in world units.
+    Returns:
+        (N, C, R, R), `content` as `a` should see it; (N, 1, R, R) bool, the pixels of `a` whose point `b`
+        sees too; and the number of pixels of `a` that show the object.
+    """
     resolution = a.image.shape[-1]
     origins, directions = rays(a.camera, pixel_grid(resolution, device=a.image.device))
     points = origins + directions * a.depth.flatten(1).unsqueeze(-1)
     uv, distance = project(b.camera, points)
     grid = (uv * 2 - 1).unflatten(1, (resolution, resolution)).to(b.image)
     # Depth is interpolated with the opacity as its weight, so that silhouettes do not take the background's.
-    source = torch.cat([b.image, b.depth * b.opacity, b.opacity], dim=1)
+    source = torch.cat([content, b.depth * b.opacity, b.opacity], dim=1)
     warped = grid_sample(source, grid, mode="bilinear", padding_mode="zeros", align_corners=False)
-    image, weighted_depth, opacity = warped.split([3, 1, 1], dim=1)
+    content, weighted_depth, opacity = warped.split([content.shape[1], 1, 1], dim=1)
     depth = weighted_depth / opacity.clamp(min=1e-6)
     distance = distance.view_as(a.depth)
     visible = a.opacity >= OPAQUE
     inside = (grid.abs() <= 1 - 1 / resolution).all(dim=-1).unsqueeze(1) & (distance > 0)
     same = visible & inside & (opacity >= OPAQUE) & ((depth - distance).abs() <= tolerance)
-    error = (image - a.image).square().mean(dim=1, keepdim=True)
-    return Agreement(float(error[same].double().sum()), int(same.sum()), int(visible.sum()))
+    return content, same, int(visible.sum())
 
 
 @torch.no_grad()

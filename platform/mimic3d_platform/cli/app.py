@@ -11,7 +11,7 @@ import typer.core
 PANELS = {
     "Services": ("up", "down", "status", "env", "doctor", "weights"),
     "Data": ("data",),
-    "Training": ("demo", "recipes", "train", "runs", "evaluate", "sweep"),
+    "Training": ("demo", "recipes", "train", "runs", "evaluate", "compare", "sweep"),
     "Clusters": ("submit", "jobs"),
     "Models": ("pull", "register", "models", "import-checkpoint", "render", "mesh"),
 }

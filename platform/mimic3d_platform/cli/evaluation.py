@@ -1,41 +1,142 @@
-"""`mimic3d evaluate`."""
+"""`mimic3d evaluate` and `mimic3d compare`."""
 
 from __future__ import annotations
 
-from typing import Annotated
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from mimic3d_platform.cli.app import Model, app
+from mimic3d_platform.cli.app import app
 from mimic3d_platform.console import Console
+
+if TYPE_CHECKING:
+    from mimic3d_platform.evaluation.evaluate import Evaluation
+
+_WHAT = (
+    "a generator (its folder, a checkpoint, a run's folder, models:/NAME@ALIAS, builtin:cars) or images (a "
+    "folder, a zip, a data set)"
+)
+Images = Annotated[
+    int | None,
+    typer.Option(
+        help="Images for the metrics of fidelity; by default as in the generator's config, or all.", min=2
+    ),
+]
+Identities = Annotated[
+    int | None,
+    typer.Option(help="Objects whose views are compared; by default as in the generator's config.", min=1),
+]
+Views = Annotated[int, typer.Option(help="Views of each object.", min=3)]
+Fields = Annotated[
+    bool,
+    typer.Option(
+        "--fields/--no-fields",
+        help="Fit radiance fields to the views: some ten seconds of a CPU for an object and branch.",
+    ),
+]
+Seed = Annotated[int, typer.Option(help="Of latents, cameras and the order of images.", min=0)]
+Network = Annotated[
+    str | None,
+    typer.Option(help="The feature network, as `mimic3d weights` lists it; the best available by default."),
+]
+Workers = Annotated[
+    int | None, typer.Option(help="Ray tasks at a time; all GPUs, else all CPUs, by default.", min=1)
+]
+DataOption = Annotated[
+    str | None,
+    typer.Option(help="The data set of real images; that of the generator's training by default."),
+]
+Out = Annotated[Path | None, typer.Option("--json", help="Also write the metrics to this JSON file.")]
 
 
 @app.command()
 def evaluate(
-    model: Model,
-    data: Annotated[
-        str | None, typer.Option(help="The data set's folder; that of the generator's training by default.")
-    ] = None,
-    images: Annotated[
-        int | None,
-        typer.Option(help="Generated images for the Fréchet distance; by default as in its config.", min=2),
-    ] = None,
-    identities: Annotated[
-        int | None,
-        typer.Option(help="Identities whose views are compared; by default as in its config.", min=1),
-    ] = None,
-    workers: Annotated[
-        int | None, typer.Option(help="Ray Train workers; all GPUs, else all CPUs, by default.", min=1)
-    ] = None,
+    subject: Annotated[str, typer.Argument(help=f"What to judge: {_WHAT}.")],
+    data: DataOption = None,
+    images: Images = None,
+    identities: Identities = None,
+    views: Views = 30,
+    fields: Fields = True,
+    seed: Seed = 0,
+    network: Network = None,
+    workers: Workers = None,
+    out: Out = None,
 ) -> None:
-    """Measure both branches of a generator against a data set; also logs the metrics to MLflow."""
+    """Measure a generator or images against a data set; also logs the metrics to MLflow."""
+    console = Console()
+    found = _measure(subject, data, images, identities, views, fields, seed, network, workers, console)
+    header = ("metric", "value", "95 % interval", "of", "note")
+    console.table(header, found.measured.rows())
+    _say_run(found, console)
+    _write_json([found], out)
+
+
+@app.command()
+def compare(
+    subjects: Annotated[list[str], typer.Argument(help=f"What to judge, two or more: {_WHAT}.")],
+    data: DataOption = None,
+    images: Images = None,
+    identities: Identities = None,
+    views: Views = 30,
+    fields: Fields = True,
+    seed: Seed = 0,
+    network: Network = None,
+    workers: Workers = None,
+    out: Out = None,
+) -> None:
+    """Measure several generators or sets of images in the same way, side by side."""
+    from mimic3d_platform.errors import UserError
+    from mimic3d_platform.evaluation.evaluate import comparison
+
+    if len(subjects) < 2:
+        raise UserError(f"compare needs two subjects or more, and got {subjects[0]}: use `mimic3d evaluate`")
+    console = Console()
+    found = [
+        _measure(subject, data, images, identities, views, fields, seed, network, workers, console)
+        for subject in subjects
+    ]
+    console.table(*comparison([each.measured for each in found]))
+    for each in found:
+        _say_run(each, console)
+    _write_json(found, out)
+
+
+def _measure(
+    subject: str,
+    data: str | None,
+    images: int | None,
+    identities: int | None,
+    views: int,
+    fields: bool,
+    seed: int,
+    network: str | None,
+    workers: int | None,
+    console: Console,
+) -> Evaluation:
+    from mimic3d_platform.evaluation.evaluate import Options
     from mimic3d_platform.evaluation.evaluate import evaluate as measure
     from mimic3d_platform.settings import use_services
-    from mimic3d_platform.tracking import run_url
 
     use_services()
-    console = Console()
-    console.say(f"measuring {model}")
-    measured = measure(model, data, images=images, identities=identities, workers=workers)
-    console.table(("metric", "value"), [(k, f"{v:.4g}") for k, v in sorted(measured.metrics.items())])
-    console.say(f"MLflow: {run_url(measured.run_id)}")
+    console.say(f"measuring {subject}")
+    options = Options(images, identities, views, network, fields, seed, workers)
+    with console.progress("measured", "pieces") as advance:
+        return measure(subject, data, options, on_progress=advance)
+
+
+def _say_run(found: Evaluation, console: Console) -> None:
+    from mimic3d_platform.tracking import run_url
+
+    console.say(f"{found.measured.subject}: MLflow: {run_url(found.run_id)}")
+
+
+def _write_json(found: list[Evaluation], out: Path | None) -> None:
+    from dataclasses import asdict
+
+    from mimic3d_platform import storage
+
+    if out is not None:
+        content = json.dumps([asdict(each.measured) for each in found], indent=1, ensure_ascii=False)
+        storage.write_bytes(out, content.encode() + b"\n")

@@ -48,6 +48,8 @@ def run_pieces(
     *shared: *Shared,
     on_result: Callable[[Result], None] | None = None,
     here: bool = False,
+    gpu: bool = False,
+    at_once: int | None = None,
 ) -> list[Result]:
     """Returns `[work(0, *shared), …, work(count - 1, *shared)]`; each piece is a Ray task of one CPU.
 
@@ -58,6 +60,8 @@ def run_pieces(
         shared: arguments of all pieces, sent to each node once.
         on_result: called in this process with each result as soon as it is there.
         here: run the pieces one after the other in this process, without Ray.
+        gpu: a piece takes a GPU as well as a CPU.
+        at_once: the most pieces that run at a time; as many as the cluster has room for when None.
     Raises:
         UserError: a piece raised one, or the cluster was lost.
     """
@@ -70,8 +74,9 @@ def run_pieces(
     environment = ray.put(get_settings().export())
     references = [ray.put(value) for value in shared]
     # Ray's annotations have no place for a generic function.
-    task: Any = ray.remote(num_cpus=1, max_retries=_MAX_RETRIES, runtime_env=_runtime_env())(_run_piece)
-    window = max(2 * int(ray.cluster_resources().get("CPU", 1)), 2)
+    options = {"num_cpus": 1, "num_gpus": int(gpu), "max_retries": _MAX_RETRIES}
+    task: Any = ray.remote(**options, runtime_env=_runtime_env())(_run_piece)
+    window = at_once or max(2 * int(ray.cluster_resources().get("CPU", 1)), 2)
     results: dict[int, Result] = {}
     running: dict[ray.ObjectRef, int] = {}
     try:

@@ -1,159 +1,345 @@
-"""Measures a generator against a data set on a Ray cluster: `mimic3d evaluate`."""
+"""Measures a generator or images against a data set, as Ray tasks: `mimic3d evaluate` and `compare`."""
 
 from __future__ import annotations
 
-import tempfile
-from dataclasses import dataclass
-from pathlib import Path
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import islice
 
-from mimic3d.checkpoints.file_names import CONFIG
-from mimic3d.checkpoints.generator_folder import load_generator
-from mimic3d.config import Config, config_from_yaml, override, to_dict
+from torch import Tensor
+
+from mimic3d.evaluation import registry as metric_registry
+from mimic3d.evaluation.frechet import FeatureStatistics
+from mimic3d.evaluation.metric import ARROWS, Estimate, FeatureSets, Metric
+from mimic3d.features.pooled import EXTRACTORS
 from mimic3d_platform import storage, tracking
-from mimic3d_platform.cluster import resources
-from mimic3d_platform.cluster.connect import join_ray
-from mimic3d_platform.data.format.dataset import check_trainable, open_dataset
+from mimic3d_platform.cluster.resources import Processors
+from mimic3d_platform.cluster.tasks import run_pieces
+from mimic3d_platform.data.format.dataset import open_dataset
 from mimic3d_platform.errors import UserError
-from mimic3d_platform.evaluation import feature_weights
-from mimic3d_platform.evaluation.metrics import Evaluator
-from mimic3d_platform.models import model_uris, registry
+from mimic3d_platform.evaluation import feature_weights, mlflow_inputs
+from mimic3d_platform.evaluation.pieces import (
+    GENERATED,
+    OTHER_CAMERA,
+    REALS,
+    VIEWS,
+    Plan,
+    branch_key,
+    concatenated,
+    measure_piece,
+    stored,
+)
+from mimic3d_platform.evaluation.subjects import GeneratorSubject, Subject, open_subject
+from mimic3d_platform.models import registry
 from mimic3d_platform.settings import DEFAULT_RUNS_URI
+from mimic3d_platform.storage.digests import sha256_of_file
 from mimic3d_platform.tracking import EXPERIMENT
 
-MAX_FAILURES = 3
+SEED = 0
+VIEWS_OF_OBJECT = 30
+# Images of a subject that no config says a number for.
+IMAGES = 50_000
+OBJECTS = 50
+# Reals and generated images whose nearest neighbours are looked for, and whose kernels are summed, at most.
+NEIGHBOURS = 10_000
+
+
+@dataclass(frozen=True)
+class Options:
+    """What is measured; None for the generator's config, or all that there is.
+
+    Attributes:
+        images: of the subject, for metrics of fidelity.
+        objects: whose views are compared.
+        views: of each object.
+        network: the feature network; the best available when None.
+        fields: whether radiance fields are fitted to the views, which takes a CPU some ten seconds an object.
+        seed: of everything that is drawn.
+        workers: Ray tasks at once; as many as the cluster has GPUs, else CPUs, when None.
+        here: measure in this process, without Ray.
+    """
+
+    images: int | None = None
+    objects: int | None = None
+    views: int = VIEWS_OF_OBJECT
+    network: str | None = None
+    fields: bool = True
+    seed: int = SEED
+    workers: int | None = None
+    here: bool = False
+
+
+@dataclass(frozen=True)
+class Measured:
+    """The metrics of a subject.
+
+    Attributes:
+        estimates: by full name, such as `fd_mobilenetv2/3d`.
+        directions: the arrow of each name.
+        left_out: by name, why a metric was not measured.
+        facts: sample sizes, seed and digests, for the run's params and tags.
+    """
+
+    subject: str
+    estimates: dict[str, Estimate]
+    directions: dict[str, str]
+    left_out: dict[str, str]
+    facts: dict[str, str | int] = field(default_factory=dict)
+
+    def flat(self) -> dict[str, float]:
+        """What is logged: NAME, NAME_low and NAME_high of each metric."""
+        return {
+            key: value
+            for name, estimate in self.estimates.items()
+            for key, value in (
+                (name, estimate.value),
+                (f"{name}_low", estimate.low),
+                (f"{name}_high", estimate.high),
+            )
+        }
+
+    def rows(self) -> list[tuple[str, str, str, str, str]]:
+        """The table that the command prints: metric, value, interval, samples, note."""
+        shown = [
+            (
+                f"{name} {self.directions[name]}",
+                f"{estimate.value:.4g}",
+                f"{estimate.low:.4g} … {estimate.high:.4g}",
+                str(estimate.samples),
+                estimate.note,
+            )
+            for name, estimate in self.estimates.items()
+        ]
+        return shown + [
+            (f"{name} {self.directions[name]}", "left out", "", "", why)
+            for name, why in self.left_out.items()
+        ]
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """The metrics of a generator, and the run in MLflow that they were logged to."""
+    """The metrics of a subject, and the run in MLflow that they were logged to."""
 
-    metrics: dict[str, float]
+    measured: Measured
     run_id: str
 
 
-@dataclass(frozen=True)
-class MeasureArguments:
-    """What each worker of an evaluation is started with.
-
-    Attributes:
-        model_uri: see `model_uris`; of a registered model it names the version.
-        network: the feature network of the Fréchet distance.
-        cache_uri: where features of real images are kept.
-    """
-
-    model_uri: str
-    config: Config
-    network: str
-    cache_uri: str
-
-
 def evaluate(
-    model: str,
+    uri: str,
     data_uri: str | None = None,
+    options: Options | None = None,
     *,
-    images: int | None = None,
-    identities: int | None = None,
-    workers: int | None = None,
     cache_uri: str = DEFAULT_RUNS_URI,
+    on_progress: Callable[[int, int], None] | None = None,
 ) -> Evaluation:
-    """Measures all metrics of a generator, and logs them to a run in MLflow.
+    """Measures all metrics that a subject allows, and logs them to a run in MLflow.
 
     Metrics of a registered model are logged to the model too; the run is a child of the one that trained it.
 
     Args:
-        model: `models:/NAME@ALIAS`, or the folder of a generator or of a training checkpoint.
-        data_uri: the data set; the one that the generator was trained on when None.
-        images: generated for the Fréchet distance; as many as the generator's config says when None.
-        identities: whose views are compared; as many as the generator's config says when None.
-        workers: as in `training.train`.
-        cache_uri: where features of real images are kept.
+        uri, data_uri: as `subjects.open_subject`.
+        cache_uri: where pieces are stored; see `pieces`.
+        on_progress: called with the pieces measured and all pieces.
     Raises:
-        UserError: no such model or data set, or a service that does not answer.
+        UserError: nothing to measure at `uri`, no such data set, or a service that does not answer.
     """
-    model = storage.absolute(model)
     tracking.check_tracking()
-    join_ray()
-    version = registry.version_of(model) if registry.is_registered(model) else None
-    # An alias may move while workers start: all of them fetch the version that it names now.
-    model_uri = f"models:/{version.name}/{version.version}" if version else model
-    with tempfile.TemporaryDirectory(prefix="mimic3d-evaluate-") as folder:
-        digest = model_uris.folder_digest(model_uris.fetch(model_uri, Path(folder)))
-        config = _config_of(Path(folder), model, data_uri, images, identities)
-    manifest = open_dataset(config.data.uri)
-    check_trainable(manifest, resolution=config.model.image_resolution, where=config.data.uri)
-    plan = resources.plan_workers(override(config, {"schedule.accumulate": 1}), workers)
-    network = feature_weights.best_available("frechet")
-    metrics = _measure(MeasureArguments(model_uri, config, network, cache_uri), plan)
-    size = f"{config.output.metric_images}-{config.output.metric_identities}"
+    options = options or Options()
+    subject, data_uri = open_subject(uri, data_uri, options.seed)
+    measured = measure(subject, data_uri, options, cache_uri=cache_uri, on_progress=on_progress)
+    version = registry.version_of(subject.pinned) if _is_registered(subject) else None
+    digest, fingerprint = subject.digest[:12], str(measured.facts["data fingerprint"])[:8]
+    size = f"{measured.facts['images']}-{measured.facts['objects']}-{options.seed}"
     tags = {
-        "mimic3d.model": model,
-        "mimic3d.model.sha256": digest,
-        "mimic3d.data": manifest.fingerprint,
-        "mimic3d.frechet": network,
+        "mimic3d.model": subject.uri,
+        "mimic3d.model.sha256": subject.digest,
+        "mimic3d.data": str(measured.facts["data fingerprint"]),
+        "mimic3d.frechet": str(measured.facts["extractor"]),
     }
     run_id = tracking.start_or_resume_run(
         EXPERIMENT,
-        f"evaluate-{digest[:12]}-{manifest.fingerprint[:8]}-{network}-{size}",
-        {"model": model, "data": config.data.uri, "output": to_dict(config)["output"]},
+        f"evaluate-{digest}-{fingerprint}-{measured.facts['extractor']}-{size}",
+        {"model": subject.uri, "data": data_uri, "evaluation": measured.facts},
         tags,
         parent_run_id=version.run_id if version else None,
     )
-    registry.log_model_metrics(run_id, metrics, version)
+    mlflow_inputs.log_dataset(run_id, data_uri, open_dataset(data_uri))
+    registry.log_model_metrics(run_id, measured.flat(), version)
     tracking.finish_run(run_id)
-    return Evaluation(metrics, run_id)
+    return Evaluation(measured, run_id)
 
 
-def _config_of(
-    folder: Path, model: str, data_uri: str | None, images: int | None, identities: int | None
-) -> Config:
-    """The generator's own config, with the given values in place of its own."""
-    file = model_uris.generator_folder(folder) / CONFIG
-    if not file.is_file():
-        raise UserError(f"{model} is no generator (it has no {CONFIG}): name a generator's folder or a model")
-    config = config_from_yaml(file.read_text(), f"{model}/{CONFIG}")
-    given = {
-        "data.uri": storage.absolute(data_uri) if data_uri else None,
-        "output.metric_images": images,
-        "output.metric_identities": identities,
-    }
-    config = override(config, {key: value for key, value in given.items() if value is not None})
-    if not config.data.uri:
-        raise UserError(f"the config of {model} names no data set: give --data s3://…")
-    return config
+def measure(
+    subject: Subject,
+    data_uri: str,
+    options: Options,
+    *,
+    cache_uri: str,
+    on_progress: Callable[[int, int], None] | None = None,
+) -> Measured:
+    """Measures all metrics that a subject allows, and logs nothing.
 
+    Raises:
+        UserError: the data set has images of another resolution, a file is damaged, or a service is away.
+    """
+    plan = _plan(subject, data_uri, options, cache_uri)
+    if storage.is_s3(cache_uri):
+        storage.ensure_bucket(cache_uri)
+    total, done = len(plan.pieces()), 0
 
-def _measure(arguments: MeasureArguments, plan: resources.WorkerPlan) -> dict[str, float]:
-    from mimic3d_platform.cluster.train_workers import WorkersFailedError, run_train_workers
+    def count(_: int) -> None:
+        nonlocal done
+        done += 1
+        if on_progress is not None:
+            on_progress(done, total)
 
-    storage.ensure_bucket(arguments.cache_uri)
-    try:
-        return run_train_workers(
-            measure_worker,
-            arguments,
-            name="evaluations",
-            storage_uri=arguments.cache_uri,
-            plan=plan,
-            max_failures=MAX_FAILURES,
-        )
-    except WorkersFailedError as error:
-        raise UserError(f"{arguments.model_uri} could not be measured: {error}") from error
-
-
-def measure_worker(arguments: MeasureArguments) -> dict[str, float]:
-    """Measures a worker's share; every worker returns the metrics of the whole."""
-    import ray.train
-    from ray.train.torch import get_device
-
-    context, device = ray.train.get_context(), get_device()
-    with tempfile.TemporaryDirectory(prefix="mimic3d-evaluate-") as name:
-        folder = model_uris.generator_folder(model_uris.fetch(arguments.model_uri, Path(name)))
-        generator = load_generator(folder)[0].to(device)
-    evaluator = Evaluator(
-        arguments.config,
-        arguments.network,
-        arguments.cache_uri,
-        device,
-        context.get_world_rank(),
-        context.get_world_size(),
+    run_pieces(
+        measure_piece,
+        total,
+        plan,
+        on_result=count,
+        here=options.here,
+        gpu=plan.gpu,
+        at_once=options.workers,
     )
-    return evaluator.measure(generator) | evaluator.measure_extra(generator)
+    return _merge(plan)
+
+
+def comparison(measured: Sequence[Measured]) -> tuple[list[str], list[list[str]]]:
+    """The header and rows of a table with a column for each subject.
+
+    Branches of generators and images without one stand in rows of their own.
+    """
+    names = list(dict.fromkeys(name for each in measured for name in (*each.estimates, *each.left_out)))
+    arrows: dict[str, str] = {}
+    for each in measured:
+        arrows |= each.directions
+    rows = []
+    for name in names:
+        cells = []
+        for each in measured:
+            estimate = each.estimates.get(name)
+            shown = f"{estimate.value:.4g} [{estimate.low:.4g}, {estimate.high:.4g}]" if estimate else "–"
+            cells.append(shown)
+        rows.append([f"{name} {arrows[name]}", *cells])
+    return ["metric", *(each.subject for each in measured)], rows
+
+
+def _plan(subject: Subject, data_uri: str, options: Options, cache_uri: str) -> Plan:
+    manifest = open_dataset(data_uri)
+    if manifest.resolution != subject.resolution:
+        raise UserError(
+            f"{subject.uri} has images of {subject.resolution}×{subject.resolution}, and {data_uri} of "
+            f"{manifest.resolution}×{manifest.resolution}: give a data set of the same resolution"
+        )
+    network = options.network or feature_weights.best_available("frechet")
+    if network not in EXTRACTORS:
+        raise UserError(f"no feature extractor is called {network!r}; known: {', '.join(EXTRACTORS)}")
+    images, objects = options.images or IMAGES, options.objects or OBJECTS
+    if isinstance(subject, GeneratorSubject):
+        images = options.images or subject.config.output.metric_images
+        objects = options.objects or subject.config.output.metric_identities
+    images = min(images, subject.most_images or images)
+    if images < 2:
+        raise UserError(f"{subject.uri} has one image: metrics need at least 2")
+    return Plan(
+        subject=subject,
+        data_uri=data_uri,
+        data=manifest,
+        network=network,
+        network_sha256=sha256_of_file(feature_weights.resolve(network)),
+        images=images,
+        objects=objects if subject.most_objects is None else min(objects, subject.most_objects),
+        views=options.views,
+        view_metrics=tuple(
+            metric.kind
+            for metric in metric_registry.VIEWS
+            if not _lacking(metric, subject, "3d") and (options.fields or "field" not in metric.needs)
+        ),
+        seed=options.seed,
+        cache_uri=cache_uri,
+        gpu=not options.here and _cluster_has_gpus(),
+    )
+
+
+def _merge(plan: Plan) -> Measured:
+    """The metrics of all stored pieces."""
+    subject, extractor = plan.subject, EXTRACTORS[plan.network].name
+    estimates: dict[str, Estimate] = {}
+    directions: dict[str, str] = {}
+    left_out: dict[str, str] = {}
+    statistics, reals = _reals(plan)
+    for branch in subject.branches:
+        generated = concatenated(list(stored(plan, GENERATED, branch)))
+        other = list(stored(plan, OTHER_CAMERA, branch))
+        sets = FeatureSets(extractor, reals, statistics, generated, concatenated(other) if other else None)
+        few = FeatureSets(extractor, reals, statistics, generated[:NEIGHBOURS])
+        for metric in metric_registry.FIDELITY:
+            name = f"{metric.name(extractor)}/{branch}"
+            directions[name] = ARROWS[metric.direction]
+            if lacking := _lacking(metric, subject, branch):
+                left_out[name] = lacking
+                continue
+            try:
+                estimates[name] = metric.estimate(sets if metric.of_all_images else few)
+            except ValueError as error:
+                left_out[name] = str(error)
+        for view_metric in metric_registry.VIEWS:
+            name = f"{view_metric.name(extractor)}/{branch}"
+            lacking = _lacking(view_metric, subject, branch)
+            if not lacking and view_metric.kind not in plan.view_metrics:
+                lacking = "no field is fitted (--no-fields)"
+            parts = [] if lacking else list(stored(plan, VIEWS, branch_key(view_metric.kind, branch)))
+            directions[name] = ARROWS[view_metric.direction]
+            try:
+                if not parts:
+                    raise ValueError(lacking or "no object with several views")
+                estimates[name] = view_metric.estimate(concatenated(parts), plan.seed)
+            except ValueError as error:
+                left_out[name] = str(error)
+    facts: dict[str, str | int] = {
+        "images": plan.images,
+        "objects": plan.objects,
+        "views": plan.views,
+        "seed": plan.seed,
+        "extractor": plan.network,
+        "extractor sha256": plan.network_sha256,
+        "data fingerprint": plan.data.fingerprint,
+        "real images": plan.data.count,
+    }
+    return Measured(subject.uri, estimates, directions, left_out, facts)
+
+
+def _reals(plan: Plan) -> tuple[FeatureStatistics, Tensor]:
+    """Statistics of all real images, and the features of at most `NEIGHBOURS` of them."""
+    statistics: FeatureStatistics | None = None
+    kept: list[Tensor] = []
+    for features in stored(plan, REALS, REALS):
+        statistics = statistics or FeatureStatistics.empty(features.shape[1])
+        statistics.add(features)
+        if sum(map(len, kept)) < NEIGHBOURS:
+            kept.append(features)
+    assert statistics is not None
+    return statistics, next(islice(concatenated(kept).split(NEIGHBOURS), 1))
+
+
+def _lacking(metric: Metric, subject: Subject, branch: str) -> str:
+    """Why a metric cannot be measured; "" if it can."""
+    lacking = [need for need in metric.needs if need not in subject.has and need != "field"]
+    if "both branches" in metric.needs and branch == "2d":
+        return "compares the 3D branch with this one"
+    return f"{subject.uri} has no {' and no '.join(lacking)}" if lacking else ""
+
+
+def _is_registered(subject: Subject) -> bool:
+    return isinstance(subject, GeneratorSubject) and registry.is_registered(subject.pinned)
+
+
+def _cluster_has_gpus() -> bool:
+    import ray
+
+    from mimic3d_platform.cluster.connect import join_ray
+
+    join_ray()
+    resources: Mapping[str, float] = ray.cluster_resources()
+    return Processors.of(resources).kind == "GPU"

@@ -1,7 +1,6 @@
-"""Metrics of a generator against a data set: Fréchet distance, precision, recall, agreement of views, ….
+"""The metrics that a run measures as it trains: Fréchet distance and agreement of views.
 
-To add a metric: compute it in `mimic3d/evaluation/`, and add its value to `Evaluator.measure`, which a run
-calls as it trains, or to `Evaluator.measure_extra`, which only `mimic3d evaluate` calls.
+They are few, because the workers wait for them; `evaluate` measures all of `mimic3d.evaluation.registry`.
 """
 
 from __future__ import annotations
@@ -18,7 +17,6 @@ from mimic3d.evaluation import frechet
 from mimic3d.evaluation.consistency import Agreement, view_agreement
 from mimic3d.evaluation.frechet import FeatureStatistics
 from mimic3d.evaluation.generated import generated_images, statistics_by_branch
-from mimic3d.evaluation.precision_recall import precision_recall
 from mimic3d.features.pooled import load_extractor
 from mimic3d.networks.generator import Generator
 from mimic3d.networks.precision import allow_tf32
@@ -88,34 +86,6 @@ class Evaluator:
             metrics |= self._agreement(generator, branch).metrics(branch)
         return metrics
 
-    def measure_extra(self, generator: Generator) -> dict[str, float]:
-        """Kernel distance, precision, recall and FID3D, by name; every rank gets them.
-
-        They take about as long as `measure`. The first three compare as many real images as are generated.
-        For FID3D the generator is conditioned on another camera than the image is rendered from.
-        """
-        name = self._extractor.name
-        generated = {branch: [self._no_features()] for branch in generator.branches}
-        for images in generated_images(
-            generator, self.cameras, self._own_images, seed=METRIC_SEED, batch=BATCH
-        ):
-            for branch, batch in images.items():
-                generated[branch].append(self._features(batch).cpu())
-        rows = [row for row in self._own_images if row < self.manifest.count]
-        of_reals = [features.cpu() for features in self._features_of_reals(rows)]
-        reals = torch.cat(self._gather(torch.cat([self._no_features(), *of_reals])))
-        metrics: dict[str, float] = {}
-        for branch, parts in generated.items():
-            features = torch.cat(self._gather(torch.cat(parts)))
-            metrics[frechet.kernel_name(name, branch)] = frechet.kernel_distance(reals, features)
-            metrics |= precision_recall(reals, features).metrics(name, branch)
-        other = generated_images(
-            generator, self.cameras, self._own_images, seed=METRIC_SEED, batch=BATCH, other_camera=True
-        )
-        for branch, part in statistics_by_branch(self._extractor, other, generator.branches).items():
-            metrics[frechet.frechet_name(name, branch, other_camera=True)] = self._distance_from_reals(part)
-        return metrics
-
     def _distance_from_reals(self, part: FeatureStatistics) -> float:
         """The Fréchet distance between all real images and those that all ranks generated.
 
@@ -154,10 +124,6 @@ class Evaluator:
         """(n, D) features of (n, 3, R, R) uint8 images."""
         with torch.no_grad():
             return self._extractor(images.to(self._device))
-
-    def _no_features(self) -> torch.Tensor:
-        """(0, D): what a rank without images has."""
-        return torch.empty(0, self._extractor.dim)
 
     def _agreement(self, generator: Generator, branch: str) -> Agreement:
         """How well views of the same identity agree, over `output.metric_identities` of them."""

@@ -1,4 +1,4 @@
-"""`mimic3d evaluate` of a registered model, on real Ray Train, MLflow and object storage."""
+"""`mimic3d evaluate` of a registered model, on real Ray, MLflow and object storage."""
 
 from pathlib import Path
 
@@ -39,17 +39,26 @@ def model(s3_folder: str, tmp_path: Path) -> str:
 
 
 def test_metrics_are_printed_and_reach_mlflow_s_run_and_model(model: str) -> None:
-    evaluated = mimic3d("evaluate", model, "--workers", 1, timeout=1500)
+    evaluated = mimic3d("evaluate", model, "--workers", 2, "--views", 4, timeout=1500)
     assert evaluated.returncode == 0, evaluated.stderr
     version = client().get_model_version_by_alias(MODEL, "champion")
     logged = logged_model_of(version)
     assert logged is not None
     metrics = {metric.key: metric.value for metric in logged.metrics}
-    assert {name.split("_")[0] for name in metrics} >= {"warp", "precision", "recall"}, metrics
-    assert {name.split("/")[1] for name in metrics} == {"2d", "3d"}
-    for name, value in metrics.items():
-        assert name in evaluated.stdout and f"{value:.4g}" in evaluated.stdout
+    names = [name for name in metrics if not name.endswith(("_low", "_high"))]
+    assert {name.split("_")[0] for name in names} >= {"warp", "field", "fields", "precision", "coverage"}
+    assert {name.split("/")[1] for name in names} == {"2d", "3d"}
+    assert len(metrics) == 3 * len(names)
+    for name in names:
+        assert f"{name} " in evaluated.stdout and f"{metrics[name]:.4g}" in evaluated.stdout
+        assert metrics[f"{name}_low"] <= metrics[name] <= metrics[f"{name}_high"]
     [run_id] = {metric.run_id for metric in logged.metrics}
     run = client().get_run(run_id)
     assert run.info.status == "FINISHED" and run.data.metrics == metrics
     assert run.data.tags["mlflow.parentRunId"] == version.run_id
+    assert (
+        run.data.params["evaluation.seed"] == "0"
+        and len(run.data.params["evaluation.extractor sha256"]) == 64
+    )
+    [reals] = run.inputs.dataset_inputs
+    assert reals.dataset.name == "noise" and reals.dataset.digest in run.data.tags["mimic3d.data"]

@@ -1,37 +1,193 @@
-"""The metrics that only an evaluation measures, on a local data set."""
+"""What `mimic3d evaluate` measures of generators and of images that no generator here made."""
+
+import json
+import zipfile
+from pathlib import Path
 
 import numpy as np
+import pytest
 import torch
 from data_samples import camera_of, png
 
-from mimic3d.config import override
+from mimic3d.checkpoints.generator_folder import save_generator
+from mimic3d.config import Config, override
 from mimic3d.config.recipes import get_recipe
 from mimic3d.networks.generator import build_generator
+from mimic3d_platform import storage
 from mimic3d_platform.data.format.dataset_writer import DatasetWriter
-from mimic3d_platform.evaluation import feature_weights
+from mimic3d_platform.errors import UserError
+from mimic3d_platform.evaluation import evaluate, feature_weights, pieces
+from mimic3d_platform.evaluation.evaluate import Measured, Options, measure
 from mimic3d_platform.evaluation.metrics import Evaluator
+from mimic3d_platform.evaluation.subjects import open_subject
+
+SIDE = 32
+PICTURES = [np.random.default_rng(row).integers(0, 256, (SIDE, SIDE, 3), dtype=np.uint8) for row in range(24)]
+OPTIONS = Options(images=24, objects=2, views=5, fields=False, here=True)
 
 
-def test_kernel_distance_precision_recall_and_fid3d_of_both_branches(tmp_path) -> None:
-    random = np.random.default_rng(0)
-    writer = DatasetWriter(str(tmp_path / "cars"), 32, {"tool": "test"}, columns=("image", "camera"))
-    for row in range(12):
-        image = png(random.integers(0, 256, (32, 32, 3), dtype=np.uint8))
-        writer.write({"image": image, "camera": camera_of(300 * row).numpy()})
+def write_dataset(folder: Path, rows: range, side: int = SIDE) -> str:
+    """A data set of noise: three views of each object."""
+    writer = DatasetWriter(str(folder), side, {"tool": "test"}, columns=("image", "camera", "identity"))
+    for row in rows:
+        picture = PICTURES[row][:side, :side]
+        camera = camera_of(300 * row).numpy()
+        writer.write({"image": png(picture), "camera": camera, "identity": f"object {row // 3}"})
     writer.close()
-    settings = {"data.uri": str(tmp_path / "cars"), "output.metric_images": 8}
-    config = override(get_recipe("cars-demo"), settings)
+    return str(folder)
+
+
+@pytest.fixture(scope="module")
+def reals(tmp_path_factory) -> str:
+    return write_dataset(tmp_path_factory.mktemp("sets") / "reals", range(24))
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory) -> str:
+    return str(tmp_path_factory.mktemp("cache"))
+
+
+@pytest.fixture(scope="module")
+def config(reals: str) -> Config:
+    settings = {"data.uri": reals, "output.metric_images": 24, "output.metric_identities": 2}
+    return override(get_recipe("cars-demo"), settings)
+
+
+@pytest.fixture(scope="module")
+def generator(config: Config, tmp_path_factory) -> str:
+    folder = tmp_path_factory.mktemp("model") / "generator"
     torch.manual_seed(0)
-    generator = build_generator(config).eval()
+    save_generator(folder, build_generator(config), config)
+    return str(folder)
+
+
+def measured(uri: str, data: str | None, cache: str, options: Options = OPTIONS) -> Measured:
+    subject, data = open_subject(uri, data, options.seed)
+    return measure(subject, data, options, cache_uri=cache)
+
+
+@pytest.fixture(scope="module")
+def of_generator(generator: str, cache: str) -> Measured:
+    return measured(generator, None, cache)
+
+
+def test_both_branches_have_every_metric_with_its_interval(of_generator: Measured) -> None:
+    kinds = {name.split("_")[0] for name in of_generator.estimates}
+    assert of_generator.left_out["field_psnr/3d"] == "no field is fitted (--no-fields)"
+    assert of_generator.left_out["imitation_psnr/2d"] == "compares the 3D branch with this one"
+    assert kinds >= {
+        "fd",
+        "fd3d",
+        "kd",
+        "precision",
+        "recall",
+        "density",
+        "coverage",
+        "warp",
+        "strip",
+        "imitation",
+    }
+    assert {name.split("/")[1] for name in of_generator.estimates} == {"2d", "3d"}
+    for name, estimate in of_generator.estimates.items():
+        assert np.isfinite(estimate.value), name
+        assert estimate.low <= estimate.value <= estimate.high, name
+    flat = of_generator.flat()
+    assert len(flat) == 3 * len(of_generator.estimates)
+    assert flat["fd_mobilenetv2/3d_low"] <= flat["fd_mobilenetv2/3d"] <= flat["fd_mobilenetv2/3d_high"]
+    [row] = [row for row in of_generator.rows() if row[0] == "fd_mobilenetv2/3d ↓"]
+    assert row[3:] == ("24", "24 images for 1280 dimensions: biased upwards")
+
+
+def test_a_run_measures_the_same_distance_while_it_trains(
+    of_generator: Measured, config: Config, tmp_path: Path
+) -> None:
+    torch.manual_seed(0)
     network = feature_weights.best_available("frechet")
-    evaluator = Evaluator(config, network, str(tmp_path / "cache"))
-    with torch.no_grad():
-        found = evaluator.measure_extra(generator)
-        again = evaluator.measure_extra(generator)
-    assert found == again
-    kinds = {name.split("_")[0] for name in found}
-    assert kinds in ({"kd", "precision", "recall", "fd3d"}, {"kid", "precision", "recall", "fid3d"})
-    assert len(found) == 8 and {name.split("/")[1] for name in found} == {"2d", "3d"}
-    assert all(np.isfinite(value) for value in found.values())
-    shares = [value for name, value in found.items() if name.startswith(("precision", "recall"))]
-    assert all(0 <= value <= 1 for value in shares)
+    trained = Evaluator(config, network, str(tmp_path)).measure(build_generator(config).eval())
+    for branch in ("2d", "3d"):
+        name = f"fd_{network}/{branch}"
+        assert of_generator.estimates[name].value == pytest.approx(trained[name], rel=1e-4)
+
+
+def test_an_evaluation_resumes_with_the_pieces_that_are_missing(
+    of_generator: Measured, generator: str, cache: str, monkeypatch
+) -> None:
+    made = []
+    write_bytes = storage.write_bytes
+    monkeypatch.setattr(storage, "write_bytes", lambda uri, data: made.append(uri) or write_bytes(uri, data))
+    assert measured(generator, None, cache).estimates == of_generator.estimates
+    assert not made
+    lost = Path(storage.list_files(storage.join(cache, pieces.FOLDER), ".safetensors")[0])
+    lost.unlink()
+    assert measured(generator, None, cache).estimates == of_generator.estimates
+    assert [Path(uri).name for uri in made] == [lost.name]
+
+
+def test_the_same_images_in_a_folder_a_zip_and_a_data_set_have_the_same_metrics(
+    reals: str, cache: str, tmp_path: Path
+) -> None:
+    folder = tmp_path / "folder"
+    labels = []
+    for row in range(12):
+        file = folder / f"object{row // 3}" / f"{row}.png"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_bytes(png(PICTURES[row]))
+        labels.append([file.relative_to(folder).as_posix(), camera_of(300 * row).tolist()])
+    (folder / "dataset.json").write_text(json.dumps({"labels": labels}))
+    with zipfile.ZipFile(tmp_path / "images.zip", "w") as archive:
+        for file in folder.rglob("*.*"):
+            archive.write(file, file.relative_to(folder))
+    subjects = [folder, tmp_path / "images.zip", write_dataset(tmp_path / "set", range(12))]
+    found = [
+        measured(str(subject), reals, cache, Options(images=12, fields=False, here=True))
+        for subject in subjects
+    ]
+    names = set(found[0].estimates)
+    assert names >= {f"{kind}_mobilenetv2/images" for kind in ("fd", "precision", "recall", "coverage")}
+    for other in found[1:]:
+        for name in names:
+            expected = found[0].estimates[name].value
+            assert other.estimates[name].value == pytest.approx(expected, rel=1e-3, abs=1e-3), name
+    assert "no two cameras" in found[0].left_out["fd3d_mobilenetv2/images"]
+    header, rows = evaluate.comparison(found)
+    assert header == ["metric", *map(str, subjects)]
+    [row] = [row for row in rows if row[0] == "fd_mobilenetv2/images ↓"]
+    assert len(row) == 4 and len({cell.split()[0] for cell in row[1:]}) == 1
+
+
+def test_images_of_the_set_itself_are_the_nearest(reals: str, cache: str, tmp_path: Path) -> None:
+    bright = tmp_path / "bright"
+    bright.mkdir()
+    for row in range(24):
+        (bright / f"{row}.png").write_bytes(png(200 + PICTURES[row] // 5))
+    same, other = (measured(str(uri), reals, cache, OPTIONS) for uri in (reals, bright))
+    name = "fd_mobilenetv2/images"
+    assert same.estimates[name].value == pytest.approx(0, abs=1e-2)
+    assert other.estimates[name].value > 1
+    assert same.estimates["precision_mobilenetv2/images"].value == 1
+
+
+def test_bad_subjects_are_one_line(reals: str, cache: str, tmp_path: Path) -> None:
+    sizes = tmp_path / "sizes"
+    sizes.mkdir()
+    for row, side in enumerate((SIDE, SIDE, 16)):
+        (sizes / f"{row}.png").write_bytes(png(PICTURES[row][:side, :side]))
+    with pytest.raises(UserError, match=r"png of .* is \d+×\d+, others are \d+×\d+"):
+        measured(str(sizes), reals, cache)
+    with pytest.raises(UserError, match="give a data set of the same resolution"):
+        measured(write_dataset(tmp_path / "small", range(3), 16), reals, cache)
+    alone = tmp_path / "alone"
+    alone.mkdir()
+    (alone / "0.png").write_bytes(png(PICTURES[0]))
+    with pytest.raises(UserError, match="has one image"):
+        measured(str(alone), reals, cache)
+    with pytest.raises(UserError, match="name the data set of real images with --data"):
+        open_subject(str(alone), None, 0)
+    (tmp_path / "text").mkdir()
+    (tmp_path / "text" / "a.txt").write_text("no image")
+    with pytest.raises(UserError, match="holds no image"):
+        open_subject(str(tmp_path / "text"), reals, 0)
+    with pytest.raises(UserError, match="there is nothing at"):
+        open_subject(str(tmp_path / "nowhere"), reals, 0)
+    with pytest.raises(UserError, match="no feature extractor is called 'vgg19'"):
+        measured(reals, reals, cache, Options(images=4, here=True, network="vgg19"))

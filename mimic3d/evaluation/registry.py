@@ -1,0 +1,87 @@
+"""All metrics of `mimic3d evaluate`, in the order of its table and of docs/evaluation.md.
+
+`python -m mimic3d.evaluation.registry` prints the docs' table.
+"""
+
+from __future__ import annotations
+
+from mimic3d.evaluation.fidelity import (
+    Coverage,
+    Density,
+    FrechetDistance,
+    KernelDistance,
+    OtherCameraFrechetDistance,
+    Precision,
+    Recall,
+)
+from mimic3d.evaluation.fitted_field import (
+    FieldDetail,
+    FieldHeldOutPsnr,
+    FieldPsnr,
+    FieldsAgreement,
+    FieldsDepth,
+    FieldSsim,
+)
+from mimic3d.evaluation.metric import ARROWS, FidelityMetric, Metric, ViewMetric
+from mimic3d.evaluation.views import (
+    ImitationDetail,
+    ImitationPsnr,
+    StripCoherence,
+    WarpDetail,
+    WarpPsnr,
+    WarpShare,
+)
+
+FIDELITY: tuple[FidelityMetric, ...] = (
+    FrechetDistance(),
+    OtherCameraFrechetDistance(),
+    KernelDistance(),
+    Precision(),
+    Recall(),
+    Density(),
+    Coverage(),
+)
+VIEWS: tuple[ViewMetric, ...] = (
+    WarpDetail(),
+    WarpPsnr(),
+    WarpShare(),
+    StripCoherence(),
+    ImitationDetail(),
+    ImitationPsnr(),
+    FieldDetail(),
+    FieldsAgreement(),
+    FieldsDepth(),
+    FieldHeldOutPsnr(),
+    FieldPsnr(),
+    FieldSsim(),
+)
+METRICS: tuple[Metric, ...] = (*FIDELITY, *VIEWS)
+
+
+def with_arrow(name: str, metric: Metric) -> str:
+    """A metric's name with the arrow of its direction: `warp_psnr/3d ↑`."""
+    return f"{name} {ARROWS[metric.direction]}"
+
+
+def table() -> str:
+    """The docs' table of all metrics, in Markdown."""
+    lines = ["| metric | needs | range | what it measures | what fools it |", "|---|---|---|---|---|"]
+    for metric in METRICS:
+        if isinstance(metric, FidelityMetric):
+            protocol = f"`{metric.protocol_kind}`, " if metric.protocol_kind else ""
+            shown = f"{protocol}`{metric.kind}_EXTRACTOR`"
+        else:
+            shown = f"`{metric.name('')}`"
+        cells = (
+            f"{shown} {ARROWS[metric.direction]}",
+            ", ".join(metric.needs),
+            metric.range,
+            metric.about,
+            metric.fooled_by,
+        )
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    print(table())

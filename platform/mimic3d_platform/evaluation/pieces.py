@@ -1,0 +1,191 @@
+"""The pieces that an evaluation is divided into: each a Ray task, whose result is a file in storage.
+
+The division depends on the numbers of images and objects alone, and a file's name on all that its content
+depends on: results do not depend on the number of workers, an evaluation that was stopped resumes with the
+pieces that are missing, and pieces of real images are shared by all evaluations against a data set.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from mimic3d.evaluation import registry
+from mimic3d.evaluation.metric import ViewMetric, Views
+from mimic3d.features.pooled import FeatureExtractor, load_extractor
+from mimic3d_platform import storage
+from mimic3d_platform.data.format.manifest import Manifest
+from mimic3d_platform.errors import UserError
+from mimic3d_platform.evaluation import feature_weights
+from mimic3d_platform.evaluation.subjects import Subject, read_rows
+from mimic3d_platform.storage.digests import sha256_of_file, sha256_of_json
+
+FOLDER = "evaluations"
+REALS, GENERATED, OTHER_CAMERA, VIEWS = "reals", "generated", "other camera", "views"
+# Images of a piece; a generator takes longer for one than a data set.
+_ROWS = {REALS: 512, GENERATED: 64, OTHER_CAMERA: 64, VIEWS: 1}
+_READ_AT_ONCE = 64
+# To be raised when a metric or the views of an object change, so that older pieces are not reused.
+VERSION = 1
+
+
+@dataclass(frozen=True)
+class Plan:
+    """All that the pieces of an evaluation depend on.
+
+    Attributes:
+        data_uri, data: the data set of real images.
+        network: the feature network, as `mimic3d weights` names it.
+        network_sha256: of its converted weights.
+        images: of the subject.
+        objects: whose views are compared.
+        views: of each object.
+        view_metrics: the kinds of the metrics of views.
+        cache_uri: the folder below which the pieces are stored.
+        gpu: whether tasks use a GPU.
+    """
+
+    subject: Subject
+    data_uri: str
+    data: Manifest
+    network: str
+    network_sha256: str
+    images: int
+    objects: int
+    views: int
+    view_metrics: tuple[str, ...]
+    seed: int
+    cache_uri: str
+    gpu: bool = False
+
+    def pieces(self) -> list[Piece]:
+        """All pieces, those of real images first."""
+        counts = {REALS: self.data.count, GENERATED: self.images}
+        if "two cameras" in self.subject.has:
+            counts[OTHER_CAMERA] = self.images
+        if self.view_metrics:
+            counts[VIEWS] = self.objects
+        return [
+            Piece(what, range(start, min(start + _ROWS[what], count)))
+            for what, count in counts.items()
+            for start in range(0, count, _ROWS[what])
+        ]
+
+    def uri_of(self, piece: Piece) -> str:
+        """The file of a piece."""
+        inputs: list[object] = [VERSION, piece.what, piece.rows.start, piece.rows.stop]
+        if piece.what == REALS:
+            inputs += [self.data.fingerprint, self.network_sha256]
+        else:
+            inputs += [self.subject.digest, self.seed, self.data.fingerprint]
+            views = [self.views, *self.view_metrics]
+            inputs += views if piece.what == VIEWS else [self.network_sha256]
+        return storage.join(self.cache_uri, FOLDER, f"{sha256_of_json(inputs)[:32]}.safetensors")
+
+
+@dataclass(frozen=True)
+class Piece:
+    """Consecutive images of one kind, or objects.
+
+    Attributes:
+        what: `REALS`, `GENERATED`, `OTHER_CAMERA` or `VIEWS`.
+    """
+
+    what: str
+    rows: range
+
+
+def measure_piece(index: int, plan: Plan) -> int:
+    """Measures piece `index` of a plan and stores it, unless it is stored; returns its number of images.
+
+    Raises:
+        UserError: an image cannot be read or is of another size, or storage cannot be reached.
+    """
+    from safetensors.torch import save
+
+    piece = plan.pieces()[index]
+    uri = plan.uri_of(piece)
+    if not storage.exists(uri):
+        device = torch.device("cuda" if plan.gpu and torch.cuda.is_available() else "cpu")
+        measured = _view_parts(plan, piece, device) if piece.what == VIEWS else _features(plan, piece, device)
+        storage.write_bytes(uri, save(measured))
+    return len(piece.rows)
+
+
+def stored(plan: Plan, what: str, branch: str) -> Iterator[Tensor]:
+    """The stored tensors of a branch, piece by piece: (n, D) features, or (1, K) sums of `VIEWS`."""
+    from safetensors.torch import load
+
+    for piece in plan.pieces():
+        if piece.what == what:
+            tensors = load(storage.read_bytes(plan.uri_of(piece)))
+            if branch in tensors:
+                yield tensors[branch]
+
+
+def branch_key(kind: str, branch: str) -> str:
+    """The name of a metric's sums in the file of an object."""
+    return f"{kind}/{branch}"
+
+
+def _features(plan: Plan, piece: Piece, device: torch.device) -> dict[str, Tensor]:
+    """By branch, (n, D) float32 features of a piece's images."""
+    extractor = _extractor(plan.network, plan.network_sha256, device)
+    if piece.what == REALS:
+        parts = np.array_split(np.array(piece.rows), math.ceil(len(piece.rows) / _READ_AT_ONCE))
+        features = [extractor(read_rows(plan.data_uri, plan.data, rows).to(device)) for rows in parts]
+        return {REALS: torch.cat(features).cpu()}
+    opened = plan.subject.open(plan.seed, device)
+    images = opened.images(piece.rows, other_camera=piece.what == OTHER_CAMERA)
+    return {branch: _checked(extractor(pixels.to(device)).cpu(), plan) for branch, pixels in images.items()}
+
+
+def _view_parts(plan: Plan, piece: Piece, device: torch.device) -> dict[str, Tensor]:
+    """By metric and branch, (1, K) float64 sums over the views of the piece's object."""
+    opened = plan.subject.open(plan.seed, device)
+    found = {}
+    for branch, views in opened.views(piece.rows.start, plan.views).items():
+        for metric in registry.VIEWS:
+            if metric.kind in plan.view_metrics and can_measure(metric, views):
+                sums = torch.tensor([metric.part(views)], dtype=torch.float64)
+                found[branch_key(metric.kind, branch)] = sums
+    return found
+
+
+def can_measure(metric: ViewMetric, views: Views) -> bool:
+    """Whether views have all that a metric needs."""
+    has = {"images", "cameras", "field"}
+    has |= {"depth"} if views.depth is not None else set()
+    has |= {"orbit"} if views.orbit else set()
+    has |= {"both branches"} if views.imitated is not None else set()
+    return set(metric.needs) <= has
+
+
+def _checked(features: Tensor, plan: Plan) -> Tensor:
+    if not features.isfinite().all():
+        raise UserError(f"features of {plan.subject.uri} are not finite: its images or weights are damaged")
+    return features
+
+
+@functools.lru_cache(maxsize=1)
+def _extractor(network: str, digest: str, device: torch.device) -> FeatureExtractor:
+    """The feature extractor, loaded once in a worker process.
+
+    Raises:
+        UserError: this worker's feature weights are not those of the process that planned the evaluation.
+    """
+    path = feature_weights.resolve(network)
+    if sha256_of_file(path) != digest:
+        raise UserError(f"a worker has other weights of {network}: stage them with `mimic3d weights --stage`")
+    return load_extractor(path, network).to(device)
+
+
+def concatenated(parts: Sequence[Tensor]) -> Tensor:
+    """All rows of some pieces."""
+    return torch.cat(list(parts)) if parts else torch.empty(0, 0)

@@ -1,0 +1,122 @@
+"""Metrics of consistency on views of a textured sphere that is traced by hand, and on damaged ones."""
+
+import math
+
+import pytest
+import torch
+
+from mimic3d.cameras import look_at, on_sphere, pixel_grid, rays
+from mimic3d.evaluation.detail import bands, gaussian_blur
+from mimic3d.evaluation.fitted_field import FieldDetail, FieldPsnr, FieldsDepth
+from mimic3d.evaluation.metric import ViewMetric, Views
+from mimic3d.evaluation.views import (
+    ImitationDetail,
+    ImitationPsnr,
+    StripCoherence,
+    WarpDetail,
+    WarpPsnr,
+    WarpShare,
+    neighbours,
+)
+
+torch.set_num_threads(1)
+SIDE, COUNT = 32, 9
+
+
+@pytest.fixture(scope="module")
+def sphere() -> Views:
+    """Views of a sphere whose colour varies with the place, from an orbit of ±0.4 rad."""
+    yaw = torch.linspace(-0.4, 0.4, COUNT, dtype=torch.float64)
+    cameras = look_at(on_sphere(yaw, torch.full_like(yaw, 0.3), 1.7), focal=1.4)
+    origins, directions = rays(cameras, pixel_grid(SIDE))
+    middle = -(origins * directions).sum(-1)
+    closest = (origins + middle[..., None] * directions).square().sum(-1)
+    hit = closest < 0.4**2
+    depth = torch.where(hit, middle - (0.4**2 - closest).clamp(min=0).sqrt(), 0)
+    points = origins + depth[..., None] * directions
+    colour = torch.sin(points * torch.tensor([17.0, 23.0, 19.0]) + points.roll(1, -1) * 11)
+    images = torch.where(hit[..., None], colour, torch.ones(3))
+    square = (COUNT, -1, SIDE, SIDE)
+    opacity = hit.float().view(square)
+    return Views(
+        images.transpose(1, 2).reshape(square), cameras, 1.0, depth.view(square), opacity, orbit=True
+    )
+
+
+def changed(views: Views, images: torch.Tensor) -> Views:
+    return Views(images, views.cameras, views.box, views.depth, views.opacity, views.orbit)
+
+
+def noisy(views: Views, strength: float) -> Views:
+    noise = torch.randn(views.images.shape, generator=torch.Generator().manual_seed(0))
+    return changed(views, views.images + strength * noise)
+
+
+def value(metric: ViewMetric, views: Views) -> float:
+    return metric.value(torch.tensor(metric.part(views), dtype=torch.float64))
+
+
+def test_views_are_compared_with_those_about_a_fifth_of_a_radian_away(sphere: Views) -> None:
+    assert list(neighbours(sphere))[:3] == [(0, 2), (1, 3), (2, 0)] and len(list(neighbours(sphere))) == COUNT
+    assert not list(neighbours(changed_cameras(sphere, sphere.cameras[:1].expand(COUNT, -1))))
+
+
+def changed_cameras(views: Views, cameras: torch.Tensor) -> Views:
+    return Views(views.images, cameras, views.box, views.depth, views.opacity, views.orbit)
+
+
+@pytest.mark.parametrize("metric", [WarpDetail(), WarpPsnr(), StripCoherence()])
+def test_noise_lowers_agreement_monotonically(metric: ViewMetric, sphere: Views) -> None:
+    found = [value(metric, noisy(sphere, strength)) for strength in (0, 0.1, 0.3, 1)]
+    assert found == sorted(found, reverse=True) and found[0] > found[-1] * 1.3
+
+
+def test_blur_raises_psnr_but_not_the_agreement_of_detail(sphere: Views) -> None:
+    blurred = [changed(sphere, gaussian_blur(sphere.images, sigma)) for sigma in (0, 1, 2, 4)]
+    found = [value(WarpDetail(), views) for views in blurred]
+    assert found == sorted(found, reverse=True) and found[0] > 0.8
+    flat = changed(sphere, torch.full_like(sphere.images, 0.5))
+    assert value(WarpPsnr(), flat) > value(WarpPsnr(), sphere) + 10
+    assert value(WarpDetail(), flat) == pytest.approx(0, abs=1e-3)
+
+
+def test_true_depth_is_contradicted_by_few_pixels_and_wrong_depth_by_many(sphere: Views) -> None:
+    assert value(WarpShare(), sphere) > 0.8
+    assert sphere.depth is not None
+    moved = sphere.depth + torch.linspace(0, 0.5, COUNT).view(-1, 1, 1, 1)
+    wrong = Views(sphere.images, sphere.cameras, 1.0, moved, sphere.opacity)
+    assert value(WarpShare(), wrong) < 0.2
+
+
+def test_a_branch_that_imitates_exactly_has_the_highest_scores(sphere: Views) -> None:
+    same = Views(sphere.images, sphere.cameras, 1.0, imitated=sphere.images)
+    blurred = Views(sphere.images, sphere.cameras, 1.0, imitated=gaussian_blur(sphere.images, 1.5))
+    assert value(ImitationPsnr(), same) == pytest.approx(20 * math.log10(2 / (2 / 255)) + 10 * math.log10(12))
+    assert value(ImitationDetail(), same) > 0.95 > value(ImitationDetail(), blurred)
+    assert value(ImitationPsnr(), blurred) < value(ImitationPsnr(), same)
+
+
+def test_bands_add_up_to_what_is_above_the_coarsest_blur(sphere: Views) -> None:
+    total = sum(bands(sphere.images).chunk(3, dim=1))
+    expected = sphere.images - gaussian_blur(sphere.images, 2.4)
+    torch.testing.assert_close(total, expected, rtol=0, atol=1e-5)
+
+
+def test_the_interval_resamples_objects_and_too_few_are_said(sphere: Views) -> None:
+    metric = WarpDetail()
+    parts = torch.tensor([metric.part(noisy(sphere, 0.05 * k)) for k in range(6)], dtype=torch.float64)
+    estimate = metric.estimate(parts, seed=0)
+    assert estimate == metric.estimate(parts, seed=0)
+    assert estimate.low < estimate.value < estimate.high and estimate.note == "of 6 objects only"
+    with pytest.raises(ValueError, match="too few views"):
+        metric.estimate(torch.zeros(3, 9, dtype=torch.float64), seed=0)
+
+
+def test_one_field_explains_consistent_views_and_not_damaged_ones(sphere: Views, monkeypatch) -> None:
+    for name, number in {"STEPS": 45, "GRIDS": (12, 20), "RAYS": 768, "SAMPLES": 32}.items():
+        monkeypatch.setattr(f"mimic3d.evaluation.fitted_field.{name}", number)
+    assert value(FieldPsnr(), sphere) > 15
+    assert 0 <= value(FieldsDepth(), sphere) < 0.1
+    repeated = changed(sphere, sphere.images[:1].expand(COUNT, -1, -1, -1).contiguous())
+    detail = [value(FieldDetail(), views) for views in (sphere, noisy(sphere, 0.5), repeated)]
+    assert detail[0] == max(detail) and detail[0] > 0.3
