@@ -1,5 +1,6 @@
 """MLflow: the server, its runs, and a logger that waits for outages to end."""
 
+from mimic3d_platform.tracking.inputs import log_dataset
 from mimic3d_platform.tracking.runs import (
     EXPERIMENT,
     PARENT_TAG,
@@ -22,6 +23,7 @@ __all__ = [
     "find_run",
     "finish_run",
     "flat_params",
+    "log_dataset",
     "run_url",
     "start_or_resume_run",
 ]

@@ -5,6 +5,8 @@ Steps are images consumed (`nimg`). Entries wait in memory until the server has 
 
 from __future__ import annotations
 
+import io
+import re
 import tempfile
 import threading
 import time
@@ -49,7 +51,7 @@ class Tag:
 
 @dataclass(frozen=True)
 class File:
-    """An artifact of the run, such as `samples/000000200.png`."""
+    """An artifact of the run. One such as `samples/000000200.png` is also an image of MLflow's step 200."""
 
     name: str
     content: bytes
@@ -73,6 +75,7 @@ class RunLogger:
         self._sending: list[Entry] = []
         self._added = 0
         self._logged: dict[str, set[int]] | None = None
+        self._images: set[tuple[str, int]] | None = None
         self._changed = threading.Condition()
         self._lost = 0
         self._failure: BaseException | None = None
@@ -161,7 +164,7 @@ class RunLogger:
             if error is None:
                 return False
             # The server may have carried the request out before it could answer: ask again what it has.
-            self._logged = None
+            self._logged = self._images = None
             return is_outage(error) or (_is_server_error(error) and state.attempt_number <= MAX_ATTEMPTS)
 
         def before_pause(state: RetryCallState) -> None:
@@ -208,6 +211,26 @@ class RunLogger:
             path = Path(parent, target.name)
             path.write_bytes(file.content)
             self._client.log_artifact(self.run_id, str(path), folder)
+        if folder is not None and target.suffix == ".png" and target.stem.isdigit():
+            self._send_image(folder, int(target.stem), file.content)
+
+    def _send_image(self, key: str, step: int, content: bytes) -> None:
+        """Logs an image by key and step, which MLflow's page shows with a slider, unless the run has it."""
+        from PIL import Image, UnidentifiedImageError
+
+        if self._images is None:
+            # MLflow names them images/KEY%step%STEP%….png; an older version had + in place of %.
+            names = [Path(file.path).name for file in self._client.list_artifacts(self.run_id, "images")]
+            found = [re.fullmatch(r"(.+?)[%+]step[%+](\d+)[%+].*", name) for name in names]
+            self._images = {(match[1], int(match[2])) for match in found if match}
+        if (key, step) in self._images:
+            return
+        try:
+            image = Image.open(io.BytesIO(content))
+        except UnidentifiedImageError:
+            return  # The file itself is logged in any case.
+        self._client.log_image(self.run_id, image, key=key, step=step, synchronous=True)
+        self._images.add((key, step))
 
     def _steps(self, name: str) -> set[int]:
         """The steps at which the run has the metric `name`: asked of the server once, then kept."""

@@ -33,6 +33,8 @@ MAX_PARAM_LENGTH, MAX_KEY_LENGTH, MAX_PARAMS_PER_BATCH = 6000, 250, 100
 # A run is found again by this tag: the name that MLflow shows can be edited there.
 RUN_NAME_TAG = "mimic3d.run_name"
 PARENT_TAG = "mlflow.parentRunId"
+# Without it MLflow's page guesses what an experiment is for, and may open a run on its page of traces.
+_KIND_TAG, _KIND = "mlflow.experimentKind", "custom_model_development"
 
 
 def start_or_resume_run(
@@ -41,6 +43,8 @@ def start_or_resume_run(
     params: Mapping[str, object] | None = None,
     tags: Mapping[str, str] | None = None,
     parent_run_id: str | None = None,
+    *,
+    reopen: bool = True,
 ) -> str:
     """The id of the run `run_name`: of an existing one if there is one, else of a new one.
 
@@ -51,6 +55,7 @@ def start_or_resume_run(
             since MLflow's parameters cannot change. `SecretStr` values are left out, long ones cut.
         tags: replace those of an existing run.
         parent_run_id: makes the run a child of that one.
+        reopen: whether a run that has finished is running again; else it keeps its end.
     Raises:
         UserError: MLflow does not answer or refuses, or the experiment was deleted there.
     """
@@ -68,7 +73,8 @@ def start_or_resume_run(
             run = mlflow_client.create_run(experiment_id, run_name=run_name, tags=own_tags)
         else:
             known = run.data.params
-            mlflow_client.update_run(run.info.run_id, status="RUNNING")
+            if reopen or run.info.status != "FINISHED":
+                mlflow_client.update_run(run.info.run_id, status="RUNNING")
             batch = [RunTag(key, str(value)) for key, value in own_tags.items()]
             mlflow_client.log_batch(run.info.run_id, tags=batch)
         flat = flat_params(params or {})
@@ -91,9 +97,10 @@ def find_run(experiment_id: str, run_name: str, parent_run_id: str | None = None
 
 
 def finish_run(run_id: str, status: str = "FINISHED") -> None:
-    """Closes a run: `FINISHED`, `FAILED` or `KILLED`."""
+    """Closes a run: `FINISHED`, `FAILED` or `KILLED` (by its user); one that has finished stays as it is."""
     with tracking_errors("close a run in"):
-        client().set_terminated(run_id, status)
+        if client().get_run(run_id).info.status != "FINISHED":
+            client().set_terminated(run_id, status)
 
 
 def run_url(run_id: str) -> str | None:
@@ -147,7 +154,7 @@ def _experiment(mlflow_client: MlflowClient, name: str) -> str:
     experiment = mlflow_client.get_experiment_by_name(name)
     if experiment is None:
         try:
-            return mlflow_client.create_experiment(name)
+            return mlflow_client.create_experiment(name, tags={_KIND_TAG: _KIND})
         except MlflowException as error:
             if error.error_code != "RESOURCE_ALREADY_EXISTS":
                 raise
@@ -155,4 +162,6 @@ def _experiment(mlflow_client: MlflowClient, name: str) -> str:
         assert experiment is not None
     if experiment.lifecycle_stage == "deleted":
         raise UserError(f"the experiment {name!r} was deleted in MLflow; restore it there or name another")
+    if _KIND_TAG not in experiment.tags:
+        mlflow_client.set_experiment_tag(experiment.experiment_id, _KIND_TAG, _KIND)
     return str(experiment.experiment_id)

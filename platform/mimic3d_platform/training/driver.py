@@ -67,7 +67,7 @@ def run_workers(
         if on_progress is not None:
             url = tracking.run_url(run.mlflow_ids["run"])
             on_progress(ProgressReport("starting the workers", 0, total, url=url))
-        with _followed(state, on_progress, on_note):
+        with _followed(state, _ending_stage1(run, on_progress), on_note):
             try:
                 run_interruptible(train, stop)
             except WorkersFailedError as error:
@@ -88,10 +88,28 @@ def run_workers(
     return TrainingResult(run.name, run.mlflow_ids["run"], stored[-1].uri, last.metrics, last.train_seconds)
 
 
+def _ending_stage1(
+    run: TrainingRun, on_progress: Callable[[ProgressReport], None] | None
+) -> Callable[[ProgressReport], None]:
+    """`on_progress`, which also closes the MLflow run of stage 1 when stage 2 begins."""
+    stage1 = run.mlflow_ids.get("stage1")
+
+    def show(report: ProgressReport) -> None:
+        nonlocal stage1
+        if stage1 is not None and report.nimg > run.config.stage1_nimg:
+            with contextlib.suppress(UserError):  # The end of the run closes it too.
+                tracking.finish_run(stage1)
+            stage1 = None
+        if on_progress is not None:
+            on_progress(report)
+
+    return show
+
+
 @contextlib.contextmanager
 def _followed(
     state: RunState,
-    on_progress: Callable[[ProgressReport], None] | None,
+    on_progress: Callable[[ProgressReport], None],
     on_note: Callable[[str], None] | None,
 ) -> Iterator[None]:
     """Passes new reports and notes of the workers on while the block runs, from a thread of its own."""
@@ -105,7 +123,7 @@ def _followed(
                 if on_note is not None and note not in shown:
                     on_note(note)
                 shown.add(note)
-            if report is not None and on_progress is not None:
+            if report is not None:
                 on_progress(report)
 
     def follow() -> None:

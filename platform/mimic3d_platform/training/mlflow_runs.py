@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import getpass
 import os
 import subprocess
 from collections.abc import Mapping, Sequence
@@ -11,16 +12,20 @@ from pathlib import Path
 
 from mimic3d.config import Config, fingerprint, to_dict
 from mimic3d_platform import tracking
+from mimic3d_platform.data.format.manifest import Manifest
 from mimic3d_platform.errors import UserError
 from mimic3d_platform.settings import child_environment
 from mimic3d_platform.training.extension import Extension
 from mimic3d_platform.training.run_identity import RunOrigin
+
+_NO_COMMIT = "installed"
 
 
 def start_mlflow_runs(
     config: Config,
     name: str,
     origin: RunOrigin,
+    manifest: Manifest,
     extensions: Sequence[Extension] = (),
     parent_run_id: str | None = None,
     tags: Mapping[str, str] | None = None,
@@ -32,11 +37,15 @@ def start_mlflow_runs(
     Raises:
         UserError: MLflow does not answer or refuses.
     """
+    commit = _commit()
     all_tags = {
         "mimic3d.config": fingerprint(config),
         "mimic3d.data": origin.data,
         "mimic3d.version": metadata.version("mimic3d"),
-        "mimic3d.commit": _commit(),
+        "mimic3d.commit": commit,
+        "mlflow.source.name": f"mimic3d train {config.recipe}",
+        "mlflow.source.type": "PROJECT" if os.environ.get("MIMIC3D_COMMIT") else "LOCAL",
+        "mlflow.user": getpass.getuser(),
         "mimic3d.seed": str(config.seed),
         "mimic3d.perceptual": origin.perceptual,
         "mimic3d.frechet": origin.frechet,
@@ -46,6 +55,8 @@ def start_mlflow_runs(
         # Parameters of MLflow cannot change: those of the lengths stay as they were at first.
         lengths = [f"{each.kimg:g} -> {each.to_kimg:g} kimg at {each.date}" for each in extensions]
         all_tags["mimic3d.extensions"] = ", ".join(lengths)
+    if commit != _NO_COMMIT:
+        all_tags["mlflow.source.git.commit"] = commit.removesuffix("-dirty")
     if config.start:
         all_tags |= {"mimic3d.start": config.start, "mimic3d.start.sha256": origin.start}
     run_id = tracking.start_or_resume_run(tracking.EXPERIMENT, name, to_dict(config), all_tags, parent_run_id)
@@ -53,8 +64,16 @@ def start_mlflow_runs(
     images = {1: config.stage1_nimg, 2: config.total_nimg - config.stage1_nimg}
     for stage in (stage for stage, count in images.items() if count):
         ids[f"stage{stage}"] = tracking.start_or_resume_run(
-            tracking.EXPERIMENT, f"{name}-stage{stage}", {"stage": stage}, all_tags, parent_run_id=run_id
+            tracking.EXPERIMENT,
+            f"{name}-stage{stage}",
+            {"stage": stage, **to_dict(config)},
+            all_tags,
+            parent_run_id=run_id,
+            reopen=False,
         )
+    facts = {"images": manifest.count, "resolution": manifest.resolution, "identities": manifest.identities}
+    for each in ids.values():
+        tracking.log_dataset(each, config.data.uri, manifest.fingerprint, facts)
     return ids
 
 
@@ -76,4 +95,4 @@ def _commit() -> str:
             command, capture_output=True, text=True, timeout=10, check=True, env=child_environment()
         ).stdout.strip()
     except (OSError, subprocess.SubprocessError):
-        return "installed"
+        return _NO_COMMIT

@@ -91,7 +91,7 @@ def train(
     with run_lock(runs_uri, name):
         try:
             extensions = read_extensions(runs_uri, name)
-            mlflow_ids = start_mlflow_runs(config, name, origin, extensions, parent_run_id, tags)
+            mlflow_ids = start_mlflow_runs(config, name, origin, manifest, extensions, parent_run_id, tags)
             former = [extension.config for extension in extensions]
             run = TrainingRun(config, name, runs_uri, origin, mlflow_ids, former)
             result = run_workers(run, plan, callbacks, on_progress, on_note)

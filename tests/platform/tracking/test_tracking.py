@@ -1,16 +1,27 @@
 """Runs in MLflow are found again, a resumed run leaves single points, and outages are waited for."""
 
+import io
+import json
 import socket
 import time
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
 
+import mlflow.data
 import pytest
+from PIL import Image
 from pydantic import SecretStr
 
 from mimic3d_platform.errors import UserError
-from mimic3d_platform.tracking import check_tracking, finish_run, flat_params, run_url, start_or_resume_run
+from mimic3d_platform.tracking import (
+    check_tracking,
+    finish_run,
+    flat_params,
+    log_dataset,
+    run_url,
+    start_or_resume_run,
+)
 from mimic3d_platform.tracking.logger import File, RunLogger, Tag
 from mimic3d_platform.tracking.server import client, without_login
 from mlflow_server import MlflowServer
@@ -48,6 +59,54 @@ def test_stages_are_children_of_a_run(experiment):
     assert client().get_run(stages[0]).data.tags["mlflow.parentRunId"] == parent
     # A run of that name without a parent is another run.
     assert start_or_resume_run(experiment, "stage1") not in stages
+
+
+def test_the_data_set_is_an_input_of_the_run_once(experiment):
+    run_id, digest = start_or_resume_run(experiment, "cars"), "0123456789abcdef" * 4
+    for _ in range(2):
+        log_dataset(run_id, "s3://mimic3d/data/cars", digest, {"images": 12})
+    [found] = client().get_run(run_id).inputs.dataset_inputs
+    assert (found.dataset.name, found.dataset.digest) == ("cars", digest[:36])
+    assert {tag.key: tag.value for tag in found.tags} == {"mlflow.data.context": "training"}
+    assert json.loads(found.dataset.profile) == {"images": 12, "fingerprint": digest}
+    assert mlflow.data.get_source(found).uri == "s3://mimic3d/data/cars"
+
+
+def test_a_finished_run_keeps_its_end_unless_it_is_opened_again(experiment):
+    run_id = start_or_resume_run(experiment, "stage1")
+    finish_run(run_id)
+    ended = client().get_run(run_id).info.end_time
+    finish_run(run_id, "KILLED")
+    assert start_or_resume_run(experiment, "stage1", reopen=False) == run_id
+    info = client().get_run(run_id).info
+    assert (info.status, info.end_time) == ("FINISHED", ended)
+    start_or_resume_run(experiment, "stage1")
+    assert client().get_run(run_id).info.status == "RUNNING"
+
+
+def test_an_experiment_says_that_it_is_for_training_models(experiment):
+    made = client().create_experiment(f"{experiment}-by-hand")
+    for name in (experiment, f"{experiment}-by-hand"):
+        start_or_resume_run(name, "run")
+        tags = client().get_experiment_by_name(name).tags
+        assert tags["mlflow.experimentKind"] == "custom_model_development"
+    assert made
+
+
+def test_sample_grids_are_images_with_a_step_and_logged_once(experiment):
+    run_id = start_or_resume_run(experiment, "pictures")
+    buffer = io.BytesIO()
+    Image.new("RGB", (8, 8), (255, 0, 0)).save(buffer, "png")
+    for _ in range(2):  # Of a run that resumes: another logger.
+        logger = RunLogger(run_id)
+        for step in (400, 800):
+            logger.add(File(f"samples/{step:09d}.png", buffer.getvalue()))
+        logger.flush()
+    images = [file.path for file in client().list_artifacts(run_id, "images") if file.path.endswith(".png")]
+    assert sorted(path.split("+")[:3] for path in images) == [
+        ["images/samples", "step", "400"],
+        ["images/samples", "step", "800"],
+    ]
 
 
 def test_metrics_files_and_tags_arrive(experiment, tmp_path):
