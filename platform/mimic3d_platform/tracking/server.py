@@ -30,6 +30,8 @@ _DEFAULTS = {
     "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
 }
 
+_LOGIN = ("MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_PASSWORD", "MLFLOW_TRACKING_TOKEN")
+
 
 def tracking_uri() -> str:
     """The address of MLflow.
@@ -63,8 +65,13 @@ def client() -> MlflowClient:
 
 
 def _set_defaults() -> None:
-    """Sets MLflow's variables that the user has not; before MLflow is imported, which reads some of them."""
-    for name, value in _DEFAULTS.items():
+    """Sets MLflow's variables that the user has not; before MLflow is imported, which reads some of them.
+
+    The login is among them: MLflow's client reads it from the environment at every request.
+    """
+    known = get_settings().export()
+    login = {name: known[name] for name in _LOGIN if name in known}
+    for name, value in (_DEFAULTS | login).items():
         os.environ.setdefault(name, value)
 
 

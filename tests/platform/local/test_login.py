@@ -57,6 +57,9 @@ def test_secrets_of_an_older_stack_stay(stack_of_mine: Stack) -> None:
 @pytest.mark.slow
 @pytest.mark.timeout(900)
 def test_mlflow_lets_in_who_has_the_login_and_nobody_else(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_PASSWORD"):
+        monkeypatch.setenv(name, "")  # So that what the client sets is removed after the test.
+        monkeypatch.delenv(name)
     for name in ("MLFLOW_TRACKING_URI", "RAY_ADDRESS", "RAY_API_SERVER_ADDRESS", "AWS_ENDPOINT_URL"):
         monkeypatch.delenv(name, raising=False)
     with tempfile.TemporaryDirectory(prefix="m3d-", dir="/tmp", ignore_cleanup_errors=True) as home:
