@@ -45,7 +45,7 @@ def start_mlflow_runs(
         "mimic3d.commit": commit,
         "mlflow.source.name": f"mimic3d train {config.recipe}",
         "mlflow.source.type": "PROJECT" if os.environ.get("MIMIC3D_COMMIT") else "LOCAL",
-        "mlflow.user": getpass.getuser(),
+        "mlflow.user": _user(),
         "mimic3d.seed": str(config.seed),
         "mimic3d.perceptual": origin.perceptual,
         "mimic3d.frechet": origin.frechet,
@@ -82,6 +82,14 @@ def finish_mlflow_runs(run_ids: Mapping[str, str], status: str) -> None:
     for run_id in run_ids.values():
         with contextlib.suppress(UserError):
             tracking.finish_run(run_id, status)
+
+
+def _user() -> str:
+    """The name of the user; in a container the user may have a number alone."""
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError):
+        return str(os.getuid())
 
 
 def _commit() -> str:
