@@ -126,6 +126,8 @@ def test_plain_clients_need_nothing_but_the_address_of_mlflow(
     keep = ("PATH", "HOME", "MLFLOW_TRACKING_URI", "MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_PASSWORD")
     environment = {key: os.environ[key] for key in keep if key in os.environ}
     environment |= {"PYTHONPATH": str(sitecustomize.parent), "MLFLOW_DISABLE_TELEMETRY": "true"}
+    # MLflow starts uvicorn by its name, as in an activated environment.
+    environment["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), environment["PATH"]])
 
     def run(*command: str) -> str:
         done = subprocess.run(
