@@ -17,6 +17,8 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, NamedTuple
 
+from mimic3d.evaluation.metric import FidelityMetric
+from mimic3d.evaluation.registry import METRICS
 from mimic3d_platform.errors import UserError
 from mimic3d_platform.models.checkpoints import LOWER_IS_BETTER
 from mimic3d_platform.models.model_card import HIGH, LOW, MAX_DESCRIPTION
@@ -36,8 +38,9 @@ if TYPE_CHECKING:
 
 # Metrics that the gate chooses, the first that both versions have, and those that it guards.
 _CHOSEN = ("fid3d_", "fid_", "fd3d_", "fd_")
-_GUARDED = ("warp_psnr", "consistency_psnr")
+_GUARDED = ("warp_psnr", "strip_coherence", "field_psnr")
 _BRANCHES = ("/3d", "/2d")
+_SIZES_OF_TRAINING = ("output.metric_images", "output.metric_identities")
 _CLAIM_TAG = "mimic3d.promoting."
 _DECISION_TAG = "mimic3d.gate."
 # Two processes that claim an alias at once read their claims again after this time, longer than a request.
@@ -67,6 +70,8 @@ class Conditions(NamedTuple):
     data: str
     images: str
     identities: str
+    protocol: str
+    """A training's own, or that of `mimic3d evaluate` with its number of views and its seed."""
 
 
 @dataclass(frozen=True)
@@ -137,7 +142,12 @@ class Decision:
 
 def lower_is_better(metric: str) -> bool:
     """Whether a lower value of a metric is better."""
-    return metric.startswith(LOWER_IS_BETTER)
+    name = metric.partition("/")[0]
+    for known in METRICS:
+        kinds = (known.kind, known.protocol_kind) if isinstance(known, FidelityMetric) else ()
+        if name == known.name("") or name.partition("_")[0] in kinds:
+            return known.direction == "down"
+    return name.startswith(LOWER_IS_BETTER)
 
 
 def promote(
@@ -295,10 +305,13 @@ def _conditions(run_id: str) -> Conditions:
     with tracking_errors("look up a run in"):
         data = client().get_run(run_id).data
     unknown = f"unknown to run {run_id}"
+    evaluated = "evaluation.images" in data.params
+    sizes = ("evaluation.images", "evaluation.objects") if evaluated else _SIZES_OF_TRAINING
+    details = [f"{key} {data.params.get(f'evaluation.{key}')}" for key in ("views", "seed")]
     return Conditions(
         data.tags.get("mimic3d.data") or unknown,
-        data.params.get("output.metric_images") or unknown,
-        data.params.get("output.metric_identities") or unknown,
+        *(data.params.get(size) or unknown for size in sizes),
+        protocol=f"evaluation, {', '.join(details)}" if evaluated else "training",
     )
 
 

@@ -54,7 +54,6 @@ class TableRenderer:
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self.generator, self.config = generator.to(self.device), config
 
-    @torch.no_grad()
     def predict(self, table: DataFrame, params: Mapping[str, Param] | None = None) -> DataFrame:
         """Renders the rows of `table`.
 
@@ -69,8 +68,17 @@ class TableRenderer:
             `image`, and `depth`: (r, r) world units along the rays, r the resolution of the branch's volume
             rendering.
         Raises:
-            ValueError: names the row, or the parameter, and what is wrong with it.
+            MlflowException: names the row, or the parameter, and what is wrong with it.
         """
+        from mlflow.exceptions import MlflowException
+
+        try:
+            return self._predict(table, params or {})
+        except ValueError as error:  # Of others, MLflow's server answers a traceback.
+            raise MlflowException.invalid_parameter_value(str(error)) from error
+
+    @torch.no_grad()
+    def _predict(self, table: DataFrame, params: Mapping[str, Param]) -> DataFrame:
         import pandas as pd
 
         if not isinstance(table, pd.DataFrame):
@@ -78,7 +86,7 @@ class TableRenderer:
         unknown = sorted(str(column) for column in table.columns if column not in COLUMNS)
         if unknown:
             raise ValueError(f"column {unknown[0]!r} is not one of {', '.join(COLUMNS)}")
-        branch, truncation, size, kind = self._params(params or {})
+        branch, truncation, size, kind = self._params(params)
         rows = []
         for number, values in enumerate(table.to_dict(orient="records")):
             row = {str(name): value for name, value in values.items() if _is_given(value)}

@@ -44,6 +44,20 @@ def register(
     return make
 
 
+@pytest.mark.parametrize(
+    ("metric", "lower"),
+    [
+        ("fid3d_inception2015/3d", True),
+        ("kd_mobilenetv2/2d", True),
+        ("fields_depth/3d", True),
+        ("warp_psnr/3d", False),
+        ("precision_inception2015/3d", False),
+    ],
+)
+def test_which_direction_of_a_metric_is_better(metric: str, lower: bool) -> None:
+    assert gate.lower_is_better(metric) is lower
+
+
 def decision_of(name: str, version: int) -> dict:
     tags = client().get_model_version(name, str(version)).tags
     return json.loads(tags["mimic3d.gate.champion"])
@@ -89,15 +103,14 @@ def test_numbers_of_other_data_sets_and_sample_sizes_are_not_compared(name: str,
         decision = promote(name, register(measured(1.0), **other), "champion")
         assert not decision.passed and "run `mimic3d evaluate` on" in decision.line
         assert f"models:/{name}/{number} and models:/{name}/1" in decision.line
-    version = registry.version_of(f"models:/{name}/2")
-    run = start_or_resume_run(
-        f"test-{uuid.uuid4().hex[:8]}",
-        "evaluation",
-        {"output": {"metric_images": 50, "metric_identities": 4}},
-        {"mimic3d.data": "cars"},
-    )
-    registry.log_model_metrics(run, measured(2.0), version)
-    assert promote(name, 2, "champion").passed
+    # An evaluation of one version alone is not compared with the other's training; one of both is.
+    evaluation = {"evaluation": {"images": 50, "objects": 4, "views": 8, "seed": 0}}
+    for number, passes in ((2, False), (1, True)):
+        experiment = f"test-{uuid.uuid4().hex[:8]}"
+        run = start_or_resume_run(experiment, "evaluation", evaluation, {"mimic3d.data": "cars"})
+        version = registry.version_of(f"models:/{name}/{number}")
+        registry.log_model_metrics(run, measured(2.0 if number == 2 else 9.0), version)
+        assert promote(name, 2, "champion").passed is passes
 
 
 def test_a_metric_without_an_interval_is_taken_as_exact_with_a_warning(name: str, register: Register) -> None:

@@ -16,6 +16,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from mlflow.exceptions import MlflowException
 from PIL import Image
 
 from mimic3d.checkpoints.generator_folder import load_generator
@@ -105,7 +106,7 @@ def test_latents_labels_branches_and_sizes(renderer: TableRenderer, tiny: Config
 def test_a_request_that_makes_no_sense_is_refused_with_its_row(
     renderer: TableRenderer, row: dict, params: dict, words: str
 ) -> None:
-    with pytest.raises(ValueError, match=words):
+    with pytest.raises(MlflowException, match=words):
         renderer.predict(pd.DataFrame([row]), params)
 
 
