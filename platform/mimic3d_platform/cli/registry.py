@@ -263,7 +263,8 @@ def _show_version(uri: str) -> None:
         console.table(("metric", "value", "generated"), rows)
     for key, value in sorted(version.tags.items()):
         console.say(f"{key} = {value}")
-    console.say(f"run: {run_url(version.run_id)}")
+    if version.run_id:
+        console.say(f"run: {run_url(version.run_id)}")
     console.say("")
     console.say(version.description or "")
 

@@ -214,12 +214,11 @@ def measurements(version: ModelVersion) -> dict[str, list[Measurement]]:
         name, of = str(point.key), (point.run_id, point.step)
         if name.endswith((LOW, HIGH)) and (name.removesuffix(LOW).removesuffix(HIGH), *of) in values:
             continue
-        if point.run_id not in conditions:
-            conditions[point.run_id] = _conditions(point.run_id)
+        run_id = str(point.run_id)
+        if run_id not in conditions:
+            conditions[run_id] = _conditions(run_id)
         low, high = (values.get((f"{name}{end}", *of), float(point.value)) for end in (LOW, HIGH))
-        found.setdefault(name, []).append(
-            Measurement(float(point.value), low, high, conditions[point.run_id])
-        )
+        found.setdefault(name, []).append(Measurement(float(point.value), low, high, conditions[run_id]))
     return found
 
 
@@ -308,11 +307,9 @@ def _conditions(run_id: str) -> Conditions:
     evaluated = "evaluation.images" in data.params
     sizes = ("evaluation.images", "evaluation.objects") if evaluated else _SIZES_OF_TRAINING
     details = [f"{key} {data.params.get(f'evaluation.{key}')}" for key in ("views", "seed")]
-    return Conditions(
-        data.tags.get("mimic3d.data") or unknown,
-        *(data.params.get(size) or unknown for size in sizes),
-        protocol=f"evaluation, {', '.join(details)}" if evaluated else "training",
-    )
+    images, identities = (data.params.get(size) or unknown for size in sizes)
+    protocol = f"evaluation, {', '.join(details)}" if evaluated else "training"
+    return Conditions(data.tags.get("mimic3d.data") or unknown, images, identities, protocol)
 
 
 def _latencies(candidate: ModelVersion, present: ModelVersion) -> tuple[float, float]:

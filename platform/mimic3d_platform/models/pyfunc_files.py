@@ -35,11 +35,14 @@ def write_pyfunc(
     import mlflow
     import pandas as pd
     from mlflow.models import Model, ModelSignature
-    from mlflow.types import ColSpec, DataType, ParamSchema, ParamSpec, Schema
+    from mlflow.types import ColSpec, DataType, ParamSchema, ParamSpec, Schema, TensorSpec
     from mlflow.types.schema import Array
 
     numbers = Array(DataType.double)
-    columns = [ColSpec(DataType.long, "seed", required=False), ColSpec(numbers, "latent", required=False)]
+    columns: list[ColSpec | TensorSpec] = [
+        ColSpec(DataType.long, "seed", required=False),
+        ColSpec(numbers, "latent", required=False),
+    ]
     columns += [
         ColSpec(DataType.double, column, required=False) for column in ("yaw", "pitch", "radius", "focal")
     ]

@@ -117,7 +117,8 @@ def registered_models() -> list[RegisteredModel]:
         UserError: MLflow is away or refuses.
     """
     check_tracking()
-    mlflow_client, found, token = client(), [], None
+    mlflow_client, token = client(), None
+    found: list[RegisteredModel] = []
     with tracking_errors("list the models of"):
         while True:
             page = mlflow_client.search_registered_models(max_results=1000, page_token=token)
@@ -137,7 +138,8 @@ def versions_of(name: str) -> list[ModelVersion]:
     check_tracking()
     mlflow_client = client()
     with tracking_errors(f"list the versions of {name!r} in"):
-        found, token = [], None
+        found: list[ModelVersion] = []
+        token = None
         while True:
             page = mlflow_client.search_model_versions(f"name = '{name}'", page_token=token)
             found += page
