@@ -7,7 +7,7 @@ REFERENCE ?= $(wildcard ../shared/reference)
 # The root first: tests/mimic3d is no package of that name.
 SOURCES := $(CURDIR):$(CURDIR)/platform:$(CURDIR)/tests
 
-.PHONY: setup demo test chaos lint up down parity bench-data gpu-battery pretrained clean
+.PHONY: setup demo test chaos lint up down parity bench-data bench-viewer gpu-battery pretrained clean
 
 setup: $(VENV)/.installed ## make the virtual environment and install the pinned packages
 
@@ -52,6 +52,9 @@ bench-data: setup ## compare the training stream with other loaders; writes docs
 	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --upgrade --target .bench -r benchmarks/requirements.txt
 	@$(BIN)/mimic3d up
 	PYTHONPATH=.bench $(BIN)/python -m benchmarks.data --docs docs
+
+bench-viewer: setup ## latencies of the viewer's pictures on this machine
+	$(BIN)/python -m benchmarks.viewer
 
 gpu-battery: setup ## on a machine with a GPU: its tests, timings and a profile, in gpu-battery/, in five minutes
 	$(BIN)/python -m benchmarks.gpu_battery --out gpu-battery

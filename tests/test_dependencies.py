@@ -31,7 +31,8 @@ def canonical(package: str) -> str:
 
 def test_every_imported_library_is_declared() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    lines = project["dependencies"] + project["optional-dependencies"]["server"]
+    extras = project["optional-dependencies"]
+    lines = project["dependencies"] + extras["server"] + extras["viewer"]
     declared = {canonical(re.split(r"[^\w.-]", line)[0]) for line in lines}
     packages = packages_distributions()
     undeclared = {

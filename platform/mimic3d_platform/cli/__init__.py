@@ -23,6 +23,7 @@ from mimic3d_platform.cli import (
     services,
     sweeps,
     training,
+    viewer,
 )
 from mimic3d_platform.cli.app import app
 from mimic3d_platform.errors import ClusterGoneError, UserError
@@ -40,6 +41,7 @@ __all__ = [
     "services",
     "sweeps",
     "training",
+    "viewer",
 ]
 
 _STOPPED = "stopped; run the same command again to resume"

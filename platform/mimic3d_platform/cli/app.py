@@ -13,7 +13,7 @@ PANELS = {
     "Data": ("data",),
     "Training": ("demo", "recipes", "train", "runs", "evaluate", "compare", "sweep"),
     "Clusters": ("submit", "jobs"),
-    "Models": ("pull", "register", "models", "import-checkpoint", "render", "mesh"),
+    "Models": ("pull", "register", "models", "import-checkpoint", "render", "mesh", "view"),
 }
 _PANEL_OF = {name: panel for panel, names in PANELS.items() for name in names}
 

@@ -6,16 +6,14 @@ import io
 import math
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 from PIL import Image, ImageDraw
 
 from mimic3d import randomness
-from mimic3d_platform import storage
 from mimic3d_platform.data.format.camera_labels import yaw_pitch_radius
 from mimic3d_platform.data.format.dataset import check_trainable
 from mimic3d_platform.data.format.image_files import open_image
 from mimic3d_platform.data.format.manifest import Manifest
+from mimic3d_platform.data.format.read_rows import read_rows
 
 _TILES = 40
 _COLUMNS = 8
@@ -36,7 +34,7 @@ def contact_sheet(uri: str, manifest: Manifest, seed: int = 0) -> bytes:
     """
     check_trainable(manifest, where=uri)
     rows = randomness.permutation(seed, "contact sheet", size=manifest.count)[:_TILES]
-    tiles = _read_rows(uri, manifest, rows)
+    tiles = read_rows(uri, manifest, rows)
     yaw, pitch, _ = yaw_pitch_radius(np.array([camera for _, camera in tiles]))
     lines = math.ceil(len(rows) / _COLUMNS)
     sheet = Image.new("RGB", (_COLUMNS * _TILE, lines * (_TILE + _STRIP)), "white")
@@ -63,28 +61,3 @@ def _draw_compass(canvas: ImageDraw.ImageDraw, x: int, y: int, yaw: float, pitch
     canvas.line((right, below, x, y), fill=(200, 60, 40))
     inside = (200, 60, 40) if pitch >= 0 else "white"
     canvas.ellipse((right - 3, below - 3, right + 3, below + 3), fill=inside, outline=(200, 60, 40))
-
-
-def _read_rows(uri: str, manifest: Manifest, rows: np.ndarray) -> list[tuple[bytes, np.ndarray]]:
-    """The images and cameras of a few rows of the set; only their row groups are read."""
-    starts = np.cumsum([0, *(shard.rows for shard in manifest.shards)])
-    wanted: dict[tuple[int, int], list[int]] = {}
-    for row in rows.tolist():
-        shard = int(np.searchsorted(starts, row, side="right")) - 1
-        wanted.setdefault((shard, int(row - starts[shard]) // manifest.row_group_rows), []).append(row)
-    found = {}
-    for (shard, group), members in sorted(wanted.items()):
-        table = _read_row_group(storage.join(uri, manifest.shards[shard].path), group)
-        for row in members:
-            offset = row - int(starts[shard]) - group * manifest.row_group_rows
-            found[row] = (table["image"][offset].as_py(), np.array(table["camera"][offset].as_py()))
-    return [found[row] for row in rows.tolist()]
-
-
-def _read_row_group(place: str, group: int) -> pa.Table:
-    def read() -> pa.Table:
-        files, path = storage.arrow_filesystem(place)
-        with files.open_input_file(path) as stream:
-            return pq.ParquetFile(stream).read_row_group(group, ["image", "camera"])
-
-    return storage.access(place, "read", read)
