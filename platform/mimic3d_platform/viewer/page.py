@@ -60,6 +60,7 @@ class Page:
         self._sharp: Picture | None = None
         self._coarse_ms = 0.0
         self._mesh_of: tuple[object, ...] | None = None
+        self._g_label: tuple[float, ...] = ()
         self._add_controls(bool(views))
         self._add_frustums(views)
         client.camera.on_update(lambda _: self._changed())
@@ -274,9 +275,10 @@ class Page:
             if frustum.visible != (single and self._frustums.value):
                 frustum.visible = single and self._frustums.value
         shown = single and self._frustums.value and self._conditioning.value != "follow"
-        if shown:
-            label = torch.tensor(self._identity(self._label()).conditioning, dtype=torch.float64)
-            pose, intrinsic = split_label(label)
+        label = self._identity(self._label()).conditioning
+        if shown and label != self._g_label:
+            self._g_label = label
+            pose, intrinsic = split_label(torch.tensor(label, dtype=torch.float64))
             self._g_camera.position = pose[:3, 3].numpy()
             self._g_camera.wxyz = _quaternion(pose)
             self._g_camera.fov = vertical_fov(float(intrinsic[1, 1]))
