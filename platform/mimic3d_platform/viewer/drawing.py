@@ -174,8 +174,10 @@ class DrawingSession:
         panels = [resized(image, max(size, images[0].shape[-1])) for image in images]
         if settings.shown == "difference" and len(panels) == 2:
             panels = [difference(*panels)]
-        pixels = on_canvas(panels, settings.aspect, model.paper)
-        squares = tuple(on_canvas([panel], 1.0, model.paper) for panel in panels)
+        is_colour = settings.shown != "difference" and settings.channel in ("colour", "normals")
+        around = model.paper if is_colour else -1.0
+        pixels = on_canvas(panels, settings.aspect, around)
+        squares = tuple(on_canvas([panel], 1.0, around) for panel in panels)
         seconds = spent + time.perf_counter() - started
         return Picture(pixels, squares, settings, size, samples, coarse, seconds)
 

@@ -94,25 +94,27 @@ class Page:
             self._seed = gui.add_number("Seed", 0, min=0, max=MAX_SEED, step=1)
             another = gui.add_button("Another seed")
             self._truncation = gui.add_slider("Truncation", 0.0, 1.5, 0.05, 1.0)
-            self._blend = gui.add_dropdown("Second seed", BLENDS, "none")
+            self._blend = gui.add_dropdown("Second seed", BLENDS, initial_value="none")
             self._second = gui.add_number("Seed 2", 1, min=0, max=MAX_SEED, step=1, visible=False)
             self._share = gui.add_slider("Share of 2", 0.0, 1.0, 0.01, 0.5, visible=False)
             self._layers = gui.add_slider("2 from layer", 0, layers, 1, layers // 2, visible=False)
         with gui.add_folder("Picture"):
             shown = shown_by(model.generator.branches)
-            self._shown = gui.add_dropdown("Branch", shown, shown[0])
-            self._channel = gui.add_dropdown("Channel", CHANNELS, "colour")
+            self._shown = gui.add_dropdown("Branch", shown, initial_value=shown[0])
+            self._channel = gui.add_dropdown("Channel", CHANNELS, initial_value="colour")
             self._samples = gui.add_slider(
                 "Samples a ray", 8, max(192, 2 * model.samples), 4, max(8, model.samples // 4 * 4)
             )
             sizes = [config.model.image_resolution * factor // 2 for factor in (1, 2, 4, 8)]
-            self._size = gui.add_dropdown("Size", [str(size) for size in sizes], str(sizes[1]))
+            self._size = gui.add_dropdown("Size", [str(size) for size in sizes], initial_value=str(sizes[1]))
         with gui.add_folder("Camera of G"):
-            self._conditioning = gui.add_dropdown("Conditioned on", get_args(Conditioning), "front")
+            self._conditioning = gui.add_dropdown(
+                "Conditioned on", get_args(Conditioning), initial_value="front"
+            )
             fix = gui.add_button("Fix at this view")
             home = gui.add_button("Look from the front")
         with gui.add_folder("Scene"):
-            self._mesh = gui.add_dropdown("Mesh", get_args(MeshStyle), "off")
+            self._mesh = gui.add_dropdown("Mesh", get_args(MeshStyle), initial_value="off")
             self._frustums = gui.add_checkbox("Cameras", has_views)
             self._real = gui.add_image(np.full((8, 8, 3), 255, np.uint8), label="Real image", visible=False)
         with gui.add_folder("Export"):

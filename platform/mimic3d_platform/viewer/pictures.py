@@ -15,6 +15,8 @@ from mimic3d_platform.viewer.view_settings import Channel
 
 # Columns between pictures that stand side by side, as a share of their height.
 _GAP = 1 / 32
+# The branches of a trained model differ by a few of 256 levels, which would be too dark to see.
+_DIFFERENCE_GAIN = 4.0
 
 
 class Rendered(NamedTuple):
@@ -68,8 +70,8 @@ def normals(depth: Tensor, camera: Tensor) -> Tensor:
 
 
 def difference(first: Tensor, second: Tensor) -> Tensor:
-    """(3, R, R): the absolute difference of two images in [-1, 1], black where they are equal."""
-    return (first - second).abs() - 1
+    """(3, R, R): four times the absolute difference of two images in [-1, 1], black where they are equal."""
+    return (first - second).abs() * _DIFFERENCE_GAIN - 1
 
 
 def resized(image: Tensor, size: int) -> Tensor:

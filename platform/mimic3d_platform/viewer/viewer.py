@@ -55,6 +55,12 @@ class Viewer:
         self._server.on_client_disconnect(self._leave)
         self._server.on_client_connect(self._join)
 
+    @property
+    def clients(self) -> int:
+        """How many pages are open."""
+        with self._lock:
+            return len(self._pages)
+
     def replace_model(self, model: LoadedModel) -> None:
         """Shows another model on all pages."""
         self._session.replace_model(model.generator, model.config, model.name)
