@@ -27,7 +27,9 @@ from mimic3d.cameras import LABEL_SIZE
 from mimic3d.config import Config
 from mimic3d.training.order import EpochOrder
 
-MANIFEST = "manifest.json"
+# A Parquet file with the manifest in its metadata; of older data sets, JSON.
+MANIFEST, FORMER_MANIFEST = "_manifest.parquet", "manifest.json"
+MANIFEST_KEY = b"mimic3d.manifest"
 FORMAT, VERSION = "mimic3d-dataset", 1
 CACHE_BYTES = 2**30
 _AGAIN = "fetch the data set again"
@@ -64,7 +66,7 @@ class LocalShards:
         self.folder, self._cache_bytes = Path(folder), cache_bytes
         self._parquet = _parquet()
         try:
-            content = json.loads((self.folder / MANIFEST).read_text())
+            content = json.loads(self._manifest())
             self.resolution, self.count = int(content["resolution"]), int(content["count"])
             names = LocalShard.__dataclass_fields__
             self.shards = [LocalShard(**{name: shard[name] for name in names}) for shard in content["shards"]]
@@ -88,6 +90,14 @@ class LocalShards:
         if "weight" in columns:
             tables = [self._file(number).read(columns=["weight"]) for number in range(len(self.shards))]
             self.weights = torch.from_numpy(np.concatenate([_numbers(table, "weight") for table in tables]))
+
+    def _manifest(self) -> bytes:
+        """The manifest, JSON."""
+        former = self.folder / FORMER_MANIFEST
+        if former.exists() and not (self.folder / MANIFEST).exists():
+            return former.read_bytes()
+        schema = self._parquet.read_schema(self.folder / MANIFEST)
+        return bytes((schema.metadata or {})[MANIFEST_KEY])
 
     def batches(self, config: Config, nimg: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
         """The batches of a run from `nimg` images on to its end: images (B, 3, R, R) uint8, cameras (B, 25).

@@ -230,6 +230,14 @@ def data_inspect(
         typer.echo(f"wrote {written}", err=True)  # The output itself stays JSON.
 
 
+@data.command("card")
+def data_card(uri: Annotated[str, typer.Argument(help="The data set's folder.")]) -> None:
+    """Print a data set's card: provenance, authors, licences. As README.md it is what Hugging Face shows."""
+    from mimic3d_platform.data.format.manifest_file import read_card
+
+    typer.echo(read_card(uri).decode())
+
+
 @data.command("verify")
 def data_verify(
     uri: Annotated[str, typer.Argument(help="The data set's folder.")],

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, TypeAlias
 from mimic3d.config import Config
 from mimic3d_platform import storage
 from mimic3d_platform.data.format.dataset import open_dataset
-from mimic3d_platform.data.format.manifest import CARD
+from mimic3d_platform.data.format.manifest_file import read_card
 from mimic3d_platform.errors import UserError
 from mimic3d_platform.models.version_files import DATA_CARD, LINEAGE
 from mimic3d_platform.tracking import PARENT_TAG
@@ -98,7 +98,7 @@ def data_of(config: Config, fingerprint: str | None, folder: Path, former: Linea
         data = {"uri": _public(uri), "fingerprint": fingerprint}
     try:
         manifest = open_dataset(uri)
-        card = storage.read_bytes(storage.join(uri, CARD))
+        card = read_card(uri)
     except UserError:
         return data
     if (data.get("fingerprint") or manifest.fingerprint) != manifest.fingerprint:

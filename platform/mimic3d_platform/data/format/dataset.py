@@ -10,6 +10,7 @@ import pyarrow.parquet as pq
 
 from mimic3d_platform import storage
 from mimic3d_platform.data.format.manifest import MANIFEST, Manifest
+from mimic3d_platform.data.format.manifest_file import read_manifest
 from mimic3d_platform.data.format.read_shards import camera_array
 from mimic3d_platform.errors import UserError
 
@@ -23,9 +24,8 @@ def open_dataset(uri: str) -> Manifest:
         UserError: there is no data set, it is empty or half-written, its manifest is damaged or of another
             version, or storage cannot be reached.
     """
-    place = storage.join(uri, MANIFEST)
-    if storage.exists(place):
-        manifest = Manifest.from_json(storage.read_bytes(place), uri)
+    manifest = read_manifest(uri)
+    if manifest is not None:
         if manifest.count == 0:
             raise UserError(f"the data set {uri} is empty: write it again with some images")
         return manifest

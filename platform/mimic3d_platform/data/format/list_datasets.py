@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from mimic3d_platform import storage
-from mimic3d_platform.data.format.manifest import FORMAT, MANIFEST, Manifest
+from mimic3d_platform.data.format.manifest import FORMAT, FORMER_MANIFEST, MANIFEST, Manifest
+from mimic3d_platform.data.format.manifest_file import parse_manifest
 from mimic3d_platform.errors import UserError
 
 
@@ -24,24 +25,30 @@ class ListedDataset:
 
 
 def list_datasets(uri: str) -> list[ListedDataset]:
-    """The data sets at and below `uri`, by their URIs; other programs' `manifest.json` are left out.
+    """The data sets at and below `uri`, by their URIs; other programs' files of these names are left out.
 
     Raises:
         UserError: storage cannot be reached.
     """
     files = storage.file_sizes(uri)
-    folders = {place.rpartition("/")[0] for place in files if place.endswith(f"/{MANIFEST}")}
+    manifests: dict[str, str] = {}
+    for name in (FORMER_MANIFEST, MANIFEST):
+        manifests |= {place.rpartition("/")[0]: place for place in files if place.endswith(f"/{name}")}
     found = []
-    for folder in sorted(folders):
-        content = storage.read_bytes(storage.join(folder, MANIFEST))
+    for folder, place in sorted(manifests.items()):
+        content = storage.read_bytes(place)
         if f'"{FORMAT}"'.encode() not in content:
             continue
         try:
-            found.append(ListedDataset(folder, Manifest.from_json(content, folder)))
+            found.append(ListedDataset(folder, parse_manifest(content, folder)))
         except UserError as error:
             found.append(ListedDataset(folder, None, str(error)))
     # The folders of sets that were being written have shards, and get their manifest last.
-    shards = {place.rpartition("/")[0] for place in files if place.endswith(".parquet")}
+    shards = {place.rpartition("/")[0] for place in files if _is_shard(place)}
     for folder in sorted(shards - {each.uri for each in found}):
         found.append(ListedDataset(folder, None, f"half-written: it has no {MANIFEST} yet"))
     return sorted(found, key=lambda each: each.uri)
+
+
+def _is_shard(place: str) -> bool:
+    return place.endswith(".parquet") and not place.endswith(f"/{MANIFEST}")

@@ -2,8 +2,8 @@
 
     part-00000.parquet …   the shards; `row_group_rows` rows in every row group but a shard's last;
                            part-1a2b3c4d-00000.parquet in a set that replaced another
-    manifest.json          `Manifest` as JSON, written last
-    README.md              the card: models, authors, licences
+    _manifest.parquet      no rows; in its metadata `Manifest` as JSON, and the card (models, authors,
+                           licences) as Markdown; written last
 
 Columns, of which only `image` is required (training also requires `camera`):
 
@@ -34,8 +34,10 @@ from mimic3d_platform.storage.digests import sha256
 
 FORMAT = "mimic3d-dataset"
 VERSION = 1
-MANIFEST = "manifest.json"
-CARD = "README.md"
+MANIFEST = "_manifest.parquet"
+# Files of sets of older versions, whose manifest was JSON with the card beside it.
+FORMER_MANIFEST = "manifest.json"
+FORMER_CARD = "README.md"
 CAMERA_SIZE = 25
 COLUMNS = ("image", "camera", "identity", "depth", "mask")
 MOST_ROW_GROUP_ROWS = 256

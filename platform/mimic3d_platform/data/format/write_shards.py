@@ -24,8 +24,16 @@ import pyarrow.parquet as pq
 
 from mimic3d_platform import storage
 from mimic3d_platform.data.format.camera_labels import yaw_pitch_radius
-from mimic3d_platform.data.format.dataset_card import dataset_card
-from mimic3d_platform.data.format.manifest import CARD, COLUMNS, MANIFEST, Manifest, Shard, fingerprint
+from mimic3d_platform.data.format.manifest import (
+    COLUMNS,
+    FORMER_CARD,
+    FORMER_MANIFEST,
+    MANIFEST,
+    Manifest,
+    Shard,
+    fingerprint,
+)
+from mimic3d_platform.data.format.manifest_file import find_manifest, manifest_file
 from mimic3d_platform.data.format.parquet_schema import arrow_schema, row_group_rows, shard_name
 from mimic3d_platform.errors import UserError
 from mimic3d_platform.storage.digests import sha256
@@ -95,15 +103,14 @@ def open_layout(
     Raises:
         UserError: a complete data set is there and `overwrite` is not set; or other files are there.
     """
-    manifest = storage.join(uri, MANIFEST)
     generation = ""
-    if storage.exists(manifest):
+    if (manifest := find_manifest(uri)) is not None:
         if not overwrite:
             raise UserError(f"{uri} already holds a data set: give another folder, or use --overwrite")
         replaced = storage.read_bytes(manifest)
         token = secrets.token_bytes(8) if plan is None else plan.encode()
         generation = sha256(replaced + token)[:8]
-    elif others := [name for name in _file_names(uri) if not _OURS.fullmatch(name) and name != CARD]:
+    elif others := [name for name in _file_names(uri) if not _OURS.fullmatch(name) and name != FORMER_CARD]:
         raise UserError(f"{uri} holds other files ({others[0]}) and no data set: give an empty folder")
     storage.ensure_bucket(uri)
     # Ray tasks run in working directories of their own, where a relative path is another one.
@@ -170,7 +177,7 @@ def write_manifest(
     provenance: dict[str, Any],
     licences: Iterable[str] = (),
 ) -> Manifest:
-    """Completes a data set: writes the card, then the manifest, then deletes shards of the replaced set."""
+    """Completes a data set: writes its manifest, then deletes the files of the set that it replaces."""
     shards = [record.shard for record in records]
     manifest = Manifest(
         resolution=layout.resolution,
@@ -184,8 +191,11 @@ def write_manifest(
         licences=sorted(set(licences)),
         row_group_rows=row_group_rows(layout.resolution),
     )
-    storage.write_bytes(storage.join(layout.uri, CARD), dataset_card(manifest).encode())
-    storage.write_bytes(storage.join(layout.uri, MANIFEST), manifest.to_json())
+    schema = arrow_schema(layout.columns, layout.extras)
+    storage.write_bytes(storage.join(layout.uri, MANIFEST), manifest_file(manifest, schema))
+    if storage.exists(storage.join(layout.uri, FORMER_MANIFEST)):
+        for name in (FORMER_MANIFEST, FORMER_CARD):
+            storage.delete_tree(storage.join(layout.uri, name))
     delete_stray_shards(layout.uri, manifest)
     return manifest
 

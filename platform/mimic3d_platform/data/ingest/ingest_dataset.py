@@ -14,7 +14,8 @@ import pyarrow as pa
 from mimic3d_platform import storage
 from mimic3d_platform.cluster.tasks import run_pieces
 from mimic3d_platform.data.format import camera_labels
-from mimic3d_platform.data.format.manifest import MANIFEST, Manifest
+from mimic3d_platform.data.format.manifest import Manifest
+from mimic3d_platform.data.format.manifest_file import read_manifest
 from mimic3d_platform.data.format.write_shards import (
     SHARD_BYTES,
     ShardRecord,
@@ -143,11 +144,8 @@ def _check_options(resize: int | None, background: str | None, up: str) -> None:
 
 def _complete_set(uri: str, plan: IngestPlan) -> Manifest | None:
     """The manifest of the data set at `uri` if the same plan made it, else None."""
-    place = storage.join(uri, MANIFEST)
-    if not storage.exists(place):
-        return None
-    manifest = Manifest.from_json(storage.read_bytes(place), uri)
-    if manifest.provenance.get("plan") != plan.digest:
+    manifest = read_manifest(uri)
+    if manifest is None or manifest.provenance.get("plan") != plan.digest:
         return None
     delete_stray_shards(uri, manifest)
     return manifest

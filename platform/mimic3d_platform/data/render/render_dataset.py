@@ -20,10 +20,10 @@ from PIL import Image
 
 from mimic3d import cameras as geometry
 from mimic3d import randomness
-from mimic3d_platform import storage
 from mimic3d_platform.cluster.tasks import run_pieces, start_workers
 from mimic3d_platform.data.format.image_files import encode_png
-from mimic3d_platform.data.format.manifest import MANIFEST, Manifest
+from mimic3d_platform.data.format.manifest import Manifest
+from mimic3d_platform.data.format.manifest_file import find_manifest, read_manifest
 from mimic3d_platform.data.format.write_shards import (
     SHARD_BYTES,
     Layout,
@@ -245,8 +245,7 @@ def render_dataset(
         )
     if not _FOCALS[0] <= focal <= _FOCALS[1]:
         raise UserError(f"focal is {focal}: give {_FOCALS[0]:g} to {_FOCALS[1]:g}, in image widths")
-    manifest_uri = storage.join(dest_uri, MANIFEST)
-    complete = not overwrite and storage.exists(manifest_uri)
+    complete = not overwrite and find_manifest(dest_uri) is not None
     if not complete:
         # Workers start while this process reads the meshes. Errors of Ray are raised below, by `run_pieces`.
         with contextlib.suppress(UserError):
@@ -268,12 +267,11 @@ def render_dataset(
             f"render {_MOST_IMAGES} at most"
         )
     progress = on_progress or (lambda done, total: None)
-    if complete:
-        manifest = Manifest.from_json(storage.read_bytes(manifest_uri), dest_uri)
-        if manifest.provenance.get("plan") == plan.digest:
-            delete_stray_shards(dest_uri, manifest)
-            progress(manifest.count, manifest.count)
-            return manifest
+    former = read_manifest(dest_uri) if complete else None
+    if former is not None and former.provenance.get("plan") == plan.digest:
+        delete_stray_shards(dest_uri, former)
+        progress(former.count, former.count)
+        return former
     layout = open_layout(dest_uri, resolution, overwrite=overwrite, plan=plan.digest)
     done = 0
 

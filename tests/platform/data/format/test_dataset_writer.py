@@ -10,7 +10,8 @@ import pytest
 
 from mimic3d_platform.data.format.dataset import open_dataset
 from mimic3d_platform.data.format.dataset_writer import DatasetWriter
-from mimic3d_platform.data.format.manifest import Manifest
+from mimic3d_platform.data.format.manifest import FORMER_CARD, FORMER_MANIFEST, MANIFEST, Manifest
+from mimic3d_platform.data.format.manifest_file import read_card
 from mimic3d_platform.data.format.parquet_schema import row_group_rows
 from mimic3d_platform.errors import UserError
 
@@ -42,7 +43,7 @@ def test_the_manifest_survives_a_round_trip_and_holds_camera_ranges(tmp_path: Pa
     assert manifest.cameras["yaw"] == pytest.approx([0.0, 0.009], abs=1e-5)
     assert manifest.cameras["pitch"] == pytest.approx([0.3, 0.3])
     assert manifest.licences == ["CC-BY", "CC0"]
-    assert "CC-BY" in (tmp_path / "set" / "README.md").read_text()
+    assert "CC-BY" in read_card(str(tmp_path / "set")).decode()
 
 
 def test_the_fingerprint_is_of_the_rows(tmp_path: Path, write_set) -> None:
@@ -100,7 +101,7 @@ def test_a_complete_set_is_overwritten_only_on_request(tmp_path: Path, write_set
         write_set(tmp_path / "set", 10)
     manifest = write_set(tmp_path / "set", 10, overwrite=True)
     assert open_dataset(str(tmp_path / "set")) == manifest
-    assert [file.name for file in (tmp_path / "set").glob("*.parquet")] == [manifest.shards[0].path]
+    assert [file.name for file in (tmp_path / "set").glob("part-*.parquet")] == [manifest.shards[0].path]
 
 
 def test_a_set_that_is_being_replaced_is_whole_until_the_new_manifest(tmp_path: Path, write_set) -> None:
@@ -119,8 +120,7 @@ def test_a_set_that_is_being_replaced_is_whole_until_the_new_manifest(tmp_path: 
         assert hashlib.sha256(data).hexdigest() == shard.sha256
     new = write_set(uri, 5, overwrite=True)
     assert {path.name for path in (tmp_path / "set").iterdir()} == {
-        "manifest.json",
-        "README.md",
+        "_manifest.parquet",
         new.shards[0].path,
     }
 
@@ -161,3 +161,18 @@ def test_columns_of_the_user_s_own_pass_through(tmp_path: Path) -> None:
 def test_a_set_of_no_rows_is_refused(tmp_path: Path, write_set) -> None:
     with pytest.raises(UserError, match="no image"):
         write_set(tmp_path / "set", 0)
+
+
+def test_sets_of_older_versions_are_read_and_replaced(tmp_path: Path, write_set) -> None:
+    folder = tmp_path / "set"
+    manifest = write_set(folder, 5)
+    (folder / MANIFEST).unlink()
+    (folder / FORMER_MANIFEST).write_bytes(manifest.to_json())
+    (folder / FORMER_CARD).write_text("the card")
+    assert open_dataset(str(folder)) == manifest and read_card(str(folder)) == b"the card"
+    with pytest.raises(UserError, match="already holds a data set"):
+        write_set(folder, 6)
+    assert open_dataset(str(folder)) == manifest
+    new = write_set(folder, 6, overwrite=True)
+    assert open_dataset(str(folder)) == new and new.count == 6
+    assert {path.name for path in folder.iterdir()} == {MANIFEST, new.shards[0].path}

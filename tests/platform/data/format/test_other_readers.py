@@ -35,10 +35,16 @@ def test_duckdb(folder: Path) -> None:
     assert found[0][2] == pytest.approx(float(camera_of(0)[7]), abs=1e-4)
 
 
+def test_duckdb_reads_the_folder(folder: Path) -> None:
+    import duckdb
+
+    assert duckdb.sql(f"SELECT count(*) FROM '{folder}/*.parquet'").fetchall() == [(COUNT,)]
+
+
 def test_pandas(folder: Path) -> None:
     import pandas
 
-    frame = pandas.read_parquet(sorted(folder.glob("part-*.parquet")))
+    frame = pandas.read_parquet(folder)
     assert len(frame) == COUNT and list(frame.columns) == ["image", "camera", "identity", "depth", "mask"]
     image = Image.open(io.BytesIO(frame.image[599]))
     assert np.array_equal(np.asarray(image), picture(599, 4))
@@ -47,10 +53,49 @@ def test_pandas(folder: Path) -> None:
 
 def test_pyarrow(folder: Path) -> None:
     import pyarrow.dataset
+    import pyarrow.parquet as pq
 
-    data = pyarrow.dataset.dataset(folder, format="parquet", exclude_invalid_files=True)
+    assert pq.read_table(folder)["identity"].to_pylist()[3] == "thing-1"
+    data = pyarrow.dataset.dataset(folder)
     assert data.count_rows() == COUNT
     assert data.to_table(columns=["identity"])["identity"].to_pylist()[3] == "thing-1"
+
+
+def test_polars_and_others_that_read_every_file(folder: Path) -> None:
+    """What the readers that skip no file by its name ask for: nothing but Parquet files of one schema."""
+    import pyarrow.parquet as pq
+
+    files = sorted(folder.rglob("*"))
+    assert {file.suffix for file in files} == {".parquet"}
+    tables = [pq.ParquetFile(file).read() for file in files]
+    first = tables[0].schema.remove_metadata()
+    assert all(table.schema.remove_metadata().equals(first) for table in tables)
+    assert sum(len(table) for table in tables) == COUNT
+    polars = pytest.importorskip("polars")
+    assert len(polars.read_parquet(folder)) == COUNT
+
+
+def test_ray_data(stack, folder: Path) -> None:
+    import ray
+
+    from mimic3d_platform.cluster.connect import join_ray
+
+    join_ray()
+    assert ray.data.read_parquet(str(folder)).count() == COUNT
+
+
+def test_a_folder_in_object_storage(stack, s3_folder: str, write_set) -> None:
+    import pandas
+    import pyarrow.dataset
+    import pyarrow.parquet as pq
+
+    from mimic3d_platform import storage
+
+    write_set(s3_folder, 30, side=4, shard_bytes=3000)
+    files, path = storage.arrow_filesystem(s3_folder)
+    assert len(pq.read_table(path, filesystem=files)) == 30
+    assert pyarrow.dataset.dataset(path, filesystem=files).count_rows() == 30
+    assert len(pandas.read_parquet(path, filesystem=files)) == 30
 
 
 def test_hugging_face(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -38,7 +38,7 @@ def refused(source: object, dest: Path, **options) -> str:
     with pytest.raises(UserError) as caught:
         ingest_dataset(str(source), str(dest), here=True, **options)
     assert "\n" not in str(caught.value)
-    assert not list(dest.glob("manifest.json"))
+    assert not list(dest.glob("_manifest.parquet"))
     return str(caught.value)
 
 

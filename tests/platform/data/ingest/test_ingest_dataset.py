@@ -1,7 +1,6 @@
 """Sources of every form give the same rows: the images byte for byte, the cameras that took them."""
 
 import io
-import json
 from pathlib import Path
 
 import numpy as np
@@ -26,6 +25,7 @@ from mimic3d_platform import storage
 from mimic3d_platform.data.format.camera_labels import cropped, mirrored
 from mimic3d_platform.data.format.dataset import open_dataset
 from mimic3d_platform.data.format.manifest import Manifest
+from mimic3d_platform.data.format.manifest_file import read_card
 from mimic3d_platform.data.ingest.image_edits import parse_crop
 from mimic3d_platform.data.ingest.ingest_dataset import ingest_dataset
 from mimic3d_platform.data.inspect.inspect_dataset import inspect_dataset
@@ -220,7 +220,7 @@ def test_the_same_source_again_does_nothing_and_another_is_refused(scene: Scene,
     shard = tmp_path / "out" / manifest.shards[0].path
     written = shard.stat().st_mtime_ns
     assert ingest(source, tmp_path / "out")[0] == manifest and shard.stat().st_mtime_ns == written
-    assert manifest.licences == ["CC0"] and "CC0" in (tmp_path / "out" / "README.md").read_text()
+    assert manifest.licences == ["CC0"] and "CC0" in read_card(str(tmp_path / "out")).decode()
     with pytest.raises(UserError, match="already holds a data set"):
         ingest(source, tmp_path / "out", resize=8)
     smaller, _ = ingest(source, tmp_path / "out", resize=8, overwrite=True)
@@ -239,14 +239,14 @@ def test_a_run_that_stopped_goes_on_with_the_same_bytes(scene: Scene, tmp_path: 
         ingest(tmp_path / "set.zip", tmp_path / "out", shard_bytes=1000)
     with pytest.raises(UserError, match="half-written"):
         open_dataset(str(tmp_path / "out"))
-    kept = {path: path.stat().st_mtime_ns for path in (tmp_path / "out").glob("*.parquet")}
+    kept = {path: path.stat().st_mtime_ns for path in (tmp_path / "out").glob("part-*.parquet")}
     assert kept
     broken[place + 50] ^= 1
     (tmp_path / "set.zip").write_bytes(broken)
     resumed, _ = ingest(tmp_path / "set.zip", tmp_path / "out", shard_bytes=1000)
     assert resumed.fingerprint == whole.fingerprint
     assert {path: path.stat().st_mtime_ns for path in kept} == kept
-    (tmp_path / "out" / "manifest.json").unlink()
+    (tmp_path / "out" / "_manifest.parquet").unlink()
     larger, rows = ingest(tmp_path / "set.zip", tmp_path / "out", shard_bytes=1500)
     assert len(larger.shards) < len(whole.shards) and [row["name"] for row in rows] == list(scene.names)
 
@@ -266,7 +266,7 @@ def test_partial_leaves_out_what_is_no_use_and_counts_it(scene: Scene, tmp_path:
 def test_provenance_says_where_from_and_how(scene: Scene, tmp_path: Path) -> None:
     source = write_zip(tmp_path / "set.zip", eg3d_files(scene))
     manifest, _ = ingest(source, tmp_path / "out", background="white")
-    told = json.loads((tmp_path / "out" / "manifest.json").read_text())["provenance"]
+    told = open_dataset(str(tmp_path / "out")).provenance
     assert told == manifest.provenance
     assert (told["tool"], told["source"], told["form"]) == ("mimic3d data ingest", str(source), "eg3d")
     assert (told["background"], told["mirror"], told["up"]) == ("white", False, "y")

@@ -84,12 +84,12 @@ def first_error(uri: str, **options) -> str:
 
 
 TRANSIENT = {
-    "a bit flipped on its way": lambda proxy: proxy.corrupt(path=".parquet", times=2),
-    "a transfer cut short": lambda proxy: proxy.truncate(path=".parquet", times=2),
-    "a busy server": lambda proxy: proxy.answer(503, path=".parquet", times=4),
-    "a server out of order": lambda proxy: proxy.answer(500, path=".parquet", times=4),
-    "a slow server": lambda proxy: proxy.throttle(10_000, path=".parquet"),
-    "a late server": lambda proxy: proxy.delay(0.3, path=".parquet"),
+    "a bit flipped on its way": lambda proxy: proxy.corrupt(path="part-", times=2),
+    "a transfer cut short": lambda proxy: proxy.truncate(path="part-", times=2),
+    "a busy server": lambda proxy: proxy.answer(503, path="part-", times=4),
+    "a server out of order": lambda proxy: proxy.answer(500, path="part-", times=4),
+    "a slow server": lambda proxy: proxy.throttle(10_000, path="part-"),
+    "a late server": lambda proxy: proxy.delay(0.3, path="part-"),
 }
 
 
@@ -127,12 +127,12 @@ def test_an_outage_is_waited_out(
 @pytest.mark.parametrize(
     ("spoil", "says"),
     [
-        (lambda proxy: proxy.corrupt(path=".parquet"), "SHA-256 differs"),
-        (lambda proxy: proxy.answer(503, path=".parquet"), "too busy or out of order"),
-        (lambda proxy: proxy.answer(403, method="GET", path=".parquet"), "have expired; renew"),
-        (lambda proxy: proxy.answer(403, path=".parquet"), "have expired; renew"),
-        (lambda proxy: proxy.answer(403, method="HEAD", path=".parquet"), "right and not expired"),
-        (lambda proxy: proxy.truncate(path=".parquet"), "nothing answers at"),
+        (lambda proxy: proxy.corrupt(path="part-"), "SHA-256 differs"),
+        (lambda proxy: proxy.answer(503, path="part-"), "too busy or out of order"),
+        (lambda proxy: proxy.answer(403, method="GET", path="part-"), "have expired; renew"),
+        (lambda proxy: proxy.answer(403, path="part-"), "have expired; renew"),
+        (lambda proxy: proxy.answer(403, method="HEAD", path="part-"), "right and not expired"),
+        (lambda proxy: proxy.truncate(path="part-"), "nothing answers at"),
     ],
 )
 def test_a_lasting_fault_is_one_line(proxy: FaultProxy, folder: str, spoil, says: str) -> None:
@@ -142,7 +142,7 @@ def test_a_lasting_fault_is_one_line(proxy: FaultProxy, folder: str, spoil, says
 
 
 def test_an_outage_that_outlasts_patience_is_one_line(proxy: FaultProxy, folder: str) -> None:
-    proxy.delay(1.0, path=".parquet")
+    proxy.delay(1.0, path="part-")
     with stream_of(folder) as stream:
         proxy.cut()
         with pytest.raises(UserError, match=r"\.parquet: nothing answers at"):
@@ -180,7 +180,7 @@ def test_a_shard_that_is_gone_or_another_is_one_line(
 
 def test_each_shard_is_fetched_once_for_all_processes_of_a_machine(proxy: FaultProxy, folder: str) -> None:
     shards = open_dataset(folder).shards
-    proxy.delay(0.3, method="GET", path=".parquet")  # So that all want them at the same time.
+    proxy.delay(0.3, method="GET", path="part-")  # So that all want them at the same time.
     with concurrent.futures.ThreadPoolExecutor() as jobs:
         ranks = [
             jobs.submit(rows_of, folder, 6, rank=rank, world_size=2, loaders=loaders)

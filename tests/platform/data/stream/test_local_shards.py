@@ -43,19 +43,19 @@ def test_a_local_folder_gives_the_batches_of_the_platforms_stream(folder: Path) 
 
 
 def test_a_folder_that_is_no_sound_data_set_is_one_line(folder: Path, tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"holds no manifest.json: it is no complete data set"):
+    with pytest.raises(ValueError, match=r"holds no _manifest.parquet: it is no complete data set"):
         LocalShards(tmp_path)
     with pytest.raises(ValueError, match=r"has images of 32² and model.image_resolution is 64"):
         next(LocalShards(folder).batches(get_recipe("cars64")))
-    shard = next(folder.glob("*.parquet"))
+    shard = next(folder.glob("part-*.parquet"))
     shard.write_bytes(shard.read_bytes()[:-1])
-    with pytest.raises(ValueError, match=r"is not the file that manifest.json describes"):
+    with pytest.raises(ValueError, match=r"is not the file that _manifest.parquet describes"):
         LocalShards(folder)
     shard.unlink()
     with pytest.raises(ValueError, match=r"cannot be read \(No such file"):
         LocalShards(folder)
-    (folder / "manifest.json").write_text("{}")
-    with pytest.raises(ValueError, match=r"manifest.json is damaged"):
+    (folder / "_manifest.parquet").write_text("{}")
+    with pytest.raises(ValueError, match=r"_manifest.parquet is damaged"):
         LocalShards(folder)
 
 

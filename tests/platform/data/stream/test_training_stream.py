@@ -1,11 +1,11 @@
 """Every image occurs once per epoch, in an order that neither restarts nor world sizes change."""
 
 import io
-import json
 import os
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +20,7 @@ from mimic3d.training import order
 from mimic3d.training.order import EpochOrder
 from mimic3d_platform.data.format.dataset import check_trainable, open_dataset, read_cameras, read_row_weights
 from mimic3d_platform.data.format.dataset_writer import DatasetWriter
+from mimic3d_platform.data.format.manifest import FORMER_MANIFEST, MANIFEST
 from mimic3d_platform.data.stream.batches import BatchPlan
 from mimic3d_platform.data.stream.cache_files import RowFile
 from mimic3d_platform.data.stream.prefetcher import ShardPrefetcher
@@ -287,8 +288,9 @@ def test_a_broken_shard_is_named(tmp_path: Path, write_set, how: str, says: str)
 
 def test_an_image_of_another_size_is_named(tmp_path: Path, write_set) -> None:
     write_set(tmp_path / "set", 5, side=4)
-    manifest = tmp_path / "set" / "manifest.json"
-    manifest.write_text(json.dumps(json.loads(manifest.read_text()) | {"resolution": 8}))
+    manifest = open_dataset(str(tmp_path / "set"))
+    (tmp_path / "set" / MANIFEST).unlink()
+    (tmp_path / "set" / FORMER_MANIFEST).write_bytes(replace(manifest, resolution=8).to_json())
     with pytest.raises(UserError, match=r"row \d of .*part-00000.parquet holds an image of 4×4, not 8×8"):
         next(TrainingStream(str(tmp_path / "set"), global_batch=2, seed=0, loaders=0))
 
