@@ -28,7 +28,8 @@ from mimic3d.networks.precision import allow_tf32
 from mimic3d.randomness import counter_generator, permutation
 from mimic3d_platform import storage
 from mimic3d_platform.data.format.dataset import open_dataset, read_cameras
-from mimic3d_platform.data.format.manifest import MANIFEST, Manifest
+from mimic3d_platform.data.format.manifest import Manifest
+from mimic3d_platform.data.format.manifest_file import find_manifest
 from mimic3d_platform.data.format.read_shards import open_shard
 from mimic3d_platform.data.ingest.listing import identity_of
 from mimic3d_platform.data.ingest.read_listing import FORMS, read_listing
@@ -323,7 +324,7 @@ def open_subject(uri: str, data_uri: str | None, seed: int) -> tuple[Subject, st
         return _generator_subject(uri, generator, data_uri)
     if data_uri is None:
         raise UserError(f"{uri} holds images: name the data set of real images with --data s3://…")
-    if storage.exists(storage.join(uri, MANIFEST)):
+    if find_manifest(uri) is not None:
         manifest = open_dataset(uri)
         return DatasetSubject(uri, manifest, _objects_of_dataset(uri, manifest, seed), seed), data_uri
     return _files_subject(uri, seed), data_uri
