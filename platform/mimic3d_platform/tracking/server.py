@@ -137,6 +137,11 @@ def tracking_errors(doing: str) -> Iterator[None]:
         raise
     except (MlflowException, RequestException) as error:
         uri = tracking_uri()
+        if "CERTIFICATE_VERIFY_FAILED" in str(error):
+            raise UserError(
+                f"MLflow at {without_login(uri)} has a certificate that is not trusted here; name the file "
+                "of its CA in MLFLOW_TRACKING_SERVER_CERT_PATH"
+            ) from error
         if is_outage(error):
             raise UserError(_no_answer(uri)) from error
         if getattr(error, "error_code", "") in ("UNAUTHENTICATED", "PERMISSION_DENIED"):
