@@ -7,7 +7,7 @@ REFERENCE ?= $(wildcard ../shared/reference)
 # The root first: tests/mimic3d is no package of that name.
 SOURCES := $(CURDIR):$(CURDIR)/platform:$(CURDIR)/tests
 
-.PHONY: setup demo test chaos lint up down parity bench-data bench-viewer gpu-battery pretrained clean
+.PHONY: setup demo test chaos lint up down parity bench-data bench-viewer bench-metrics gpu-battery pretrained clean
 
 setup: $(VENV)/.installed ## make the virtual environment and install the pinned packages
 
@@ -55,6 +55,9 @@ bench-data: setup ## compare the training stream with other loaders; writes docs
 
 bench-viewer: setup ## latencies of the viewer's pictures on this machine
 	$(BIN)/python -m benchmarks.viewer
+
+bench-metrics: setup ## calibrate the metrics of consistency on true meshes; writes docs/evaluation-calibration.md
+	$(BIN)/python -m benchmarks.metrics --docs docs
 
 gpu-battery: setup ## on a machine with a GPU: its tests, timings and a profile, in gpu-battery/, in five minutes
 	$(BIN)/python -m benchmarks.gpu_battery --out gpu-battery

@@ -123,7 +123,7 @@ class StripCoherence(ViewMetric):
         "how straight the strips of the spatiotemporal texture are: coherence of its structure tensor, "
         "weighted by gradients (texture: GRAM-HD)"
     )
-    fooled_by = "texture that is glued to the screen, blur"
+    fooled_by = "one image repeated, texture that is glued to the screen, blur"
 
     def part(self, views: Views) -> Sequence[float]:
         if len(views.images) < _FEWEST_FRAMES:

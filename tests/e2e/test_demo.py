@@ -118,7 +118,7 @@ def test_the_summary_is_complete(shown: Shown) -> None:
     assert summary["data"]["images"] == 13 * demo.COLOURINGS * demo.VIEWS and summary["data"]["fingerprint"]
     assert summary["model"]["version"] == 1 and summary["mlflow"].startswith("http://127.0.0.1:")
     for found in summary["metrics"].values():
-        for measure in ("fd_mobilenetv2", "warp_share"):
+        for measure in ("fd_efficientnetlite2mid", "warp_share"):
             assert {f"{measure}/2d", f"{measure}/3d"} <= found.keys()
         assert np.isfinite(list(found.values())).all()
 

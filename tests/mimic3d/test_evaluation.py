@@ -20,7 +20,13 @@ from mimic3d.evaluation.frechet import (
 from mimic3d.evaluation.generated import frechet_by_branch, generated_images
 from mimic3d.evaluation.texture import spatiotemporal_texture, stack_row
 from mimic3d.export.orbits import orbit
-from mimic3d.features.pooled import FeatureExtractor, InceptionFeatures, MobileNetV2Features
+from mimic3d.features.efficientnet_lite import efficientnet_lite2_middle
+from mimic3d.features.pooled import (
+    EfficientNetLite2MiddleFeatures,
+    FeatureExtractor,
+    InceptionFeatures,
+    MobileNetV2Features,
+)
 from mimic3d.networks.generator import Generator
 
 RESOLUTION = 64
@@ -138,6 +144,19 @@ def test_mobilenet_pools_torchvisions_features_of_resized_normalised_images():
         MobileNetV2Features({"features.0.0.weight": torch.zeros(1)})
     with pytest.raises(ValueError, match="uint8"):
         extractor(images / 255)
+
+
+def test_efficientnet_lite_averages_maps_of_a_16th_of_the_size_and_refuses_other_weights():
+    network = efficientnet_lite2_middle().eval()
+    images = torch.randint(256, (1, 3, 64, 64), dtype=torch.uint8)
+    with torch.no_grad():
+        maps = network((images.float() - 127) / 128)
+    assert maps.shape == (1, 120, 4, 4)
+    extractor = EfficientNetLite2MiddleFeatures(network.state_dict())
+    torch.testing.assert_close(extractor(images), maps.mean((2, 3)))
+    assert extractor(images[..., :33, :40]).shape == (1, extractor.dim)
+    with pytest.raises(ValueError, match="not the weights of EfficientNet-Lite2"):
+        EfficientNetLite2MiddleFeatures({})
 
 
 def test_inception_gives_torch_fidelitys_features(tmp_path):

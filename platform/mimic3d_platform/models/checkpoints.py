@@ -22,7 +22,7 @@ from mimic3d_platform.storage.digests import sha256_of_files, sha256_of_json
 FOLDER = "checkpoints"
 MANIFEST = "manifest.json"
 # How the names of metrics begin of which lower is better; of all others higher is.
-LOWER_IS_BETTER = ("fid", "fd", "kid", "kd")
+LOWER_IS_BETTER = ("fid", "fd", "kid", "kd", "fields_depth")
 
 
 class DamagedCheckpoint(UserError):

@@ -93,9 +93,13 @@ def test_both_branches_have_every_metric_with_its_interval(of_generator: Measure
         assert estimate.low <= estimate.value <= estimate.high, name
     flat = of_generator.flat()
     assert len(flat) == 3 * len(of_generator.estimates)
-    assert flat["fd_mobilenetv2/3d_low"] <= flat["fd_mobilenetv2/3d"] <= flat["fd_mobilenetv2/3d_high"]
-    [row] = [row for row in of_generator.rows() if row[0] == "fd_mobilenetv2/3d ↓"]
-    assert row[3:] == ("24", "24 images for 1280 dimensions: biased upwards")
+    assert (
+        flat["fd_efficientnetlite2mid/3d_low"]
+        <= flat["fd_efficientnetlite2mid/3d"]
+        <= flat["fd_efficientnetlite2mid/3d_high"]
+    )
+    [row] = [row for row in of_generator.rows() if row[0] == "fd_efficientnetlite2mid/3d ↓"]
+    assert row[3:] == ("24", "24 images for 120 dimensions: biased upwards")
 
 
 def test_a_run_measures_the_same_distance_while_it_trains(
@@ -143,15 +147,17 @@ def test_the_same_images_in_a_folder_a_zip_and_a_data_set_have_the_same_metrics(
         for subject in subjects
     ]
     names = set(found[0].estimates)
-    assert names >= {f"{kind}_mobilenetv2/images" for kind in ("fd", "precision", "recall", "coverage")}
+    assert names >= {
+        f"{kind}_efficientnetlite2mid/images" for kind in ("fd", "precision", "recall", "coverage")
+    }
     for other in found[1:]:
         for name in names:
             expected = found[0].estimates[name].value
             assert other.estimates[name].value == pytest.approx(expected, rel=1e-3, abs=1e-3), name
-    assert "no two cameras" in found[0].left_out["fd3d_mobilenetv2/images"]
+    assert "no two cameras" in found[0].left_out["fd3d_efficientnetlite2mid/images"]
     header, rows = evaluate.comparison(found)
     assert header == ["metric", *map(str, subjects)]
-    [row] = [row for row in rows if row[0] == "fd_mobilenetv2/images ↓"]
+    [row] = [row for row in rows if row[0] == "fd_efficientnetlite2mid/images ↓"]
     assert len(row) == 4 and len({cell.split()[0] for cell in row[1:]}) == 1
 
 
@@ -161,10 +167,10 @@ def test_images_of_the_set_itself_are_the_nearest(reals: str, cache: str, tmp_pa
     for row in range(24):
         (bright / f"{row}.png").write_bytes(png(200 + PICTURES[row] // 5))
     same, other = (measured(str(uri), reals, cache, OPTIONS) for uri in (reals, bright))
-    name = "fd_mobilenetv2/images"
+    name = "fd_efficientnetlite2mid/images"
     assert same.estimates[name].value == pytest.approx(0, abs=1e-2)
     assert other.estimates[name].value > 1
-    assert same.estimates["precision_mobilenetv2/images"].value == 1
+    assert same.estimates["precision_efficientnetlite2mid/images"].value == 1
 
 
 def test_bad_subjects_are_one_line(reals: str, cache: str, tmp_path: Path) -> None:

@@ -55,7 +55,7 @@ OVERRIDES = {
 }
 MOMENTS = (0, STAGE1, TOTAL)
 # Named after what is measured: a stand-in for the 2015 Inception never bears the name FID.
-MEASURES = ("fd_mobilenetv2", "warp_psnr", "warp_share")
+MEASURES = ("fd_efficientnetlite2mid", "warp_psnr", "warp_share")
 TINY_DISK = "size=1m"
 # Idle, none of these waits is longer than 20 s.
 PATIENCE_S = 900

@@ -124,9 +124,12 @@ def test_mlflow_holds_the_sweep_its_trials_and_their_stages(swept: Swept) -> Non
             assert run.data.tags["mimic3d.diverged"] == "not finite"
             assert "generator_lr" in run.data.tags["mimic3d.diverged.why"]
     best = min(
-        (t for t in records("scales") if t.status == "finished"), key=lambda t: t.metrics["fd_mobilenetv2/3d"]
+        (t for t in records("scales") if t.status == "finished"),
+        key=lambda t: t.metrics["fd_efficientnetlite2mid/3d"],
     )
-    assert parent.data.metrics["best/fd_mobilenetv2/3d"] == best.metrics["fd_mobilenetv2/3d"]
+    assert (
+        parent.data.metrics["best/fd_efficientnetlite2mid/3d"] == best.metrics["fd_efficientnetlite2mid/3d"]
+    )
     assert parent.data.metrics["best/trial"] == best.index
 
 
@@ -145,12 +148,13 @@ def test_the_report_is_in_a_folder_in_storage_and_in_mlflow(swept: Swept, tmp_pa
 
 def test_the_winning_config_is_one_that_trains(swept: Swept) -> None:
     best = min(
-        (t for t in records("scales") if t.status == "finished"), key=lambda t: t.metrics["fd_mobilenetv2/3d"]
+        (t for t in records("scales") if t.status == "finished"),
+        key=lambda t: t.metrics["fd_efficientnetlite2mid/3d"],
     )
     # Under the trial's own name it is the run that is there: not a key differs.
     told = mimic3d("train", swept.report / WINNER, "--name", best.name, "--workers", 1)
     assert told.returncode == 0, told.stderr
-    assert "fd_mobilenetv2/3d" in told.stdout
+    assert "fd_efficientnetlite2mid/3d" in told.stdout
 
 
 def test_a_finished_sweep_only_reports_again(swept: Swept) -> None:

@@ -23,7 +23,7 @@ from tiny_sweeps import OBJECTIVE, TINY, children_of, records, render_box, run_o
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(2400)]
 PATIENCE_S = 900
-FRECHET = "fd_mobilenetv2/3d"
+FRECHET = "fd_efficientnetlite2mid/3d"
 RATE = "optimizer.generator_lr"
 
 

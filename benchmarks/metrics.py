@@ -1,0 +1,194 @@
+"""Calibrates the metrics of consistency: `make bench-metrics`.
+
+Views of true meshes are consistent, so every metric should be near its ceiling on them. The same views are
+then damaged in ways that a good metric must notice, each with growing strength, and blurred, which must not
+raise the headline figures. Writes a table and a plot into docs/.
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from mimic3d.cameras import look_at, on_sphere
+from mimic3d.evaluation.detail import gaussian_blur
+from mimic3d.evaluation.metric import ARROWS, ViewMetric, Views
+from mimic3d.evaluation.registry import VIEWS
+from mimic3d_platform.data.render.debian_cars import load_cars
+from mimic3d_platform.data.render.meshes import Mesh
+from mimic3d_platform.data.render.ray_caster import RayCaster
+from mimic3d_platform.data.render.recolour import recolour
+from mimic3d_platform.settings import get_settings
+
+SIDE, COUNT, BOX = 64, 12, 1.1
+TRUE, BLUR = "true meshes", "all blurred"
+# The headline figures, which blur must not raise.
+HEADLINES = ("warp_detail", "field_detail")
+Damage = Callable[[Views, float], Tensor]
+
+
+def true_views(meshes: Sequence[Mesh], side: int = SIDE, count: int = COUNT) -> list[Views]:
+    """Views of each mesh along an orbit of ±0.4 rad, each from another side."""
+    found = []
+    for index, mesh in enumerate(meshes):
+        yaw = torch.linspace(-0.4, 0.4, count, dtype=torch.float64) + 1.3 * index
+        cameras = look_at(on_sphere(yaw, torch.full_like(yaw, 0.45), 1.7), focal=1.4)
+        rendered = RayCaster(mesh).render(recolour(mesh, 0, index), cameras, side, 3)
+        images = torch.from_numpy(rendered.images).permute(0, 3, 1, 2).float() / 127.5 - 1
+        depth = torch.from_numpy(rendered.depth)[:, None]
+        opacity = depth.isfinite().float()
+        found.append(Views(images, cameras, BOX, depth.nan_to_num(0, posinf=0), opacity, orbit=True))
+    return found
+
+
+def _source(seed: int) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def _noise(views: Views, strength: float) -> Tensor:
+    return views.images + strength * torch.randn(views.images.shape, generator=_source(0))
+
+
+def _outlier(views: Views, strength: float) -> Tensor:
+    """One view is mixed with its mirror image."""
+    images = views.images.clone()
+    middle = len(images) // 2
+    images[middle] = torch.lerp(images[middle], images[middle].flip(-1), strength)
+    return images
+
+
+def _patches(views: Views, strength: float) -> Tensor:
+    """Patches of a quarter of the side are replaced by those of other places."""
+    images, source, side = views.images.clone(), _source(1), views.images.shape[-1] // 8
+    for view in range(len(images)):
+        for _ in range(int(strength)):
+            low, high = 2 * side, 6 * side
+            y, x = torch.randint(low, high - side, (2,), generator=source).tolist()
+            images[view, :, y : y + side, x : x + side] = views.images[view, :, x : x + side, y : y + side]
+    return images
+
+
+def _screen(views: Views, strength: float) -> Tensor:
+    """A texture is glued to the screen, over the object."""
+    assert views.opacity is not None
+    texture = torch.randn(1, 3, *views.images.shape[2:], generator=_source(2))
+    return views.images + strength * gaussian_blur(texture, 0.7) * views.opacity
+
+
+def _repeated(views: Views, strength: float) -> Tensor:
+    """The first views are replaced by the middle one."""
+    images = views.images.clone()
+    images[: int(strength * len(images))] = views.images[len(images) // 2]
+    return images
+
+
+def _blur(views: Views, strength: float) -> Tensor:
+    return gaussian_blur(views.images, strength)
+
+
+DAMAGES: Mapping[str, tuple[Damage, tuple[float, ...]]] = {
+    "noise": (_noise, (0.05, 0.15, 0.4)),
+    "an outlier": (_outlier, (0.3, 0.6, 1.0)),
+    "patches replaced": (_patches, (1, 3, 6)),
+    "texture on the screen": (_screen, (0.1, 0.3, 0.8)),
+    "one image repeated": (_repeated, (0.25, 0.5, 1.0)),
+    BLUR: (_blur, (0.5, 1.0, 2.0)),
+}
+
+
+def calibrate(
+    objects: Sequence[Views], metrics: Sequence[ViewMetric], say: Callable[[str], None] = lambda line: None
+) -> dict[str, dict[str, list[float]]]:
+    """By damage, then by metric: its value at each strength; `TRUE` has a single one."""
+
+    def measured(views: Sequence[Views]) -> dict[str, float]:
+        sums = {metric.kind: torch.zeros(0) for metric in metrics}
+        for one in views:
+            for metric in metrics:
+                part = torch.tensor(metric.part(one), dtype=torch.float64)
+                before = sums[metric.kind]
+                sums[metric.kind] = before + part if len(before) else part
+        return {metric.kind: metric.value(sums[metric.kind]) for metric in metrics}
+
+    found = {TRUE: {kind: [value] for kind, value in measured(objects).items()}}
+    for name, (damage, strengths) in DAMAGES.items():
+        found[name] = {metric.kind: [] for metric in metrics}
+        for strength in strengths:
+            damaged = [
+                Views(damage(one, strength).clamp(-1, 1), one.cameras, BOX, one.depth, one.opacity, True)
+                for one in objects
+            ]
+            for kind, value in measured(damaged).items():
+                found[name][kind].append(value)
+        say(name)
+    return found
+
+
+def in_markdown(found: Mapping[str, Mapping[str, list[float]]], metrics: Sequence[ViewMetric]) -> str:
+    """The calibration as a table: a row for each metric, from weak to strong damage in each cell."""
+    lines = [f"| metric | {' | '.join(found)} |", "|---" * (len(found) + 1) + "|"]
+    for metric in metrics:
+        cells = [", ".join(f"{value:.3g}" for value in found[name][metric.kind]) for name in found]
+        lines.append(f"| `{metric.kind}` {ARROWS[metric.direction]} | {' | '.join(cells)} |")
+    return "\n".join(lines) + "\n"
+
+
+def plot(found: Mapping[str, Mapping[str, list[float]]], metrics: Sequence[ViewMetric], path: Path) -> None:
+    """A picture with a panel for each metric, and a line for each damage from none to strong."""
+    from matplotlib.figure import Figure
+
+    columns = min(4, len(metrics))
+    rows = -(-len(metrics) // columns)
+    figure = Figure(figsize=(3.4 * columns, 2.6 * rows + 0.6), layout="constrained")
+    grid = figure.subplots(rows, columns, squeeze=False)
+    for metric, axes in zip(metrics, grid.flat, strict=False):
+        for name in DAMAGES:
+            values = [*found[TRUE][metric.kind], *found[name][metric.kind]]
+            style = {"linestyle": "--", "color": "black"} if name == BLUR else {}
+            axes.plot(range(len(values)), values, marker=".", label=name, **style)
+        axes.set_title(f"{metric.kind} {ARROWS[metric.direction]}", fontsize=10)
+        axes.set_xticks(range(4), ["none", "", "", "strong"])
+    for axes in list(grid.flat)[len(metrics) :]:
+        axes.axis("off")
+    handles, labels = grid.flat[0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=len(labels), fontsize=9)
+    figure.savefig(path, dpi=90)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--docs", type=Path, default=Path("docs"))
+    parser.add_argument("--objects", type=int, default=4)
+    parser.add_argument("--no-fields", action="store_true", help="leave out the fitted fields")
+    arguments = parser.parse_args()
+    started = time.monotonic()
+    metrics = [
+        metric
+        for metric in VIEWS
+        if "both branches" not in metric.needs and not (arguments.no_fields and "field" in metric.needs)
+    ]
+    objects = true_views(load_cars(get_settings().home / "cache")[: arguments.objects])
+    found = calibrate(objects, metrics, lambda name: print(f"[{time.monotonic() - started:5.0f} s] {name}"))
+    table = in_markdown(found, metrics)
+    print(table)
+    headlines = ", ".join(f"`{metric.kind}`" for metric in metrics if metric.kind in HEADLINES)
+    page = arguments.docs / "evaluation-calibration.md"
+    page.write_text(
+        "# Calibration of the metrics of consistency\n\n"
+        "For people who want to know how far to trust a number of [evaluation.md](evaluation.md). "
+        "`make bench-metrics` writes this page.\n\n"
+        f"Views of {len(objects)} cars, {COUNT} of each along an orbit of ±0.4 rad at {SIDE}×{SIDE}, "
+        "rendered from true meshes, then damaged, from weak to strong. Blur must not raise the headline "
+        f"figures ({headlines}). Depth is left as it is, and `warp_share` with it.\n\n"
+        f"{table}\n![Each metric against the strength of the damage](evaluation-calibration.png)\n"
+    )
+    plot(found, metrics, arguments.docs / "evaluation-calibration.png")
+
+
+if __name__ == "__main__":
+    main()

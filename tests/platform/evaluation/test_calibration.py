@@ -1,0 +1,45 @@
+"""The smallest part of `make bench-metrics`: damage lowers consistency, and blur does not raise it."""
+
+import numpy as np
+import pytest
+import trimesh
+
+from benchmarks.metrics import BLUR, DAMAGES, TRUE, calibrate, in_markdown, plot, true_views
+from mimic3d.evaluation.views import StripCoherence, WarpDetail, WarpPsnr
+from mimic3d_platform.data.render.meshes import Mesh
+
+METRICS = (WarpDetail(), WarpPsnr(), StripCoherence())
+
+
+@pytest.fixture(scope="module")
+def found() -> dict[str, dict[str, list[float]]]:
+    ball = trimesh.creation.icosphere(subdivisions=2, radius=0.45)
+    count = len(ball.faces)
+    colours = np.random.default_rng(0).uniform(0, 1, (count, 3))
+    nothing = np.zeros(count, dtype=np.int8)
+    arrays = (ball.vertices, ball.faces.astype(np.int32), colours, nothing, nothing.astype(np.int32))
+    mesh = Mesh("ball", "ball", "test", "CC0", "test", *arrays)
+    return calibrate(true_views([mesh], side=48, count=9), METRICS)
+
+
+def test_metrics_are_near_their_ceiling_on_true_meshes(found: dict[str, dict[str, list[float]]]) -> None:
+    assert found[TRUE]["warp_detail"][0] > 0.7 and found[TRUE]["strip_coherence"][0] > 0.6
+
+
+@pytest.mark.parametrize("damage", [name for name in DAMAGES if name != BLUR])
+def test_agreement_of_detail_falls_with_the_strength_of_every_damage(
+    damage: str, found: dict[str, dict[str, list[float]]]
+) -> None:
+    values = [*found[TRUE]["warp_detail"], *found[damage]["warp_detail"]]
+    assert values == sorted(values, reverse=True) and values[-1] < values[0] - 0.02
+
+
+def test_blur_does_not_raise_the_agreement_of_detail(found: dict[str, dict[str, list[float]]]) -> None:
+    values = [*found[TRUE]["warp_detail"], *found[BLUR]["warp_detail"]]
+    assert max(values) < values[0] + 0.01 and values[-1] < values[0] - 0.1
+
+
+def test_the_table_and_the_plot_have_every_metric(found, tmp_path) -> None:
+    assert in_markdown(found, METRICS).count("\n") == 2 + len(METRICS)
+    plot(found, METRICS, tmp_path / "plot.png")
+    assert (tmp_path / "plot.png").stat().st_size > 10_000
