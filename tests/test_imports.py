@@ -14,7 +14,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
 PLATFORM_LIBRARIES = {"ray", "mlflow", "boto3", "s3fs", "pyarrow", "mimic3d_platform"}
-HEAVY = {"torch", "torchvision", "ray", "mlflow", "pyarrow", "trimesh", "viser"}
+HEAVY = {"torch", "torchvision", "ray", "mlflow", "pyarrow", "trimesh", "viser", "pydantic"}
 LOCAL = "mimic3d/training/local.py"
 
 # From top to bottom: a folder or module imports from those below it. Those in one tuple do not import each

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -48,7 +47,9 @@ DataOption = Annotated[
     str | None,
     typer.Option(help="The data set of real images; that of the generator's training by default."),
 ]
-Out = Annotated[Path | None, typer.Option("--json", help="Also write the metrics to this JSON file.")]
+Out = Annotated[
+    str | None, typer.Option("--json", help="Also write the metrics to this JSON file: s3://… or a path.")
+]
 
 
 @app.command()
@@ -132,7 +133,7 @@ def _say_run(found: Evaluation, console: Console) -> None:
     console.say(f"{found.measured.subject}: MLflow: {run_url(found.run_id)}")
 
 
-def _write_json(found: list[Evaluation], out: Path | None) -> None:
+def _write_json(found: list[Evaluation], out: str | None) -> None:
     from dataclasses import asdict
 
     from mimic3d_platform import storage

@@ -11,7 +11,6 @@ import typer
 from mimic3d_platform.cli.app import app
 from mimic3d_platform.console import Console
 from mimic3d_platform.errors import UserError
-from mimic3d_platform.settings import use_services
 
 models_app = typer.Typer(
     help="List, compare, promote, copy and delete registered generators.", no_args_is_help=True
@@ -42,7 +41,7 @@ def pull(
     """Fetch a registered generator and verify its files against their SHA-256; execute nothing."""
     from mimic3d_platform.models.pull import pull as fetch
 
-    use_services()
+    _use_services()
     console = Console()
     with console.working("downloading"):
         place = fetch(uri, destination)
@@ -61,7 +60,7 @@ def list_models() -> None:
     """List the models of the registry with their versions and aliases."""
     from mimic3d_platform.models.registry import registered_models, versions_of
 
-    use_services()
+    _use_services()
     console = Console()
     rows = []
     for model in registered_models():
@@ -83,7 +82,7 @@ def show(
     """Show the versions of a model, or the metrics, data, licences and origin of one version."""
     from mimic3d_platform.models.registry import is_registered
 
-    use_services()
+    _use_services()
     if is_registered(model):
         _show_version(model)
     else:
@@ -96,7 +95,7 @@ def compare(first: Registered, second: Registered) -> None:
     from mimic3d_platform.models.gate import comparisons
     from mimic3d_platform.models.registry import version_of, version_uri
 
-    use_services()
+    _use_services()
     console = Console()
     versions = version_of(first), version_of(second)
     found = comparisons(*versions)
@@ -133,7 +132,7 @@ def promote(
     """Point an alias at a version if it is measurably better than the one that has the alias."""
     from mimic3d_platform.models.gate import promote as decide
 
-    use_services()
+    _use_services()
     console = Console()
     decision = decide(
         name,
@@ -170,7 +169,7 @@ def push(
     check_registration(name, alias)
     with tempfile.TemporaryDirectory(prefix="mimic3d-push-") as folder:
         if is_registered(source):
-            use_services()
+            _use_services()
             fetch(source, folder)
             source = folder
         os.environ["MLFLOW_TRACKING_URI"] = to
@@ -188,7 +187,7 @@ def verify(
     from mimic3d_platform.models.pull import verify_folder, verify_version
     from mimic3d_platform.models.registry import is_registered
 
-    use_services()
+    _use_services()
     console = Console()
     with console.working("verifying"):
         files = verify_version(model) if is_registered(model) else verify_folder(storage.local_path(model))
@@ -206,7 +205,7 @@ def delete(
     """Delete a version and its logged model."""
     from mimic3d_platform.models.registry import check_registration, delete_version
 
-    use_services()
+    _use_services()
     check_registration(name)
     Console().say(f"deleted version {delete_version(f'models:/{name}/{version}', force=force)} of {name}")
 
@@ -220,7 +219,7 @@ def _register(source: str, name: str, alias: str | None, force: str | None) -> N
     check_registration(name, alias)
     if force is not None and alias is None:
         raise UserError("--force passes a version to an alias: give --alias too")
-    use_services()
+    _use_services()
     console = Console()
     with console.working("registering"), local_folder(source) as folder:
         version = register_folder(folder, name)
@@ -271,3 +270,9 @@ def _show_version(uri: str) -> None:
 
 def _verdict(better: bool, worse: bool) -> str:
     return "first is better" if better else "second is better" if worse else "no difference"
+
+
+def _use_services() -> None:
+    from mimic3d_platform.settings import use_services
+
+    use_services()

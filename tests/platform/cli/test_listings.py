@@ -3,6 +3,7 @@
 import json
 from importlib.metadata import version
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from typer.testing import CliRunner
@@ -10,9 +11,11 @@ from typer.testing import CliRunner
 from mimic3d.config import config_from_yaml
 from mimic3d.config.recipes import RECIPES, get_recipe
 from mimic3d_platform.cli import app
+from mimic3d_platform.cluster import jobs
 from mimic3d_platform.console import Console
 from mimic3d_platform.data.format.dataset_writer import DatasetWriter
 from mimic3d_platform.data.format.manifest import MANIFEST
+from mimic3d_platform.errors import UserError
 from mimic3d_platform.evaluation import feature_weights
 from mimic3d_platform.training.result import TrainingResult, write_result
 from mimic3d_platform.training.run_identity import RunOrigin, claim_run
@@ -106,3 +109,10 @@ def test_no_cell_is_folded_in_a_pipe(capsys: pytest.CaptureFixture[str]) -> None
     identifier = "train-" + "x" * 150 + "-5b0c6d21"
     Console().table(("job", "state"), [(identifier, "RUNNING")])
     assert identifier in capsys.readouterr().out
+
+
+def test_a_cluster_without_jobs_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(jobs, "list_jobs", lambda dashboard: [])
+    dashboard = SimpleNamespace(cluster=SimpleNamespace(url="http://127.0.0.1:8265"))
+    with pytest.raises(UserError, match=r"no job or run mine at http://\S+: no job was submitted"):
+        jobs.find_job(dashboard, "mine")
