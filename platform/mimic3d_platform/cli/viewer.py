@@ -13,7 +13,6 @@ import typer
 from mimic3d_platform.cli.app import Runs, app
 from mimic3d_platform.console import Console
 from mimic3d_platform.errors import UserError
-from mimic3d_platform.settings import DEFAULT_RUNS_URI
 
 
 @app.command()
@@ -41,7 +40,7 @@ def view(
         import viser  # noqa: F401
     except ModuleNotFoundError:
         raise UserError("the viewer needs viser: pip install 'mimic3d[viewer]'") from None
-    from mimic3d_platform.settings import use_services
+    from mimic3d_platform.settings import DEFAULT_RUNS_URI, use_services
     from mimic3d_platform.viewer import model_source
     from mimic3d_platform.viewer.dataset_views import dataset_views
     from mimic3d_platform.viewer.viewer import Viewer
