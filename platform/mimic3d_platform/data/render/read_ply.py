@@ -210,7 +210,9 @@ def _uniform(data: bytes, position: int, element: _Element, order: str) -> tuple
         offset += count.itemsize + kind.itemsize * lengths[each.name]
     record = np.dtype(fields)
     if len(data) - position < record.itemsize * element.count:
-        return None if lengths else _fail()
+        if lengths:
+            return None
+        raise ValueError("cut off")
     table = np.frombuffer(data, record, element.count, position)
     if any((table[f"{name} length"] != length).any() for name, length in lengths.items()):
         return None
@@ -219,10 +221,6 @@ def _uniform(data: bytes, position: int, element: _Element, order: str) -> tuple
         for each in element.properties
     }
     return found, position + record.itemsize * element.count
-
-
-def _fail() -> None:
-    raise ValueError("cut off")
 
 
 def _polygons(values: dict[str, _Values]) -> tuple[list[list[int]], np.ndarray]:

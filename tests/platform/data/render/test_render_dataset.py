@@ -190,6 +190,7 @@ def test_own_meshes_keep_their_colours_unless_they_are_to_be_repainted(
     (box, *_) = load_folder(mesh_folder)
     views = RayCaster(box).render(box.colours, torch.tensor(table["camera"].to_pylist()), 16, 1)
     for row, data in enumerate(table["image"].to_pylist()):
-        assert np.array_equal(np.asarray(Image.open(io.BytesIO(data))), views.images[row])
+        apart = np.asarray(Image.open(io.BytesIO(data))).astype(int) - views.images[row]
+        assert np.abs(apart).mean() < 0.1, "up to the rounding of cameras to float32"
     repainted, _ = render_set(str(tmp_path / "repainted"), mesh_folder, colourings=2, **few)
     assert (repainted.count, repainted.identities) == (4, 2)
