@@ -74,7 +74,7 @@ def run_pieces(
     environment = ray.put(get_settings().export())
     references = [ray.put(value) for value in shared]
     # Ray's annotations have no place for a generic function.
-    options = {"num_cpus": 1, "num_gpus": int(gpu), "max_retries": _MAX_RETRIES}
+    options: dict[str, Any] = {"num_cpus": 1, "num_gpus": int(gpu), "max_retries": _MAX_RETRIES}
     task: Any = ray.remote(**options, runtime_env=_runtime_env())(_run_piece)
     window = at_once or max(2 * int(ray.cluster_resources().get("CPU", 1)), 2)
     results: dict[int, Result] = {}

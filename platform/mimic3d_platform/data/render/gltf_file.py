@@ -89,7 +89,7 @@ class GltfFile:
             ValueError: it is compressed, or leads out of its buffer.
         """
         view = self.item("bufferViews", index)
-        number = view.get("buffer")
+        number = view["buffer"]
         buffer = self.item("buffers", number)
         packed = [name for name in _COMPRESSED_VIEWS if name in view.get("extensions", {})]
         fallback = any(

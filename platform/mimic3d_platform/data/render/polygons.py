@@ -24,7 +24,7 @@ def triangulate(points: np.ndarray, polygons: Sequence[Sequence[int]]) -> tuple[
     counts = np.array([len(polygon) for polygon in polygons], dtype=np.int64)
     for count in np.unique(counts[counts >= 3]).tolist():
         chosen = np.flatnonzero(counts == count)
-        places = points[np.array([polygons[index] for index in chosen], dtype=np.int64)]
+        places = points[np.array([polygons[index] for index in chosen.tolist()], dtype=np.int64)]
         fan = np.stack([np.zeros(count - 2, int), np.arange(1, count - 1), np.arange(2, count)], axis=1)
         convex = _is_fan(places) if count > 3 else np.ones(len(chosen), dtype=bool)
         corners.append(np.tile(fan, (int(convex.sum()), 1)))

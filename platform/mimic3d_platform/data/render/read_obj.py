@@ -128,7 +128,7 @@ def _parse(
             elif kind == "vt":
                 values = [_number(word) for word in words[1:3]]
                 places.append(values if len(values) == 2 else [*values, 0.0])
-            elif kind in ("f", "fo"):
+            elif kind in ("f", "fo"):  # codespell:ignore fo
                 corner, place = _corners(words[1:], len(points), len(places))
                 faces.corners.append(corner)
                 faces.places.append(place)
@@ -292,7 +292,7 @@ def _map(words: list[str], folder: Path, textures: dict[Path, np.ndarray]) -> _M
     while place is None and rest and rest[0].startswith("-"):
         option = rest.pop(0).lower()
         if option in ("-s", "-o", "-t"):
-            values = []
+            values: list[float] = []
             while rest and len(values) < 3 and _is_number(rest[0]):
                 values.append(float(rest.pop(0)))
             default = 1.0 if option == "-s" else 0.0

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 
@@ -34,6 +35,9 @@ _TYPES = {
 }
 _COLOURS = (("red", "green", "blue"), ("diffuse_red", "diffuse_green", "diffuse_blue"), ("r", "g", "b"))
 _PLACES = (("s", "t"), ("u", "v"), ("texture_u", "texture_v"), ("texture_s", "texture_t"))
+
+
+_Order = Literal["<", ">"]
 
 
 @dataclass(frozen=True)
@@ -127,7 +131,7 @@ def _read_elements(data: bytes, position: int, elements: list[_Element], form: s
             if form == "ascii":
                 values[element.name], at = _ascii(words, at, element)
             else:
-                order = "<" if form == "binary_little_endian" else ">"
+                order: _Order = "<" if form == "binary_little_endian" else ">"
                 values[element.name], position = _binary(data, position, element, order)
         except (ValueError, IndexError) as error:
             raise ValueError(
@@ -170,7 +174,7 @@ def _ascii(words: list[bytes], at: int, element: _Element) -> tuple[_Values, int
     return result, at
 
 
-def _binary(data: bytes, position: int, element: _Element, order: str) -> tuple[_Values, int]:
+def _binary(data: bytes, position: int, element: _Element, order: _Order) -> tuple[_Values, int]:
     if uniform := _uniform(data, position, element, order):
         return uniform
     columns: dict[str, list] = {each.name: [] for each in element.properties}
@@ -191,7 +195,7 @@ def _binary(data: bytes, position: int, element: _Element, order: str) -> tuple[
     }, position
 
 
-def _uniform(data: bytes, position: int, element: _Element, order: str) -> tuple[_Values, int] | None:
+def _uniform(data: bytes, position: int, element: _Element, order: _Order) -> tuple[_Values, int] | None:
     """The values of an element in one read, where all of its lists are as long as the first ones."""
     fields: list[tuple] = []
     lengths: dict[str, int] = {}
