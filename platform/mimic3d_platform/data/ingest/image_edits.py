@@ -159,9 +159,9 @@ def _encode(pixels: Image.Image) -> bytes:
     pixels = pixels.copy()
     profile = pixels.info.get("icc_profile")
     space = {"RGB": b"RGB ", "RGBA": b"RGB ", "P": b"RGB ", "L": b"GRAY", "LA": b"GRAY", "1": b"GRAY"}
-    kept: dict[str | tuple[int, int], Any] = (
-        {"icc_profile": profile} if profile and profile[16:20] == space.get(pixels.mode) else {}
-    )
+    kept: dict[str | tuple[int, int], Any] = {}
+    if profile and profile[16:20] == space.get(pixels.mode):
+        kept["icc_profile"] = profile
     pixels.info = {**kept, **{key: pixels.info[key] for key in ("transparency",) if key in pixels.info}}
     return encode_png(pixels)
 
