@@ -111,7 +111,7 @@ def run_demo(folder: Path, console: Console, overrides: Sequence[str] = ()) -> N
     places = {
         "MLflow": mlflow_url,
         "Ray": local.status().services["ray"].url or "",
-        "model": f"{model_uri}, version {finished.version}",
+        "model": model_uri,
         **{kind: str(path) for kind, path in paths.items()},
     }
     for what, place in places.items():  # Lines, because a table would break long addresses.

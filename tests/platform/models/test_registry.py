@@ -72,7 +72,7 @@ def test_a_refused_registration_leaves_nothing(stack, name: str, generator_folde
 
 
 @pytest.mark.usefixtures("no_previews")
-@pytest.mark.parametrize("odd", ["voitures été", "a & b = c", "x+y (2)", "-_-"])
+@pytest.mark.parametrize("odd", ["voitures été", "a & b = c+d (2)"])
 def test_other_odd_names_are_registered_and_pulled(
     run_id: str, tmp_path: Path, generator_folder: Make, odd: str
 ) -> None:
