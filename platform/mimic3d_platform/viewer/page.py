@@ -80,7 +80,7 @@ class Page:
             f"**{self._session.model.name}**  \n{picture.size}², {picture.samples} samples a ray: "
             f"{picture.seconds * 1000:.0f} ms; coarse after {self._coarse_ms:.0f} ms"
         )
-        self._jobs.submit(self._update_mesh)
+        self._mesh_changed()
 
     def fail(self, error: Exception) -> None:
         """Shows why the newest settings could not be drawn; called by the drawing thread."""
@@ -140,7 +140,7 @@ class Page:
             control.on_update(lambda _: self._changed())
         self._blend.on_update(lambda _: self._blend_changed())
         self._conditioning.on_update(lambda _: self._conditioning_changed())
-        self._mesh.on_update(lambda _: self._jobs.submit(self._update_mesh))
+        self._mesh.on_update(lambda _: self._mesh_changed())
         self._frustums.on_update(lambda _: self._show_frustums())
         another.on_click(lambda _: self._take_seed(random.randrange(10_000)))
         fix.on_click(lambda _: self._fix_here())
@@ -205,7 +205,8 @@ class Page:
         return label_numbers(make_label(pose, intrinsics(0.5 / math.tan(camera.fov / 2))))
 
     def _take_seed(self, seed: int) -> None:
-        self._seed.value = seed
+        # mypy takes viser's property for read-only: its setter does not follow its getter.
+        self._seed.value = seed  # type: ignore[misc]
         self._changed()
 
     def _blend_changed(self) -> None:
@@ -222,7 +223,7 @@ class Page:
 
     def _fix_here(self) -> None:
         self._fixed = self._label()
-        self._conditioning.value = "fixed"
+        self._conditioning.value = "fixed"  # type: ignore[misc]
         self._changed()
 
     def _look_from(self, label: tuple[float, ...]) -> None:
@@ -260,8 +261,12 @@ class Page:
                 wxyz=_quaternion(pose),
                 position=pose[:3, 3].numpy(),
             )
-            frustum.on_click(lambda _, view=view: self._show_real(view))
+            frustum.on_click(self._shows_real(view))
             self._data_cameras.append(frustum)
+
+    def _shows_real(self, view: DatasetView) -> Callable[[object], None]:
+        """The handler of a click on the view's frustum."""
+        return lambda _: self._show_real(view)
 
     def _show_real(self, view: DatasetView) -> None:
         """Looks from a real image's camera, and shows the image beside the picture."""
@@ -286,6 +291,9 @@ class Page:
             self._g_camera.fov = vertical_fov(float(intrinsic[1, 1]))
         if self._g_camera.visible != shown:
             self._g_camera.visible = shown
+
+    def _mesh_changed(self) -> None:
+        self._jobs.submit(self._update_mesh)
 
     def _update_mesh(self) -> None:
         """Shows the mesh of the newest object; one of the jobs, so that no two run at a time."""
