@@ -69,7 +69,12 @@ Model = Annotated[
     ),
 ]
 Overrides = Annotated[
-    list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override a config key; repeatable.")
+    list[str] | None,
+    typer.Option(
+        "--set",
+        metavar="KEY=VALUE",
+        help="Override a config key; repeatable. rendering=auto takes near, far and box from the data's cameras.",
+    ),
 ]
 Recipe = Annotated[str, typer.Argument(help="A recipe's name, or a config file (.yaml): s3://… or a path.")]
 SweepFile = Annotated[
