@@ -73,7 +73,7 @@ Overrides = Annotated[
     typer.Option(
         "--set",
         metavar="KEY=VALUE",
-        help="Override a config key; repeatable. rendering=auto takes near, far and box from the data's cameras.",
+        help="Override a config key; repeatable. rendering=auto takes near, far and box from the data set.",
     ),
 ]
 Recipe = Annotated[str, typer.Argument(help="A recipe's name, or a config file (.yaml): s3://… or a path.")]
