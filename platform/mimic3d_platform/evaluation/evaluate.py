@@ -29,7 +29,8 @@ from mimic3d_platform.evaluation.pieces import (
     measure_piece,
     stored,
 )
-from mimic3d_platform.evaluation.subjects import GeneratorSubject, Subject, open_subject
+from mimic3d_platform.evaluation.subject import Subject
+from mimic3d_platform.evaluation.subjects import GeneratorSubject, open_subject
 from mimic3d_platform.models import registry
 from mimic3d_platform.settings import DEFAULT_RUNS_URI
 from mimic3d_platform.storage.digests import sha256_of_file

@@ -23,7 +23,8 @@ from mimic3d_platform import storage
 from mimic3d_platform.data.format.manifest import Manifest
 from mimic3d_platform.errors import UserError
 from mimic3d_platform.evaluation import feature_weights
-from mimic3d_platform.evaluation.subjects import Subject, read_rows
+from mimic3d_platform.evaluation.image_subjects import read_rows
+from mimic3d_platform.evaluation.subject import Subject
 from mimic3d_platform.storage.digests import sha256_of_file, sha256_of_json
 
 FOLDER = "evaluations"

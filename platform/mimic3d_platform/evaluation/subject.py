@@ -1,0 +1,50 @@
+"""What metrics ask of a subject: of a generator and of images alike."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from mimic3d.evaluation.metric import Need, Views
+
+# The branch of images that no generator of ours made.
+IMAGES = "images"
+
+
+class Opened(Protocol):
+    """A subject that a worker has opened."""
+
+    branches: tuple[str, ...]
+
+    def images(self, rows: Sequence[int], *, other_camera: bool) -> dict[str, Tensor]:
+        """By branch, (n, 3, R, R) uint8: the images of these numbers."""
+
+    def views(self, number: int, count: int) -> dict[str, Views]:
+        """By branch, at most `count` views of object `number`."""
+
+
+class Subject(Protocol):
+    """A subject as it travels to workers.
+
+    Attributes:
+        uri: as the user gave it.
+        digest: SHA-256 of what it consists of.
+        resolution: of its images.
+        branches: of its images; `images` for those that no generator made.
+        has: what metrics can ask of it.
+        most_images, most_objects: how many there are; None for a generator, which makes as many as asked.
+    """
+
+    uri: str
+    digest: str
+    resolution: int
+    branches: tuple[str, ...]
+    has: frozenset[Need]
+    most_images: int | None
+    most_objects: int | None
+
+    def open(self, seed: int, device: torch.device) -> Opened:
+        """Loads it into this process."""
