@@ -5,7 +5,6 @@ from __future__ import annotations
 import itertools
 import tempfile
 from abc import ABC, abstractmethod
-from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -155,7 +154,9 @@ class InceptionFeatures(FeatureExtractor):
 
 
 # Name of the feature weights (as in `mimic3d weights`) -> the extractor that uses them.
-EXTRACTORS: dict[str, Callable[[dict[str, Tensor]], FeatureExtractor]] = {
+EXTRACTORS: dict[
+    str, type[InceptionFeatures] | type[EfficientNetLite2MiddleFeatures] | type[MobileNetV2Features]
+] = {
     "inception-2015-12-05": InceptionFeatures,
     "efficientnetlite2mid": EfficientNetLite2MiddleFeatures,
     "mobilenetv2": MobileNetV2Features,

@@ -148,7 +148,9 @@ def evaluate(
     options = options or Options()
     subject, data_uri = open_subject(uri, data_uri, options.seed)
     measured = measure(subject, data_uri, options, cache_uri=cache_uri, on_progress=on_progress)
-    version = registry.version_of(subject.pinned) if _is_registered(subject) else None
+    version = None
+    if isinstance(subject, GeneratorSubject) and registry.is_registered(subject.pinned):
+        version = registry.version_of(subject.pinned)
     digest, fingerprint = subject.digest[:12], str(measured.facts["data fingerprint"])[:8]
     size = f"{measured.facts['images']}-{measured.facts['objects']}-{options.seed}"
     tags = {
@@ -330,10 +332,6 @@ def _lacking(metric: Metric, subject: Subject, branch: str) -> str:
     if "both branches" in metric.needs and branch == "2d":
         return "compares the 3D branch with this one"
     return f"{subject.uri} has no {' and no '.join(lacking)}" if lacking else ""
-
-
-def _is_registered(subject: Subject) -> bool:
-    return isinstance(subject, GeneratorSubject) and registry.is_registered(subject.pinned)
 
 
 def _cluster_has_gpus() -> bool:

@@ -68,7 +68,7 @@ class DatasetSubject:
 
 
 class _OpenDataset:
-    branches = (IMAGES,)
+    branches: tuple[str, ...] = (IMAGES,)
 
     def __init__(self, subject: DatasetSubject) -> None:
         self._subject = subject
@@ -84,16 +84,21 @@ class _OpenDataset:
         starts = np.concatenate([[0], np.cumsum([shard.rows for shard in subject.manifest.shards])])
         columns = [name for name in ("image", "camera", "depth") if name in subject.manifest.columns]
         side = subject.manifest.resolution
-        records: list[dict[str, bytes | list[float]]] = []
+        files: list[bytes] = []
+        labels: list[list[float]] = []
+        depths: list[bytes] = []
         for shard in sorted({int(np.searchsorted(starts, row, side="right")) - 1 for row in chosen}):
             table = open_shard(subject.uri, subject.manifest.shards[shard]).read(columns=columns)
             local = [row - int(starts[shard]) for row in chosen if starts[shard] <= row < starts[shard + 1]]
-            records += table.take(local).to_pylist()
-        images = torch.stack([_pixels(record["image"]) for record in records])
-        cameras = torch.tensor([record["camera"] for record in records], dtype=torch.float32)
+            taken = table.take(local)
+            files += taken["image"].to_pylist()
+            labels += taken["camera"].to_pylist()
+            depths += taken["depth"].to_pylist() if "depth" in columns else []
+        images = torch.stack([_pixels(file) for file in files])
+        cameras = torch.tensor(labels, dtype=torch.float32)
         depth = opacity = None
-        if "depth" in columns:
-            flat = np.stack([np.frombuffer(record["depth"], "<f4") for record in records])
+        if depths:
+            flat = np.stack([np.frombuffer(data, "<f4") for data in depths])
             depth = torch.from_numpy(flat.reshape(-1, 1, side, side).copy())
             opacity = depth.isfinite().float()
             depth = depth.nan_to_num(0.0, posinf=0.0)
@@ -134,7 +139,7 @@ class FilesSubject:
 
 
 class _OpenFiles:
-    branches = (IMAGES,)
+    branches: tuple[str, ...] = (IMAGES,)
 
     def __init__(self, subject: FilesSubject) -> None:
         self._subject = subject

@@ -38,13 +38,20 @@ class Subject(Protocol):
         most_images, most_objects: how many there are; None for a generator, which makes as many as asked.
     """
 
-    uri: str
-    digest: str
-    resolution: int
-    branches: tuple[str, ...]
-    has: frozenset[Need]
-    most_images: int | None
-    most_objects: int | None
+    @property
+    def uri(self) -> str: ...
+    @property
+    def digest(self) -> str: ...
+    @property
+    def resolution(self) -> int: ...
+    @property
+    def branches(self) -> tuple[str, ...]: ...
+    @property
+    def has(self) -> frozenset[Need]: ...
+    @property
+    def most_images(self) -> int | None: ...
+    @property
+    def most_objects(self) -> int | None: ...
 
     def open(self, seed: int, device: torch.device) -> Opened:
         """Loads it into this process."""
