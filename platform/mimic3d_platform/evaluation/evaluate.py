@@ -17,7 +17,7 @@ from mimic3d_platform.cluster.resources import Processors
 from mimic3d_platform.cluster.tasks import run_pieces
 from mimic3d_platform.data.format.dataset import open_dataset
 from mimic3d_platform.errors import UserError
-from mimic3d_platform.evaluation import feature_weights, mlflow_inputs
+from mimic3d_platform.evaluation import feature_weights
 from mimic3d_platform.evaluation.pieces import (
     GENERATED,
     OTHER_CAMERA,
@@ -166,7 +166,9 @@ def evaluate(
         tags,
         parent_run_id=version.run_id if version else None,
     )
-    mlflow_inputs.log_dataset(run_id, data_uri, open_dataset(data_uri))
+    manifest = open_dataset(data_uri)
+    facts = {"images": manifest.count, "resolution": manifest.resolution}
+    tracking.log_dataset(run_id, data_uri, manifest.fingerprint, facts, context="evaluation")
     registry.log_model_metrics(run_id, measured.flat(), version)
     tracking.finish_run(run_id)
     return Evaluation(measured, run_id)

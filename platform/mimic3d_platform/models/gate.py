@@ -7,12 +7,10 @@ its description.
 
 from __future__ import annotations
 
-import contextlib
 import json
-import secrets
 import statistics
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, NamedTuple
@@ -20,6 +18,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from mimic3d.evaluation.metric import FidelityMetric
 from mimic3d.evaluation.registry import METRICS
 from mimic3d_platform.errors import UserError
+from mimic3d_platform.models.alias_claim import claimed_alias
 from mimic3d_platform.models.checkpoints import LOWER_IS_BETTER
 from mimic3d_platform.models.model_card import HIGH, LOW, MAX_DESCRIPTION
 from mimic3d_platform.models.pull import cached
@@ -27,7 +26,6 @@ from mimic3d_platform.models.registry import (
     aliases_of,
     check_registration,
     logged_model_of,
-    suppressed,
     version_of,
     version_uri,
 )
@@ -38,15 +36,10 @@ if TYPE_CHECKING:
 
 # Metrics that the gate chooses, the first that both versions have, and those that it guards.
 _CHOSEN = ("fid3d_", "fid_", "fd3d_", "fd_")
-_GUARDED = ("warp_psnr", "strip_coherence", "field_psnr")
+_GUARDED = ("field_detail", "warp_detail")
 _BRANCHES = ("/3d", "/2d")
 _SIZES_OF_TRAINING = ("output.metric_images", "output.metric_identities")
-_CLAIM_TAG = "mimic3d.promoting."
 _DECISION_TAG = "mimic3d.gate."
-# Two processes that claim an alias at once read their claims again after this time, longer than a request.
-_CLAIM_S = 1.0
-_CLAIM_WAIT_S = 60.0
-_STALE_CLAIM_S = 600.0
 _TIMED_RENDERS = 7
 
 
@@ -184,7 +177,7 @@ def promote(
             "--force needs a reason, which is recorded: --force 'the new data set has no licence'"
         )
     candidate = version_of(f"models:/{name}/{version}")
-    with _claimed(name, alias):
+    with claimed_alias(name, alias):
         present_number = aliases_of(name).get(alias)
         if present_number is None or present_number == version:
             decision = Decision(version, alias, present_number, True, forced=force)
@@ -358,48 +351,3 @@ def _record(version: ModelVersion, decision: Decision) -> None:
         # The newest decision is kept whole, at the expense of what comes before it.
         described = before[: max(0, MAX_DESCRIPTION - len(line))] + line
         mlflow_client.update_model_version(name, number, described[:MAX_DESCRIPTION])
-
-
-@contextlib.contextmanager
-def _claimed(name: str, alias: str) -> Iterator[None]:
-    """Holds the claim on an alias, a tag of the model, during the block; waits while another has it.
-
-    MLflow has no operation that sets a tag only if it is not set. So each process writes its own claim, waits
-    longer than a request takes, and has the alias if its claim is still there (Fischer's algorithm).
-
-    Raises:
-        UserError: another process has held the claim for a minute.
-    """
-    mlflow_client, key = client(), f"{_CLAIM_TAG}{alias}"
-    with tracking_errors(f"promote a version of {name!r} in"):
-        deadline = time.monotonic() + _CLAIM_WAIT_S
-        while True:
-            held = mlflow_client.get_registered_model(name).tags.get(key)
-            if held is None or time.time() - _time_of(held) > _STALE_CLAIM_S:
-                own = f"{secrets.token_hex(8)} {time.time():.0f}"
-                mlflow_client.set_registered_model_tag(name, key, own)
-                time.sleep(_CLAIM_S)
-                if mlflow_client.get_registered_model(name).tags.get(key) == own:
-                    break
-            elif time.monotonic() > deadline:
-                raise UserError(
-                    f"another promotion to {alias!r} of {name!r} is under way: wait for it, or delete the "
-                    f"model's tag {key} in MLflow"
-                )
-            else:
-                time.sleep(_CLAIM_S)
-    try:
-        yield
-    finally:
-        with (
-            contextlib.suppress(UserError),
-            tracking_errors("promote in"),
-            suppressed("RESOURCE_DOES_NOT_EXIST"),
-        ):
-            mlflow_client.delete_registered_model_tag(name, key)
-
-
-def _time_of(claim: str) -> float:
-    """When a claim was written, in seconds since 1970; 0 for one that is damaged."""
-    stamp = claim.rpartition(" ")[2]
-    return float(stamp) if stamp.isdigit() else 0.0

@@ -9,19 +9,19 @@ from pathlib import Path
 import pytest
 
 from mimic3d_platform.errors import UserError
-from mimic3d_platform.models import gate, registry
+from mimic3d_platform.models import alias_claim, gate, registry
 from mimic3d_platform.models.gate import Decision, promote
 from mimic3d_platform.models.registration import register_generator
 from mimic3d_platform.tracking import start_or_resume_run
 from mimic3d_platform.tracking.server import client
 
-FID, PSNR = "fid_inception2015/3d", "warp_psnr/3d"
+FID, DETAIL = "fid_inception2015/3d", "field_detail/3d"
 Register = Callable[..., int]
 
 
-def measured(fid: float, psnr: float | None = None) -> dict[str, float]:
+def measured(fid: float, agreement: float | None = None) -> dict[str, float]:
     """A Fréchet distance and an agreement of views, each with an interval of ±0.5."""
-    values = {FID: fid} | ({PSNR: psnr} if psnr is not None else {})
+    values = {FID: fid} | ({DETAIL: agreement} if agreement is not None else {})
     ends = {"_low": -0.5, "_high": 0.5}
     return values | {f"{name}{end}": value + by for name, value in values.items() for end, by in ends.items()}
 
@@ -31,7 +31,7 @@ def register(
     stack, name: str, generator_folder: Callable[..., Path], no_previews, monkeypatch: pytest.MonkeyPatch
 ) -> Register:
     """Registers another generator with metrics that a run measured on `data` with `images`."""
-    monkeypatch.setattr(gate, "_CLAIM_S", 0.2)
+    monkeypatch.setattr(alias_claim, "SETTLE_S", 0.2)
     made = 0
 
     def make(metrics: Mapping[str, float], data: str = "cars", images: int = 50) -> int:
@@ -72,7 +72,8 @@ def test_the_gate_passes_the_first_version_and_then_only_better_ones(name: str, 
     assert not within.passed and registry.aliases_of(name) == {"champion": 1}
     assert within.line == (
         f"version 1 stays champion, not version 2: {FID} is not better beyond the intervals "
-        f"({FID} 9.5 (9 to 10) against 10 (9.5 to 10.5); {PSNR} 30 (29.5 to 30.5) against 30 (29.5 to 30.5))"
+        f"({FID} 9.5 (9 to 10) against 10 (9.5 to 10.5); "
+        f"{DETAIL} 30 (29.5 to 30.5) against 30 (29.5 to 30.5))"
     )
     assert decision_of(name, 2)["passed"] is False
     assert decision_of(name, 2)["metrics"][FID] == {
@@ -85,7 +86,7 @@ def test_the_gate_passes_the_first_version_and_then_only_better_ones(name: str, 
 
     inconsistent = promote(name, register(measured(8.0, 28.0)), "champion")
     assert not inconsistent.passed
-    assert inconsistent.reasons == (f"the guarded metric {PSNR} is worse beyond the intervals",)
+    assert inconsistent.reasons == (f"the guarded metric {DETAIL} is worse beyond the intervals",)
 
     better = promote(name, register(measured(8.0, 29.8)), "champion")
     assert better.passed and registry.aliases_of(name) == {"champion": 4}

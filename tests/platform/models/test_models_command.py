@@ -8,7 +8,7 @@ from typer.testing import CliRunner
 
 from mimic3d_platform.cli import app
 from mimic3d_platform.errors import UserError
-from mimic3d_platform.models import gate, registry
+from mimic3d_platform.models import alias_claim, registry
 
 pytestmark = pytest.mark.usefixtures("no_previews")
 
@@ -29,7 +29,7 @@ def test_a_model_from_registration_to_deletion(
     generator_folder: Callable[..., Path],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(gate, "_CLAIM_S", 0.1)
+    monkeypatch.setattr(alias_claim, "SETTLE_S", 0.1)
     first, second = generator_folder("a", 0), generator_folder("b", 1)
     assert run("register", first, name, "--alias", "champion") == (
         f"registered {name} version 1 version 1 is champion: no version was before"

@@ -1,0 +1,63 @@
+"""The claim on an alias of a registered model: of concurrent promotions, one at a time has it."""
+
+from __future__ import annotations
+
+import contextlib
+import secrets
+import time
+from collections.abc import Iterator
+
+from mimic3d_platform.errors import UserError
+from mimic3d_platform.models.registry import suppressed
+from mimic3d_platform.tracking.server import client, tracking_errors
+
+_TAG = "mimic3d.promoting."
+# Two processes that claim an alias at once read their claims again after this time, longer than a request.
+SETTLE_S = 1.0
+_WAIT_S = 60.0
+_STALE_S = 600.0
+
+
+@contextlib.contextmanager
+def claimed_alias(name: str, alias: str) -> Iterator[None]:
+    """Holds the claim on an alias, a tag of the model, during the block; waits while another has it.
+
+    MLflow has no operation that sets a tag only if it is not set. So each process writes its own claim, waits
+    longer than a request takes, and has the alias if its claim is still there (Fischer's algorithm).
+
+    Raises:
+        UserError: another process has held the claim for a minute.
+    """
+    mlflow_client, key = client(), f"{_TAG}{alias}"
+    with tracking_errors(f"promote a version of {name!r} in"):
+        deadline = time.monotonic() + _WAIT_S
+        while True:
+            held = mlflow_client.get_registered_model(name).tags.get(key)
+            if held is None or time.time() - _time_of(held) > _STALE_S:
+                own = f"{secrets.token_hex(8)} {time.time():.0f}"
+                mlflow_client.set_registered_model_tag(name, key, own)
+                time.sleep(SETTLE_S)
+                if mlflow_client.get_registered_model(name).tags.get(key) == own:
+                    break
+            elif time.monotonic() > deadline:
+                raise UserError(
+                    f"another promotion to {alias!r} of {name!r} is under way: wait for it, or delete the "
+                    f"model's tag {key} in MLflow"
+                )
+            else:
+                time.sleep(SETTLE_S)
+    try:
+        yield
+    finally:
+        with (
+            contextlib.suppress(UserError),
+            tracking_errors("promote in"),
+            suppressed("RESOURCE_DOES_NOT_EXIST"),
+        ):
+            mlflow_client.delete_registered_model_tag(name, key)
+
+
+def _time_of(claim: str) -> float:
+    """When a claim was written, in seconds since 1970; 0 for one that is damaged."""
+    stamp = claim.rpartition(" ")[2]
+    return float(stamp) if stamp.isdigit() else 0.0
