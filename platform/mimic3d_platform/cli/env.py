@@ -29,13 +29,15 @@ def env(
         raise UserError(f"--format {form}: give {', '.join(_FORMATS)}")
     from mimic3d_platform import local
     from mimic3d_platform.settings import get_settings, stack_file
+    from mimic3d_platform.storage.s3 import DEFAULT_REGION
 
     settings = get_settings()
     variables = {k: v for k, v in settings.export().items() if k.startswith(_SERVICES)}
     if not variables:
         raise UserError("no services are known: run `mimic3d up`, or set their variables (docs/clusters.md)")
-    if settings.aws_region:
-        variables["AWS_DEFAULT_REGION"] = settings.aws_region  # The only name that boto3 reads.
+    if any(name.startswith("AWS_") for name in variables):
+        # The only name that boto3 reads; other clients ask for a region even where the store has none.
+        variables["AWS_DEFAULT_REGION"] = settings.aws_region or DEFAULT_REGION
     if stack_file(settings.home).exists() and not local.status().running:
         typer.echo("note: the services of `mimic3d up` are not running", err=True)
     typer.echo(_FORMATS[form](variables))
