@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from mimic3d_platform.cli.app import app
+from mimic3d_platform.cli.app import Runs, app
 from mimic3d_platform.console import Console
 from mimic3d_platform.errors import UserError
 
@@ -201,6 +201,21 @@ def data_list(
         for each in found
     ]
     console.table(("data set", "images", "resolution", "identities", "size", "note"), rows)
+
+
+@data.command("delete")
+def data_delete(
+    uri: Annotated[str, typer.Argument(help="The data set: s3://… or a path.")],
+    runs: Runs = None,
+    force: Annotated[bool, typer.Option("--force", help="Also if a run was trained on it.")] = False,
+) -> None:
+    """Delete a data set that no run needs."""
+    from mimic3d_platform.settings import DEFAULT_RUNS_URI, use_services
+    from mimic3d_platform.training.delete import delete_dataset
+
+    use_services()
+    delete_dataset(uri, runs or DEFAULT_RUNS_URI, force=force)
+    Console().say(f"deleted the data set {uri}")
 
 
 @data.command("inspect")

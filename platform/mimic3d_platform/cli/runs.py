@@ -6,11 +6,13 @@ from typing import Annotated
 
 import typer
 
-from mimic3d_platform.cli.app import app
+from mimic3d_platform.cli.app import Runs, app
 from mimic3d_platform.console import Console
 
-runs = typer.Typer(help="List the trainings in a folder of runs.", no_args_is_help=True)
+runs = typer.Typer(help="List, show, compare and delete trainings.", no_args_is_help=True)
 app.add_typer(runs, name="runs")
+
+RunArgument = Annotated[str, typer.Argument(help="The run's name.")]
 
 
 @runs.command("list")
@@ -43,6 +45,105 @@ def runs_list(
         for run in found
     ]
     console.table(("run", "recipe", "images", "state", "metrics", "data"), rows)
+
+
+@runs.command("show")
+def runs_show(name: RunArgument, runs: Runs = None) -> None:
+    """Print a run: what differs from its recipe, its data set, checkpoints, extensions and metrics."""
+    from mimic3d.config import flatten, to_dict
+    from mimic3d.config.recipes import RECIPES, get_recipe
+    from mimic3d_platform import storage
+    from mimic3d_platform.models.checkpoints import CheckpointStore
+    from mimic3d_platform.settings import DEFAULT_RUNS_URI, use_services
+    from mimic3d_platform.training.extension import read_extensions
+    from mimic3d_platform.training.result import read_result
+    from mimic3d_platform.training.run_identity import read_config, read_origin
+
+    use_services()
+    place, console = runs or DEFAULT_RUNS_URI, Console()
+    config = read_config(place, name)
+    origin, result = read_origin(place, name), read_result(place, name)
+    console.say(f"run: {storage.join(place, name)}, {'finished' if result else 'not finished'}")
+    console.say(f"recipe: {config.recipe}, {config.total_nimg} images, seed {config.seed}")
+    console.say(f"data set: {config.data.uri}" + (f", fingerprint {origin.data[:12]}" if origin else ""))
+    if config.start:
+        console.say(f"start: {config.start}")
+    for extension in read_extensions(place, name):
+        console.say(f"extended: {extension.kimg:g} -> {extension.to_kimg:g} kimg at {extension.date}")
+    if result:
+        console.say(f"MLflow run: {result.run_id}")
+    known = flatten(to_dict(get_recipe(config.recipe))) if config.recipe in RECIPES else {}
+    changes = [
+        (key, str(known.get(key)), str(value))
+        for key, value in flatten(to_dict(config)).items()
+        if known and known.get(key) != value and key != "data.uri"
+    ]
+    if changes:
+        console.table(("key", config.recipe, "this run"), changes)
+    checkpoints = CheckpointStore(place, name).all()
+    if checkpoints:
+        sizes = [sum(storage.file_sizes(each.uri).values()) for each in checkpoints]
+        rows = [
+            (each.name, str(each.nimg), f"{size / 1e6:.1f} MB")
+            for each, size in zip(checkpoints, sizes, strict=True)
+        ]
+        console.table(("checkpoint", "images", "size"), rows)
+    if result:
+        console.metrics(result.metrics)
+
+
+@runs.command("compare")
+def runs_compare(
+    names: Annotated[list[str], typer.Argument(help="Names of two or more runs.")],
+    runs: Runs = None,
+) -> None:
+    """Print the keys in which runs differ, and the last metrics of each."""
+    from mimic3d.config import flatten, to_dict
+    from mimic3d_platform.errors import UserError
+    from mimic3d_platform.settings import DEFAULT_RUNS_URI, use_services
+    from mimic3d_platform.training.result import read_result
+    from mimic3d_platform.training.run_identity import read_config
+
+    if len(names) < 2:
+        raise UserError("name two runs or more to compare")
+    use_services()
+    place, console = runs or DEFAULT_RUNS_URI, Console()
+    configs = [flatten(to_dict(read_config(place, name))) for name in names]
+    keys = dict.fromkeys(key for config in configs for key in config)
+    rows = [
+        (key, *(str(config.get(key)) for config in configs))
+        for key in keys
+        if len({str(config.get(key)) for config in configs}) > 1
+    ]
+    results = [read_result(place, name) for name in names]
+    measured = [found.metrics[max(found.metrics)] if found and found.metrics else {} for found in results]
+    metrics = sorted({metric for each in measured for metric in each})
+    rows += [
+        (metric, *(f"{each[metric]:.4g}" if metric in each else "–" for each in measured))
+        for metric in metrics
+    ]
+    if not rows:
+        console.say("the runs have the same config, and none of them has metrics")
+        return
+    console.table(("", *names), rows)
+
+
+@runs.command("delete")
+def runs_delete(
+    name: RunArgument,
+    runs: Runs = None,
+    force: Annotated[
+        bool, typer.Option("--force", help="Also if a model, another run or a sweep needs it.")
+    ] = False,
+) -> None:
+    """Delete a run's folder; MLflow keeps its record, and registered models stay."""
+    from mimic3d_platform.settings import DEFAULT_RUNS_URI, use_services
+    from mimic3d_platform.training.delete import delete_run
+
+    use_services()
+    place = runs or DEFAULT_RUNS_URI
+    delete_run(place, name, force=force)
+    Console().say(f"deleted the run {name} in {place}")
 
 
 @app.command()

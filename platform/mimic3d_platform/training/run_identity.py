@@ -61,6 +61,19 @@ def check_name(name: str) -> str:
     return name
 
 
+def read_config(runs_uri: str, name: str) -> Config:
+    """The config of a run.
+
+    Raises:
+        UserError: there is no such run.
+        ConfigError: its config is of another version.
+    """
+    uri = storage.join(runs_uri, check_name(name), CONFIG)
+    if not storage.exists(uri):
+        raise UserError(f"there is no run {name} in {runs_uri}: `mimic3d runs list` shows the runs")
+    return config_from_yaml(storage.read_bytes(uri).decode(), uri)
+
+
 def read_origin(runs_uri: str, name: str) -> RunOrigin | None:
     """The origin of a run when it began; None where there is no such run."""
     uri = storage.join(runs_uri, check_name(name), ORIGIN)

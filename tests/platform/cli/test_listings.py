@@ -8,7 +8,7 @@ from types import SimpleNamespace
 import pytest
 from typer.testing import CliRunner
 
-from mimic3d.config import config_from_yaml
+from mimic3d.config import config_from_yaml, override
 from mimic3d.config.recipes import RECIPES, get_recipe
 from mimic3d_platform.cli import app
 from mimic3d_platform.cluster import jobs
@@ -83,6 +83,53 @@ def test_runs_are_listed_with_how_far_they_are(tmp_path: Path) -> None:
     ]
     assert "fid/3d 12.5" in rows[1]
     assert "no runs below" in run("runs", "list", tmp_path / "begun" / "checkpoints")
+
+
+def refusal(*arguments: object) -> str:
+    result = CliRunner().invoke(app, [str(argument) for argument in arguments], prog_name="mimic3d")
+    assert isinstance(result.exception, UserError), result.output
+    return str(result.exception)
+
+
+def test_a_run_is_shown_compared_and_deleted_unless_it_is_needed(tmp_path: Path) -> None:
+    runs = str(tmp_path / "runs")
+    config = get_recipe("cars-demo")
+    claim_run(runs, "first", override(config, {"seed": "3"}), RunOrigin("data"))
+    start = f"{runs}/first/checkpoints/000000800-abc"
+    second = override(config, {"start": start, "schedule.stage1_kimg": "0"})
+    claim_run(runs, "second", second, RunOrigin("data"))
+    shown = run("runs", "show", "first", "--runs", runs)
+    assert "cars-demo, 4000 images, seed 3" in shown and ["seed", "0", "3"] in cells(shown)
+    compared = cells(run("runs", "compare", "first", "second", "--runs", runs))
+    assert ["seed", "3", "0"] in compared and ["schedule.stage1_kimg", "0.8", "0.0"] in compared
+
+    assert "needed: the run second starts from it" in refusal("runs", "delete", "first", "--runs", runs)
+    run("runs", "delete", "second", "--runs", runs)
+    run("runs", "delete", "first", "--runs", runs)
+    assert not (tmp_path / "runs" / "first").exists()
+    for command in ("show", "delete"):
+        assert "there is no run first in" in refusal("runs", command, "first", "--runs", runs)
+
+
+def test_a_trial_of_a_sweep_is_deleted_by_force_only(tmp_path: Path) -> None:
+    claim_run(str(tmp_path), "scales-000", get_recipe("cars-demo"), RunOrigin("data"))
+    (tmp_path / "scales").mkdir()
+    (tmp_path / "scales" / "sweep.yaml").write_text("{}")
+    assert "a trial of the sweep scales" in refusal("runs", "delete", "scales-000", "--runs", tmp_path)
+    run("runs", "delete", "scales-000", "--runs", tmp_path, "--force")
+    assert not (tmp_path / "scales-000").exists()
+
+
+def test_a_data_set_is_deleted_unless_a_run_was_made_of_it(tmp_path: Path) -> None:
+    data, runs = tmp_path / "data", tmp_path / "runs"
+    with DatasetWriter(str(data / "a"), 32, {}, columns=("image", "identity")) as writer:
+        writer.write({"image": b"", "identity": "nobody"})
+    used = override(get_recipe("cars-demo"), {"data.uri": str(data / "a")})
+    claim_run(str(runs), "user", used, RunOrigin("data"))
+    assert "there is no data set at" in refusal("data", "delete", data, "--runs", runs)
+    assert "needed: by the run user" in refusal("data", "delete", data / "a", "--runs", runs)
+    run("data", "delete", data / "a", "--runs", runs, "--force")
+    assert data.exists() and not (data / "a").exists()
 
 
 def test_data_sets_are_listed_whole_and_half_written(tmp_path: Path) -> None:
