@@ -128,6 +128,7 @@ def test_channels_last_gives_the_same_numbers() -> None:
     assert_near(drawn_and_learned(copy.deepcopy(G).to(memory_format=torch.channels_last)), expected)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler")
 def test_torch_compile_gives_the_same_numbers(tmp_path, monkeypatch) -> None:
     monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))

@@ -46,11 +46,8 @@ def test_every_reference_in_the_folder_is_reproduced() -> None:
     assert len(run.stdout.splitlines()) == expected + 1
 
 
-# The ADA case has all that the plain one has.
-@pytest.mark.parametrize(
-    "name",
-    [pytest.param(name, marks=[pytest.mark.slow] if name == "stage2" else []) for name in PHASES],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("name", PHASES)
 def test_every_training_phase_is_the_released_one(name: str) -> None:
     rows = phase_parity.compare(PHASES[name])
     assert [row.phase for row in rows] == list(PHASES[name]["phases"])

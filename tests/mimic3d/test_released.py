@@ -454,7 +454,7 @@ def test_the_command_reports_its_result_or_error(tmp_path, released, monkeypatch
 
     status, said = command("hostile.pkl")
     assert status == 2 and said.count("\n") == 1
-    assert said.startswith(f"error: hostile.pkl: it names {os.system.__module__}.system")
+    assert said.startswith(f"error: {tmp_path}/hostile.pkl: it names {os.system.__module__}.system")
     assert sorted(p.name for p in tmp_path.iterdir()) == ["hostile.pkl", "network.pkl"]
     assert command("network.pkl") == (0, "out/generator: a generator of mimic3d for 128² images\n")
     load_generator(tmp_path / "out" / "generator")

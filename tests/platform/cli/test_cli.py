@@ -104,7 +104,7 @@ REFUSED = {
     "render nothing": ("data render {root}/new --views 0", "views is 0"),
     "render below nothing": ("data render {root}/new --resolution -1", "resolution is -1"),
     "no mesh folder": ("data render {root}/new --meshes {root}/none", "no mesh folder at {root}/none"),
-    "no mesh": ("data render {root}/new --meshes {root}/empty", "no mesh file", "OBJ, GLB or PLY"),
+    "no mesh": ("data render {root}/new --meshes {root}/empty", "no mesh file", "OBJ, GLB, glTF or PLY"),
     "only broken meshes": ("data render {root}/new --meshes {root}/broken", "none of its 2 mesh files"),
     "another set there": ("data render {data} --meshes {root}/meshes", "already holds", "--overwrite"),
     "inspect nothing": ("data inspect {root}/none", "no data set at {root}/none"),

@@ -24,13 +24,13 @@ Loader processes import this module: it loads neither PyArrow nor PyTorch.
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
 from mimic3d_platform.errors import UserError
-from mimic3d_platform.storage.digests import sha256
 
 FORMAT = "mimic3d-dataset"
 VERSION = 1
@@ -160,7 +160,7 @@ assert set(_MANIFEST_TYPES) == {item.name for item in fields(Manifest)}
 
 def fingerprint(shards: list[Shard]) -> str:
     """SHA-256 over the shards' digests, in order."""
-    return sha256("\n".join(shard.sha256 for shard in shards).encode())
+    return hashlib.sha256("\n".join(shard.sha256 for shard in shards).encode()).hexdigest()
 
 
 def _is_number(value: object) -> bool:

@@ -72,6 +72,8 @@ class IngestPlan:
     def provenance(self) -> dict[str, Any]:
         """The plan's part of the manifest's provenance."""
         content = asdict(self)
+        # As it is read back: the manifest is JSON, which has no tuples.
+        content["placement"]["centre"] = list(self.placement.centre)
         return {**content.pop("edit"), **content}
 
     def columns(self, weighted: bool, extras: dict[str, str]) -> tuple[str, ...]:

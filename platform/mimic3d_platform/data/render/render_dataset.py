@@ -216,7 +216,7 @@ def render_dataset(
         colourings: identities made of each model by repainting it; 0 for one in its own colours. When None,
             0 for `meshes` and 16 for Debian's cars.
         views: images of each identity.
-        meshes: a folder of OBJ, GLB or PLY files; Debian's cars when None.
+        meshes: a folder of OBJ, GLB, glTF or PLY files; Debian's cars when None.
         supersample: S, for S×S rays per pixel.
         focal: focal length in image widths.
         overwrite: replace another data set at `dest_uri`.

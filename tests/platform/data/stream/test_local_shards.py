@@ -59,6 +59,7 @@ def test_a_folder_that_is_no_sound_data_set_is_one_line(folder: Path, tmp_path: 
         LocalShards(folder)
 
 
+@pytest.mark.slow
 def test_the_page_on_local_training_runs_without_the_platform(folder: Path, tmp_path: Path) -> None:
     page = (ROOT / "docs" / "local.md").read_text()
     code = "".join(re.findall(r"```python\n(.*?)```", page, re.S)).replace("range(2048)", "range(4)")
