@@ -169,7 +169,7 @@ def test_a_name_stands_for_one_sweep(swept: Swept) -> None:
 
 
 def test_a_sweep_is_extended_in_its_budget_only(cars: str, tmp_path: Path) -> None:
-    space = {"imitation.patch_scale": {"uniform": [0.25, 1]}}
+    space = {"imitation.lpips_weight": {"uniform": [0.5, 1]}}
 
     def sweep(trials: int, *options: str, seed: int = 0) -> subprocess.CompletedProcess:
         search, budget = {"algorithm": "random", "seed": seed}, {"trials": trials}
