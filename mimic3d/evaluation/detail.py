@@ -44,7 +44,7 @@ def bands(images: Tensor) -> Tensor:
 
 
 def band_sums(a: Tensor, b: Tensor, mask: Tensor) -> list[float]:
-    """What `correlation` needs, for each band: Σab, Σ(a² + b²)/2 and the number of values.
+    """The sums that `correlation` needs, for each band: Σab, Σ(a² + b²)/2 and the number of values.
 
     Args:
         a, b: (N, BANDS·C, H, W), of `bands`.

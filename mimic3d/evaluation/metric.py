@@ -126,7 +126,7 @@ class FidelityMetric(Metric):
     protocol_kind: ClassVar[str | None] = None
     """In place of `kind` on the extractor of the published protocol."""
     of_all_images: ClassVar[bool] = False
-    """Whether it can take any number of images; others compare pairs, and take a bounded number."""
+    """True if any number of images can be merged; metrics that compare pairs take a bounded number."""
 
     def name(self, extractor: str) -> str:
         protocol = extractor == PROTOCOL_EXTRACTOR and self.protocol_kind

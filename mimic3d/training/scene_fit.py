@@ -1,4 +1,4 @@
-"""What a data set's cameras say of its scene: the point that they look at, near, far, and the box.
+"""The scene of a data set, estimated from its cameras: the point that they look at, near, far, and the box.
 
 Training needs `rendering.near`, `far` and `box_warp` that enclose the objects. No label says how large an
 object is; its photographer has fitted it into the image. So the object is taken for the largest sphere about
@@ -64,7 +64,7 @@ class SceneFit:
 
     @property
     def off_centre(self) -> bool:
-        """Whether the box about the origin would hold more empty space than object."""
+        """True if a box about the origin would hold more empty space than object."""
         return max(map(abs, self.pivot)) > 2 * self.radius
 
     def overrides(self) -> dict[str, float | tuple[float, float, float]]:
@@ -103,7 +103,7 @@ def fit_scene(cameras: np.ndarray, object_side: float | None = None) -> SceneFit
     nearest, farthest = np.quantile(distance, [_STRAY, 1 - _STRAY]).tolist()
     elevation = np.arcsin(np.clip(offset[:, 1] / np.maximum(distance, 1e-12), -1, 1))
     yaw = float(np.quantile(np.abs(np.arctan2(offset[:, 0], offset[:, 2])), 1 - _STRAY))
-    # What is nearer the origin than a hundredth of the object is the origin, found through rounded labels.
+    # A point nearer the origin than a hundredth of the object is the origin, up to rounded labels.
     pivot = np.where(np.abs(pivot) < radius / 100, 0.0, pivot)
     return SceneFit(
         pivot=(_rounded(pivot[0]), _rounded(pivot[1]), _rounded(pivot[2])),

@@ -84,5 +84,5 @@ def view(
 
 
 def _has_screen() -> bool:
-    """Whether a browser would open in a window, and not in the terminal."""
+    """True if a browser would open in a window, not in the terminal."""
     return sys.platform in ("darwin", "win32") or any(map(os.environ.get, ("DISPLAY", "WAYLAND_DISPLAY")))

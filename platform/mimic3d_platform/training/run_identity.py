@@ -112,9 +112,18 @@ def claim_run(runs_uri: str, name: str, config: Config, origin: RunOrigin) -> bo
         uri = storage.join(runs_uri, name, ORIGIN)
         storage.write_bytes(uri, json.dumps(asdict(origin), indent=1).encode())
         return exists
-    _require_same(name, "data set", config.data.uri, known.data, origin.data)
-    _require_same(name, "start", config.start, known.start, origin.start)
+    check_origin(name, config, known, origin)
     return exists
+
+
+def check_origin(name: str, config: Config, known: RunOrigin, present: RunOrigin) -> None:
+    """Compares the data set and the start that a run began with with the present ones.
+
+    Raises:
+        UserError: one of them has changed under its URI.
+    """
+    _require_same(name, "data set", config.data.uri, known.data, present.data)
+    _require_same(name, "start", config.start, known.start, present.start)
 
 
 def claim_name(uri: str, text: str, differences: Callable[[str], list[str]], conflict: str) -> bool:

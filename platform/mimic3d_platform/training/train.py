@@ -22,6 +22,7 @@ from mimic3d_platform.training.run_identity import (
     RunOrigin,
     TrainingRun,
     check_name,
+    check_origin,
     claim_run,
     read_origin,
 )
@@ -79,6 +80,9 @@ def train(
     origin = _origin(config, name, runs_uri, manifest.fingerprint)
     if extend:
         with run_lock(runs_uri, name):
+            # Before anything is replaced: a run whose data have changed keeps its config and its result.
+            if (known := read_origin(runs_uri, name)) is not None:
+                check_origin(name, config, known, origin)
             line = extend_run(runs_uri, name, config)
         if line is not None and on_note is not None:
             on_note(line)

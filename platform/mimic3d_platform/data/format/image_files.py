@@ -30,7 +30,7 @@ def open_image(data: bytes, where: str) -> Image.Image:
 
 
 def load_image(data: bytes, where: str) -> Image.Image:
-    """As `open_image`, of any number of bits per channel.
+    """Opens an image like `open_image`, with any number of bits per channel.
 
     Raises:
         UserError: it is broken, truncated, of another format, or has more pixels than Pillow reads.

@@ -267,7 +267,7 @@ def _images_text(data: bytes) -> list[_Image]:
 
 
 def _are_points(words: list[str]) -> bool:
-    """Whether words are the points of an image: x, y and the point's number, which is an integer."""
+    """True if words are the points of an image: x, y and the point's number, an integer."""
     if len(words) % 3:
         return False
     try:
