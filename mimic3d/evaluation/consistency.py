@@ -1,21 +1,14 @@
-"""Multi-view consistency by reprojection: one view is warped into another through its depth, and compared.
+"""Reprojection: a view is warped into another through its depth; the metrics of `views` compare with it.
 
-This is not the measure of GRAM-HD and Mimic3D (PSNR of a NeuS fitted to 30 views of each identity), which
-takes hours: its numbers cannot be compared with published ones. It compares neighbouring views, which is fast
-enough to be measured during a training:
-
-1. Two views of one identity are rendered, from cameras that differ by an angle about the vertical axis.
+1. Views of one identity are rendered, from cameras that differ by an angle about the vertical axis.
 2. Every pixel of one view that shows the object is unprojected by its depth along the ray, and projected
    into the other view. The depth is the branch's own; the 2D branch's has the resolution of its small render
    and is resized.
 3. Pixels are left out whose projection is outside the other image or beside the object, and those occluded
    there: where the other view's depth differs from the point's distance by more than a tolerance.
-4. `warp_psnr/3d` is the PSNR over all remaining pixels of all pairs, in both directions; `warp_share/3d` is
-   their share of the object's pixels.
 
-A featureless object is consistent whatever its shape, and a blurred one more than a sharp one, since the
-other view is interpolated between pixels: the PSNR is meaningful beside a Fréchet distance, not alone. A
-share far below 1 shows that the depths contradict each other; the PSNR is then of few pixels.
+This is not the measure of GRAM-HD and Mimic3D (PSNR of a NeuS fitted to 30 views of each identity), which
+takes hours; see `fitted_field`.
 """
 
 from __future__ import annotations
@@ -50,40 +43,6 @@ class DepthView(NamedTuple):
     """(N, 25)."""
 
 
-class Agreement(NamedTuple):
-    """Sums over compared pixels, which can be added over batches and workers."""
-
-    squared_error: float
-    """Of images in [-1, 1], averaged over channels and summed over compared pixels."""
-    compared: int
-    """Number of compared pixels."""
-    visible: int
-    """Number of pixels that show the object."""
-
-    def plus(self, other: Agreement) -> Agreement:
-        """The sums over the pixels of both."""
-        error = self.squared_error + other.squared_error
-        return Agreement(error, self.compared + other.compared, self.visible + other.visible)
-
-    @property
-    def psnr(self) -> float:
-        """PSNR in dB for a range of 2; NaN if no pixel was compared, infinite if all are equal."""
-        if not self.compared:
-            return math.nan
-        error = self.squared_error / self.compared
-        return 10 * math.log10(4 / error) if error > 0 else math.inf
-
-    @property
-    def share(self) -> float:
-        """The share of the object's pixels that were compared; 0 without an object."""
-        return self.compared / max(1, self.visible)
-
-    def metrics(self, branch: str) -> dict[str, float]:
-        """`warp_psnr/<branch>`, left out if it is not finite, and `warp_share/<branch>`."""
-        found = {f"warp_psnr/{branch}": self.psnr, f"warp_share/{branch}": self.share}
-        return {name: value for name, value in found.items() if math.isfinite(value)}
-
-
 def rotated(camera: Tensor, yaw: float, pivot: Tensor | None = None) -> Tensor:
     """Cameras (N, 25) rotated by `yaw` radians about the vertical axis through `pivot`."""
     pose, intrinsic = split_label(camera)
@@ -95,21 +54,6 @@ def rotated(camera: Tensor, yaw: float, pivot: Tensor | None = None) -> Tensor:
     pose[:, :3, :3] = rotation @ pose[:, :3, :3]
     pose[:, :3, 3] = (pose[:, :3, 3] - centre) @ rotation.T + centre
     return make_label(pose, intrinsic)
-
-
-def compare_views(a: DepthView, b: DepthView, tolerance: float) -> Agreement:
-    """The agreement of view `a` with view `b` warped into it, and of `b` with `a`.
-
-    Args:
-        tolerance: the largest difference of depths on one surface, in world units.
-    """
-    return _compare(a, b, tolerance).plus(_compare(b, a, tolerance))
-
-
-def _compare(a: DepthView, b: DepthView, tolerance: float) -> Agreement:
-    warped, same, visible = warp_view(a, b, b.image, tolerance)
-    error = (warped - a.image).square().mean(dim=1, keepdim=True)
-    return Agreement(float(error[same].double().sum()), int(same.sum()), visible)
 
 
 def warp_view(a: DepthView, b: DepthView, content: Tensor, tolerance: float) -> tuple[Tensor, Tensor, int]:
@@ -153,26 +97,3 @@ def depth_view(
         opacity = weighted[:, 1:]
         depth = weighted[:, :1] / opacity.clamp(min=1e-6)
     return DepthView(view.image.clamp(-1, 1), depth, opacity, camera)
-
-
-def view_agreement(
-    G: Generator,
-    w: Tensor,
-    camera: Tensor,
-    branch: str,
-    *,
-    yaw: float = 0.2,
-    pivot: Tensor | None = None,
-    max_points: int = DEFAULT_MAX_POINTS,
-) -> Agreement:
-    """The agreement of two views of each identity, `yaw` / 2 radians to either side of `camera`.
-
-    Args:
-        w: (N, num_ws, w_dim), a row for each identity.
-        camera: (N, 25).
-        branch: "2d" or "3d".
-        pivot: (3,), a point of the axis; the origin when None.
-        max_points: sample points in memory at a time; see `Generator.view`.
-    """
-    a, b = (depth_view(G, w, rotated(camera, side * yaw / 2, pivot), branch, max_points) for side in (-1, 1))
-    return compare_views(a, b, DEPTH_TOLERANCE * G.rendering.box_warp)

@@ -15,7 +15,7 @@ from mimic3d.evaluation.metric import (
     jackknife,
     without_each_block,
 )
-from mimic3d.evaluation.neighbours import ball_radii, balls_around, balls_hit
+from mimic3d.evaluation.neighbours import ball_radii, balls_around, balls_hit, nearest_centres
 
 
 def _frechet_estimate(features: FeatureSets, generated: Tensor) -> Estimate:
@@ -164,3 +164,20 @@ class Coverage(FidelityMetric):
     def estimate(self, features: FeatureSets) -> Estimate:
         radii = ball_radii(features.reals, self.neighbours)
         return bootstrap_mean(balls_hit(features.generated, features.reals, radii))
+
+
+class Authenticity(FidelityMetric):
+    kind = "authenticity"
+    needs = ("images",)
+    direction = "up"
+    range = "0 to 1; about 0.5 for other images of the reals' distribution, 0 for copies of the reals"
+    about = (
+        "share of generated images farther from the real nearest to them than that real is from the others; "
+        "memorisation lowers it (Alaa et al., 2022)"
+    )
+    fooled_by = "bad images, which are far from every real: read it beside precision"
+
+    def estimate(self, features: FeatureSets) -> Estimate:
+        radii = ball_radii(features.reals, 1)
+        distances, nearest = nearest_centres(features.generated, features.reals)
+        return bootstrap_mean(distances > radii[nearest])

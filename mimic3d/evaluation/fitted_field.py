@@ -17,8 +17,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mimic3d.cameras import pixel_grid, rays
-from mimic3d.evaluation.detail import band_sums, bands, correlation, gaussian_blur
+from mimic3d.evaluation.detail import band_sums, bands, correlation
 from mimic3d.evaluation.metric import ViewMetric, Views
+from mimic3d.evaluation.ssim import ssim_map
 from mimic3d.evaluation.views import psnr
 from mimic3d.randomness import counter_generator
 
@@ -103,8 +104,7 @@ def fit_field(images: Tensor, cameras: Tensor, box: float, seed: int) -> GridFie
         box: side of the object's box, world units.
     """
     source = counter_generator(seed, "fitted field")
-    background = images[:, :, [0, 0, -1, -1], [0, -1, 0, -1]].permute(1, 0, 2).flatten(1).median(dim=1).values
-    field = GridField(box, background, GRIDS[0])
+    field = GridField(box, background(images), GRIDS[0])
     origins, directions = rays(cameras, pixel_grid(images.shape[-1]))
     origins, directions = origins.flatten(0, 1), directions.flatten(0, 1)
     colours = images.flatten(2).transpose(1, 2).flatten(0, 1)
@@ -121,6 +121,12 @@ def fit_field(images: Tensor, cameras: Tensor, box: float, seed: int) -> GridFie
             loss.backward()
             optimizer.step()
     return field
+
+
+def background(images: Tensor) -> Tensor:
+    """(3,): the median colour of the corners of images (V, 3, R, R)."""
+    corners = images[:, :, [0, 0, -1, -1], [0, -1, 0, -1]]
+    return corners.permute(1, 0, 2).flatten(1).median(dim=1).values
 
 
 def _roughness(grid: Tensor) -> Tensor:
@@ -157,12 +163,21 @@ def fitted_halves(views: Views) -> tuple[Rendered, Rendered]:
     return even, odd
 
 
-def _held_out(views: Views) -> Tensor:
-    """(V, 3, R, R): every view as rendered by the field that was not fitted to it."""
-    even, odd = fitted_halves(views)
-    images = even.images.clone()
-    images[0::2] = odd.images[0::2]
-    return images
+def held_out(views: Views) -> Rendered:
+    """Every view as rendered by the field that was not fitted to it."""
+    return _interleaved(*reversed(fitted_halves(views)))
+
+
+def _fitted(views: Views) -> Rendered:
+    """Every view as rendered by the field that was fitted to it."""
+    return _interleaved(*fitted_halves(views))
+
+
+def _interleaved(even: Rendered, odd: Rendered) -> Rendered:
+    """The views of even number of one render, and those of odd number of the other."""
+    number = torch.arange(len(even.images), device=even.images.device)[:, None, None, None]
+    parts = ((even.images, odd.images), (even.depth, odd.depth), (even.opacity, odd.opacity))
+    return Rendered(*(torch.where(number % 2 == 0, a, b) for a, b in parts))
 
 
 class FieldPsnr(ViewMetric):
@@ -174,10 +189,7 @@ class FieldPsnr(ViewMetric):
     fooled_by = "blur, and objects of one colour: read it beside field_detail"
 
     def part(self, views: Views) -> Sequence[float]:
-        even, odd = fitted_halves(views)
-        images = odd.images.clone()
-        images[0::2] = even.images[0::2]
-        return _squares(images, views.images)
+        return _squares(_fitted(views).images, views.images)
 
     def value(self, sums: Tensor) -> float:
         return psnr(sums)
@@ -192,10 +204,8 @@ class FieldSsim(ViewMetric):
     fooled_by = "blur; a large background of one colour"
 
     def part(self, views: Views) -> Sequence[float]:
-        even, odd = fitted_halves(views)
-        images = odd.images.clone()
-        images[0::2] = even.images[0::2]
-        return float(_ssim(images, views.images).double().sum()), len(images)
+        similarity = ssim_map(_fitted(views).images, views.images)
+        return float(similarity.double().sum()), similarity.numel()
 
     def value(self, sums: Tensor) -> float:
         return float(sums[0] / sums[1]) if sums[1] > 0 else math.nan
@@ -210,7 +220,7 @@ class FieldHeldOutPsnr(ViewMetric):
     fooled_by = "blur, and objects of one colour"
 
     def part(self, views: Views) -> Sequence[float]:
-        return _squares(_held_out(views), views.images)
+        return _squares(held_out(views).images, views.images)
 
     def value(self, sums: Tensor) -> float:
         return psnr(sums)
@@ -229,7 +239,7 @@ class FieldDetail(ViewMetric):
 
     def part(self, views: Views) -> Sequence[float]:
         everywhere = torch.ones_like(views.images[:, :1], dtype=torch.bool)
-        return band_sums(bands(_held_out(views)), bands(views.images), everywhere)
+        return band_sums(bands(held_out(views).images), bands(views.images), everywhere)
 
     def value(self, sums: Tensor) -> float:
         return correlation(sums)
@@ -273,14 +283,3 @@ class FieldsDepth(ViewMetric):
 def _squares(a: Tensor, b: Tensor) -> tuple[float, int]:
     square = (a - b).square().mean(dim=1)
     return float(square.double().sum()), square.numel()
-
-
-def _ssim(a: Tensor, b: Tensor) -> Tensor:
-    """(V,): the structural similarity of images (V, 3, R, R) in [-1, 1] (Wang et al., 2004)."""
-    c1, c2 = (0.01 * 2) ** 2, (0.03 * 2) ** 2
-    mean_a, mean_b = gaussian_blur(a, 1.5), gaussian_blur(b, 1.5)
-    var_a = gaussian_blur(a * a, 1.5) - mean_a.square()
-    var_b = gaussian_blur(b * b, 1.5) - mean_b.square()
-    covariance = gaussian_blur(a * b, 1.5) - mean_a * mean_b
-    likeness = (2 * mean_a * mean_b + c1) * (2 * covariance + c2)
-    return (likeness / ((mean_a.square() + mean_b.square() + c1) * (var_a + var_b + c2))).mean(dim=(1, 2, 3))

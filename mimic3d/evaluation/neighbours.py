@@ -1,6 +1,7 @@
 """Balls around features with a nearest neighbour on their surface, and which other features lie in them.
 
-Precision and recall (Kynkäänniemi et al., 2019), density and coverage (Naeem et al., 2020) count with them.
+Precision and recall (Kynkäänniemi et al., 2019), density and coverage (Naeem et al., 2020) and authenticity
+(Alaa et al., 2022) count with them.
 """
 
 from __future__ import annotations
@@ -37,6 +38,12 @@ def balls_hit(points: Tensor, centres: Tensor, radii: Tensor, block: int = _BLOC
     """(n,) bool: whether any point (m, D) lies in each of the balls (n, D), (n,)."""
     parts = zip(centres.split(block), radii.split(block), strict=True)
     return torch.cat([(_distances(part, points) <= radius[:, None]).any(dim=1) for part, radius in parts])
+
+
+def nearest_centres(points: Tensor, centres: Tensor, block: int = _BLOCK) -> tuple[Tensor, Tensor]:
+    """(m,) distances of points (m, D) to the nearest of the centres (n, D), and (m,) its number."""
+    parts = [_distances(part, centres).min(dim=1) for part in points.split(block)]
+    return torch.cat([part.values for part in parts]), torch.cat([part.indices for part in parts])
 
 
 def _distances(a: Tensor, b: Tensor) -> Tensor:

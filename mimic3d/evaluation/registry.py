@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 from mimic3d.evaluation.fidelity import (
+    Authenticity,
     Coverage,
     Density,
     FrechetDistance,
@@ -22,6 +23,7 @@ from mimic3d.evaluation.fitted_field import (
     FieldsDepth,
     FieldSsim,
 )
+from mimic3d.evaluation.geometry import FieldDepth, FieldNormals, Floaters, SilhouetteOverlap
 from mimic3d.evaluation.metric import ARROWS, FidelityMetric, Metric, ViewMetric
 from mimic3d.evaluation.views import (
     ImitationDetail,
@@ -30,6 +32,7 @@ from mimic3d.evaluation.views import (
     WarpDetail,
     WarpPsnr,
     WarpShare,
+    WarpSsim,
 )
 
 FIDELITY: tuple[FidelityMetric, ...] = (
@@ -40,10 +43,12 @@ FIDELITY: tuple[FidelityMetric, ...] = (
     Recall(),
     Density(),
     Coverage(),
+    Authenticity(),
 )
 VIEWS: tuple[ViewMetric, ...] = (
     WarpDetail(),
     WarpPsnr(),
+    WarpSsim(),
     WarpShare(),
     StripCoherence(),
     ImitationDetail(),
@@ -54,7 +59,13 @@ VIEWS: tuple[ViewMetric, ...] = (
     FieldHeldOutPsnr(),
     FieldPsnr(),
     FieldSsim(),
+    SilhouetteOverlap(),
+    Floaters(),
+    FieldDepth(),
+    FieldNormals(),
 )
+# Measured of `views.two_views` while a run trains.
+TRAINING_VIEWS: tuple[ViewMetric, ...] = (WarpDetail(), WarpPsnr(), WarpShare())
 METRICS: tuple[Metric, ...] = (*FIDELITY, *VIEWS)
 
 

@@ -9,9 +9,11 @@ import torch
 from torch import Tensor
 
 from mimic3d.cameras import split_label
-from mimic3d.evaluation.consistency import DEPTH_TOLERANCE, DepthView, warp_view
+from mimic3d.evaluation.consistency import DEPTH_TOLERANCE, DepthView, depth_view, rotated, warp_view
 from mimic3d.evaluation.detail import BANDS, FLOOR, band_sums, bands, correlation
 from mimic3d.evaluation.metric import ViewMetric, Views
+from mimic3d.evaluation.ssim import ssim_map
+from mimic3d.networks.generator import DEFAULT_MAX_POINTS, Generator
 
 # Frames that a window of the spatiotemporal texture needs.
 _FEWEST_FRAMES = 5
@@ -51,6 +53,29 @@ def _warped(views: Views, content: Tensor) -> Iterator[tuple[int, Tensor, Tensor
             for view in (first, second)
         )
         yield first, *warp_view(a, b, content[second, None], DEPTH_TOLERANCE * views.box)
+
+
+@torch.no_grad()
+def two_views(
+    G: Generator,
+    w: Tensor,
+    camera: Tensor,
+    branch: str,
+    *,
+    yaw: float = ANGLE,
+    max_points: int = DEFAULT_MAX_POINTS,
+) -> Views:
+    """Two views of an identity, `yaw` / 2 radians to either side of `camera`.
+
+    Args:
+        w: (1, num_ws, w_dim).
+        camera: (1, 25).
+        branch: "2d" or "3d".
+        max_points: sample points in memory at a time; see `Generator.view`.
+    """
+    a, b = (depth_view(G, w, rotated(camera, side * yaw / 2), branch, max_points) for side in (-1, 1))
+    images, depth, opacity, cameras = (torch.cat(parts).cpu() for parts in zip(a, b, strict=True))
+    return Views(images, cameras, G.rendering.box_warp, depth, opacity)
 
 
 class WarpDetail(ViewMetric):
@@ -95,6 +120,26 @@ class WarpPsnr(ViewMetric):
         return psnr(sums)
 
 
+class WarpSsim(ViewMetric):
+    kind = "warp_ssim"
+    needs = ("cameras", "depth")
+    direction = "up"
+    range = "-1 to 1"
+    about = "SSIM (Gaussian window, σ 1.5) of the same; pixels that cannot be compared count as equal"
+    fooled_by = "blur, and objects of one colour"
+
+    def part(self, views: Views) -> Sequence[float]:
+        total, count = 0.0, 0
+        for view, warped, same, _ in _warped(views, views.images):
+            image = views.images[view, None]
+            total += float(ssim_map(torch.where(same, warped, image), image)[same].double().sum())
+            count += int(same.sum())
+        return total, count
+
+    def value(self, sums: Tensor) -> float:
+        return float(sums[0] / sums[1]) if sums[1] > 0 else math.nan
+
+
 class WarpShare(ViewMetric):
     kind = "warp_share"
     needs = ("cameras", "depth")
@@ -111,7 +156,7 @@ class WarpShare(ViewMetric):
         return compared, visible
 
     def value(self, sums: Tensor) -> float:
-        return float(sums[0] / sums[1]) if sums[1] > 0 else math.nan
+        return float(sums[0] / sums[1].clamp(min=1))
 
 
 class StripCoherence(ViewMetric):

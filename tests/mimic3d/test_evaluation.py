@@ -8,7 +8,7 @@ from torch import Tensor
 
 from mimic3d.cameras import look_at, on_sphere, pixel_grid, rays
 from mimic3d.config import CameraConfig, ModelConfig, RenderingConfig
-from mimic3d.evaluation.consistency import DepthView, compare_views, rotated, view_agreement
+from mimic3d.evaluation.consistency import OPAQUE, DepthView, rotated, warp_view
 from mimic3d.evaluation.frechet import (
     FeatureStatistics,
     covariance_root,
@@ -18,7 +18,9 @@ from mimic3d.evaluation.frechet import (
     kernel_name,
 )
 from mimic3d.evaluation.generated import frechet_by_branch, generated_images
+from mimic3d.evaluation.metric import ViewMetric, Views
 from mimic3d.evaluation.texture import spatiotemporal_texture, stack_row
+from mimic3d.evaluation.views import WarpPsnr, WarpShare, two_views
 from mimic3d.export.orbits import orbit
 from mimic3d.features.efficientnet_lite import efficientnet_lite2_middle
 from mimic3d.features.pooled import (
@@ -206,42 +208,49 @@ def _texture(points: Tensor) -> Tensor:
     return torch.sin(points * 6)
 
 
+def _measured(a: DepthView, b: DepthView, *metrics: ViewMetric) -> list[float]:
+    """Each metric, over the objects that both views show."""
+    sums = [torch.zeros(()) for _ in metrics]
+    for row in range(len(a.image)):
+        images, depth, opacity, cameras = (torch.stack([x[row], y[row]]) for x, y in zip(a, b, strict=True))
+        views = Views(images, cameras, 1.0, depth, opacity)
+        sums = [total + torch.tensor(m.part(views)) for total, m in zip(sums, metrics, strict=True)]
+    return [metric.value(total) for metric, total in zip(metrics, sums, strict=True)]
+
+
 def test_views_of_one_textured_sphere_agree():
     a, b = (_sphere_view(camera, _texture) for camera in _pair())
-    agreement = compare_views(a, b, 0.04)
-    assert agreement.psnr > 35
-    assert agreement.share > 0.85
-    assert set(agreement.metrics("3d")) == {"warp_psnr/3d", "warp_share/3d"}
+    psnr, share = _measured(a, b, WarpPsnr(), WarpShare())
+    assert psnr > 35 and share > 0.85
 
 
 def test_views_with_shifted_colours_or_a_texture_on_the_screen_disagree():
-    cameras = _pair()
-    a, b = (_sphere_view(camera, _texture) for camera in cameras)
-    assert compare_views(a, b._replace(image=b.image * 0.5), 0.04).psnr < 15
+    a, b = (_sphere_view(camera, _texture) for camera in _pair())
+    assert _measured(a, b._replace(image=b.image * 0.5), WarpPsnr())[0] < 15
     on_screen = [view._replace(image=a.image[:1].expand(2, -1, -1, -1)) for view in (a, b)]
-    assert compare_views(*on_screen, 0.04).psnr < 20
+    assert _measured(*on_screen, WarpPsnr())[0] < 20
 
 
 def test_depths_that_contradict_each_other_are_not_compared():
     a, b = (_sphere_view(camera, _texture) for camera in _pair())
-    nearer = compare_views(a, b._replace(depth=b.depth - 0.2), 0.04)
-    assert nearer.share < 0.02
-    empty = compare_views(a._replace(opacity=a.opacity * 0), b._replace(opacity=b.opacity * 0), 0.04)
-    assert math.isnan(empty.psnr)
-    assert empty.metrics("3d") == {"warp_share/3d": 0.0}
+    assert _measured(a, b._replace(depth=b.depth - 0.2), WarpShare())[0] < 0.02
+    empty = a._replace(opacity=a.opacity * 0), b._replace(opacity=b.opacity * 0)
+    psnr, share = _measured(*empty, WarpPsnr(), WarpShare())
+    assert math.isnan(psnr) and share == 0
 
 
 def test_occluded_pixels_are_left_out():
     """Far apart, each camera sees much that the other cannot; what both see still agrees."""
     a, b = (_sphere_view(camera, _texture) for camera in _pair(yaw=1.6))
-    agreement = compare_views(a, b, 0.04)
-    assert 0.1 < agreement.share < 0.7
-    assert agreement.psnr > 25
+    warped, same, visible = warp_view(a, b, b.image, 0.04)
+    assert 0.1 < same.sum() / visible < 0.7
+    error = (warped - a.image).square().mean(dim=1, keepdim=True)[same].mean()
+    assert 10 * math.log10(4 / error) > 25
 
 
 def test_a_featureless_object_agrees_with_itself():
     a, b = (_sphere_view(camera, torch.zeros_like) for camera in _pair())
-    assert compare_views(a, b, 0.04).psnr > 45
+    assert _measured(a, b, WarpPsnr())[0] > 45
 
 
 def test_a_rotated_camera_is_the_camera_on_the_rotated_orbit():
@@ -340,13 +349,13 @@ def test_agreement_and_texture_of_a_generator(G, cameras, branch):
         last = [name for name in bias if name.endswith("bias")][-1]
         G.decoder.get_parameter(last)[0] += 30
         try:
-            agreement = view_agreement(G, w, cameras[:2], branch, yaw=0.1)
-            small = view_agreement(G, w, cameras[:2], branch, yaw=0.1, max_points=500)
+            views = two_views(G, w[:1], cameras[:1], branch, yaw=0.1)
+            small = two_views(G, w[:1], cameras[:1], branch, yaw=0.1, max_points=500)
             texture = spatiotemporal_texture(G, w[:1], cameras[:3], branch)
         finally:
             G.decoder.get_parameter(last)[0] -= 30
-    assert agreement.visible > 0
-    assert small.psnr == pytest.approx(agreement.psnr, rel=1e-3)
+    assert (views.opacity >= OPAQUE).any() and WarpShare().part(views)[1] > 0
+    torch.testing.assert_close(small.images, views.images, rtol=1e-3, atol=1e-3)
     assert texture.shape == (3, 3, 32)
     frame = G.view(G.planes(w[:1]), w[:1], cameras[2:3], branch).image
     assert texture.isfinite().all() and frame.shape == (1, 3, 32, 32)

@@ -7,6 +7,7 @@ from torch_fidelity.metric_kid import kid_features_to_metric
 from torch_fidelity.metric_prc import prc_features_to_metric
 
 from mimic3d.evaluation.fidelity import (
+    Authenticity,
     Coverage,
     Density,
     FrechetDistance,
@@ -103,6 +104,14 @@ def test_two_seeds_agree_within_the_interval(metric) -> None:
     worse = metric.estimate(sets(reals, normal(300, 3, 2.5, 0.9)))
     better, bad = (one, worse) if metric.direction == "down" else (worse, one)
     assert better.high < bad.low
+
+
+def test_authenticity_is_a_half_for_other_images_and_none_for_copies() -> None:
+    reals = normal(400, 0)
+    assert Authenticity().estimate(sets(reals, normal(400, 1))).value == pytest.approx(0.5, abs=0.08)
+    assert Authenticity().estimate(sets(reals, reals + 1e-4)).value == 0
+    mixed = torch.cat([reals[:200] + 1e-4, normal(200, 1)])
+    assert Authenticity().estimate(sets(reals, mixed)).value == pytest.approx(0.25, abs=0.06)
 
 
 def test_too_few_images_are_said_beside_the_number() -> None:

@@ -1,6 +1,7 @@
 """Metrics of consistency on views of a textured sphere that is traced by hand, and on damaged ones."""
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -8,6 +9,7 @@ import torch
 from mimic3d.cameras import look_at, on_sphere, pixel_grid, rays
 from mimic3d.evaluation.detail import bands, gaussian_blur
 from mimic3d.evaluation.fitted_field import FieldDetail, FieldPsnr, FieldsDepth
+from mimic3d.evaluation.geometry import FieldDepth, FieldNormals, Floaters, SilhouetteOverlap, normals
 from mimic3d.evaluation.metric import ViewMetric, Views
 from mimic3d.evaluation.views import (
     ImitationDetail,
@@ -16,6 +18,7 @@ from mimic3d.evaluation.views import (
     WarpDetail,
     WarpPsnr,
     WarpShare,
+    WarpSsim,
     neighbours,
 )
 
@@ -65,7 +68,7 @@ def changed_cameras(views: Views, cameras: torch.Tensor) -> Views:
     return Views(views.images, cameras, views.box, views.depth, views.opacity, views.orbit)
 
 
-@pytest.mark.parametrize("metric", [WarpDetail(), WarpPsnr(), StripCoherence()])
+@pytest.mark.parametrize("metric", [WarpDetail(), WarpPsnr(), WarpSsim(), StripCoherence()])
 def test_noise_lowers_agreement_monotonically(metric: ViewMetric, sphere: Views) -> None:
     found = [value(metric, noisy(sphere, strength)) for strength in (0, 0.1, 0.3, 1)]
     assert found == sorted(found, reverse=True) and found[0] > found[-1] * 1.3
@@ -120,3 +123,34 @@ def test_one_field_explains_consistent_views_and_not_damaged_ones(sphere: Views,
     repeated = changed(sphere, sphere.images[:1].expand(COUNT, -1, -1, -1).contiguous())
     detail = [value(FieldDetail(), views) for views in (sphere, noisy(sphere, 0.5), repeated)]
     assert detail[0] == max(detail) and detail[0] > 0.3
+
+
+def test_normals_of_a_spheres_depth_point_outwards(sphere: Views) -> None:
+    origins, directions = rays(sphere.cameras, pixel_grid(SIDE))
+    points = (
+        (origins + directions * sphere.depth.flatten(1)[..., None]).transpose(1, 2).view(COUNT, 3, SIDE, SIDE)
+    )
+    inner = -torch.nn.functional.max_pool2d(-sphere.opacity, 5, 1, 2) > 0.5
+    cosine = (normals(sphere.depth, sphere.cameras) * torch.nn.functional.normalize(points, dim=1)).sum(
+        1, True
+    )
+    assert cosine[inner].min() > 0.95
+
+
+def test_silhouettes_and_floaters(sphere: Views) -> None:
+    assert value(SilhouetteOverlap(), sphere) > 0.97 and value(Floaters(), sphere) == 0
+    opacity = sphere.opacity.clone()
+    opacity[..., :4, :4] = 1
+    floating = replace(sphere, opacity=opacity)
+    assert value(Floaters(), floating) == pytest.approx(16 * COUNT / float(opacity.sum()))
+    assert value(SilhouetteOverlap(), floating) < value(SilhouetteOverlap(), sphere)
+    nothing = replace(sphere, opacity=torch.zeros_like(opacity))
+    assert math.isnan(value(Floaters(), nothing))
+
+
+def test_a_depth_that_the_images_contradict_differs_from_the_fields(sphere: Views, monkeypatch) -> None:
+    monkeypatch.setattr("mimic3d.evaluation.fitted_field.GRIDS", (16, 24))
+    seen = sphere.opacity > 0.5
+    flat = replace(sphere, depth=torch.where(seen, sphere.depth[seen].median(), sphere.depth))
+    for metric in (FieldDepth(), FieldNormals()):
+        assert value(metric, sphere) < 0.8 * value(metric, flat)

@@ -50,6 +50,10 @@ DataOption = Annotated[
 Out = Annotated[
     str | None, typer.Option("--json", help="Also write the metrics to this JSON file: s3://… or a path.")
 ]
+Report = Annotated[
+    str | None,
+    typer.Option(help="Also write the report, an HTML page that needs no network, here: s3://… or a path."),
+]
 
 
 @app.command()
@@ -64,6 +68,7 @@ def evaluate(
     network: Network = None,
     workers: Workers = None,
     out: Out = None,
+    report: Report = None,
 ) -> None:
     """Measure a generator or images against a data set; also logs the metrics to MLflow."""
     console = Console()
@@ -71,7 +76,7 @@ def evaluate(
     header = ("metric", "value", "95 % interval", "of", "note")
     console.table(header, found.measured.rows())
     _say_run(found, console)
-    _write_json([found], out)
+    _write([found], out, report)
 
 
 @app.command()
@@ -86,10 +91,11 @@ def compare(
     network: Network = None,
     workers: Workers = None,
     out: Out = None,
+    report: Report = None,
 ) -> None:
     """Measure several generators or sets of images in the same way, side by side."""
     from mimic3d_platform.errors import UserError
-    from mimic3d_platform.evaluation.evaluate import comparison
+    from mimic3d_platform.evaluation.measured import comparison
 
     if len(subjects) < 2:
         raise UserError(f"compare needs two subjects or more, and got {subjects[0]}: use `mimic3d evaluate`")
@@ -101,7 +107,7 @@ def compare(
     console.table(*comparison([each.measured for each in found]))
     for each in found:
         _say_run(each, console)
-    _write_json(found, out)
+    _write(found, out, report)
 
 
 def _measure(
@@ -133,11 +139,14 @@ def _say_run(found: Evaluation, console: Console) -> None:
     console.say(f"{found.measured.subject}: MLflow: {run_url(found.run_id)}")
 
 
-def _write_json(found: list[Evaluation], out: str | None) -> None:
+def _write(found: list[Evaluation], out: str | None, report: str | None) -> None:
     from dataclasses import asdict
 
     from mimic3d_platform import storage
+    from mimic3d_platform.evaluation.report import report_page
 
     if out is not None:
         content = json.dumps([asdict(each.measured) for each in found], indent=1, ensure_ascii=False)
         storage.write_bytes(out, content.encode() + b"\n")
+    if report is not None:
+        storage.write_bytes(report, report_page([each.report for each in found]).encode())

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from itertools import islice
+from typing import TYPE_CHECKING
 
 from torch import Tensor
 
@@ -18,6 +19,7 @@ from mimic3d_platform.cluster.tasks import run_pieces
 from mimic3d_platform.data.format.dataset import open_dataset
 from mimic3d_platform.errors import UserError
 from mimic3d_platform.evaluation import feature_weights
+from mimic3d_platform.evaluation.measured import Measured
 from mimic3d_platform.evaluation.pieces import (
     GENERATED,
     OTHER_CAMERA,
@@ -26,15 +28,25 @@ from mimic3d_platform.evaluation.pieces import (
     Plan,
     branch_key,
     concatenated,
+    costs,
     measure_piece,
     stored,
 )
+from mimic3d_platform.evaluation.report import FILE as REPORT
+from mimic3d_platform.evaluation.report import ReportSubject, report_page
+from mimic3d_platform.evaluation.report_pictures import draw_pictures
 from mimic3d_platform.evaluation.subject import Subject
 from mimic3d_platform.evaluation.subjects import GeneratorSubject, open_subject
+from mimic3d_platform.evaluation.training_curves import training_curves
 from mimic3d_platform.models import registry
 from mimic3d_platform.settings import DEFAULT_RUNS_URI
 from mimic3d_platform.storage.digests import sha256_of_file
 from mimic3d_platform.tracking import EXPERIMENT
+from mimic3d_platform.tracking.logger import File, RunLogger
+from mimic3d_platform.tracking.server import client, tracking_errors
+
+if TYPE_CHECKING:
+    from mlflow.entities.model_registry import ModelVersion
 
 SEED = 0
 VIEWS_OF_OBJECT = 30
@@ -71,58 +83,15 @@ class Options:
 
 
 @dataclass(frozen=True)
-class Measured:
-    """The metrics of a subject.
-
-    Attributes:
-        estimates: by full name, such as `fd_mobilenetv2/3d`.
-        directions: the arrow of each name.
-        left_out: by name, why a metric was not measured.
-        facts: sample sizes, seed and digests, for the run's params and tags.
-    """
-
-    subject: str
-    estimates: dict[str, Estimate]
-    directions: dict[str, str]
-    left_out: dict[str, str]
-    facts: dict[str, str | int] = field(default_factory=dict)
-
-    def flat(self) -> dict[str, float]:
-        """What is logged: NAME, NAME_low and NAME_high of each metric."""
-        return {
-            key: value
-            for name, estimate in self.estimates.items()
-            for key, value in (
-                (name, estimate.value),
-                (f"{name}_low", estimate.low),
-                (f"{name}_high", estimate.high),
-            )
-        }
-
-    def rows(self) -> list[tuple[str, str, str, str, str]]:
-        """The table that the command prints: metric, value, interval, samples, note."""
-        shown = [
-            (
-                f"{name} {self.directions[name]}",
-                f"{estimate.value:.4g}",
-                f"{estimate.low:.4g} … {estimate.high:.4g}",
-                str(estimate.samples),
-                estimate.note,
-            )
-            for name, estimate in self.estimates.items()
-        ]
-        return shown + [
-            (f"{name} {self.directions[name]}", "left out", "", "", why)
-            for name, why in self.left_out.items()
-        ]
-
-
-@dataclass(frozen=True)
 class Evaluation:
-    """The metrics of a subject, and the run in MLflow that they were logged to."""
+    """The metrics and pictures of a subject, and the run in MLflow that they were logged to."""
 
-    measured: Measured
+    report: ReportSubject
     run_id: str
+
+    @property
+    def measured(self) -> Measured:
+        return self.report.measured
 
 
 def evaluate(
@@ -147,7 +116,8 @@ def evaluate(
     tracking.check_tracking()
     options = options or Options()
     subject, data_uri = open_subject(uri, data_uri, options.seed)
-    measured = measure(subject, data_uri, options, cache_uri=cache_uri, on_progress=on_progress)
+    plan = _plan(subject, data_uri, options, cache_uri)
+    measured = _measure(plan, options, on_progress)
     version = None
     if isinstance(subject, GeneratorSubject) and registry.is_registered(subject.pinned):
         version = registry.version_of(subject.pinned)
@@ -170,8 +140,23 @@ def evaluate(
     facts = {"images": manifest.count, "resolution": manifest.resolution}
     tracking.log_dataset(run_id, data_uri, manifest.fingerprint, facts, context="evaluation")
     registry.log_model_metrics(run_id, measured.flat(), version)
+    [pictures] = run_pieces(draw_pictures, 1, plan, here=options.here, gpu=plan.gpu)
+    link = tracking.run_url(run_id)
+    report = ReportSubject(measured, pictures, training_curves(uri, version, cache_uri), link)
+    _log_report(report, run_id, version)
     tracking.finish_run(run_id)
-    return Evaluation(measured, run_id)
+    return Evaluation(report, run_id)
+
+
+def _log_report(report: ReportSubject, run_id: str, version: ModelVersion | None) -> None:
+    """Keeps the report beside the run's metrics; a registered model's tag names the run."""
+    logger = RunLogger(run_id)
+    logger.add(File(REPORT, report_page([report]).encode()))
+    logger.flush()
+    if version is not None:
+        with tracking_errors("tag a model in"):
+            place = f"runs:/{run_id}/{REPORT}"
+            client().set_model_version_tag(version.name, version.version, "mimic3d.report", place)
 
 
 def measure(
@@ -187,9 +172,12 @@ def measure(
     Raises:
         UserError: the data set has images of another resolution, a file is damaged, or a service is away.
     """
-    plan = _plan(subject, data_uri, options, cache_uri)
-    if storage.is_s3(cache_uri):
-        storage.ensure_bucket(cache_uri)
+    return _measure(_plan(subject, data_uri, options, cache_uri), options, on_progress)
+
+
+def _measure(plan: Plan, options: Options, on_progress: Callable[[int, int], None] | None) -> Measured:
+    if storage.is_s3(plan.cache_uri):
+        storage.ensure_bucket(plan.cache_uri)
     total, done = len(plan.pieces()), 0
 
     def count(_: int) -> None:
@@ -208,26 +196,6 @@ def measure(
         at_once=options.workers,
     )
     return _merge(plan)
-
-
-def comparison(measured: Sequence[Measured]) -> tuple[list[str], list[list[str]]]:
-    """The header and rows of a table with a column for each subject.
-
-    Branches of generators and images without one stand in rows of their own.
-    """
-    names = list(dict.fromkeys(name for each in measured for name in (*each.estimates, *each.left_out)))
-    arrows: dict[str, str] = {}
-    for each in measured:
-        arrows |= each.directions
-    rows = []
-    for name in names:
-        cells = []
-        for each in measured:
-            estimate = each.estimates.get(name)
-            shown = f"{estimate.value:.4g} [{estimate.low:.4g}, {estimate.high:.4g}]" if estimate else "–"
-            cells.append(shown)
-        rows.append([f"{name} {arrows[name]}", *cells])
-    return ["metric", *(each.subject for each in measured)], rows
 
 
 def _plan(subject: Subject, data_uri: str, options: Options, cache_uri: str) -> Plan:
@@ -303,6 +271,8 @@ def _merge(plan: Plan) -> Measured:
             except ValueError as error:
                 left_out[name] = str(error)
     facts: dict[str, str | int] = {
+        "data": plan.data_uri,
+        "resolution": plan.data.resolution,
         "images": plan.images,
         "objects": plan.objects,
         "views": plan.views,
@@ -312,7 +282,7 @@ def _merge(plan: Plan) -> Measured:
         "data fingerprint": plan.data.fingerprint,
         "real images": plan.data.count,
     }
-    return Measured(subject.uri, estimates, directions, left_out, facts)
+    return Measured(subject.uri, estimates, directions, left_out, facts, costs(plan))
 
 
 def _reals(plan: Plan) -> tuple[FeatureStatistics, Tensor]:

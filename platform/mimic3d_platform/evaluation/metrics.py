@@ -5,6 +5,7 @@ They are few, because the workers wait for them; `evaluate` measures all of `mim
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from typing import TypeVar
 
@@ -14,9 +15,10 @@ import torch.distributed as dist
 
 from mimic3d.config import Config
 from mimic3d.evaluation import frechet
-from mimic3d.evaluation.consistency import Agreement, view_agreement
 from mimic3d.evaluation.frechet import FeatureStatistics
 from mimic3d.evaluation.generated import generated_images, statistics_by_branch
+from mimic3d.evaluation.registry import TRAINING_VIEWS
+from mimic3d.evaluation.views import two_views
 from mimic3d.features.pooled import load_extractor
 from mimic3d.networks.generator import Generator
 from mimic3d.networks.precision import allow_tf32
@@ -83,7 +85,7 @@ class Evaluator:
             for branch, part in parts.items()
         }
         for branch in parts:
-            metrics |= self._agreement(generator, branch).metrics(branch)
+            metrics |= self._agreement(generator, branch)
         return metrics
 
     def _distance_from_reals(self, part: FeatureStatistics) -> float:
@@ -125,9 +127,9 @@ class Evaluator:
         with torch.no_grad():
             return self._extractor(images.to(self._device))
 
-    def _agreement(self, generator: Generator, branch: str) -> Agreement:
+    def _agreement(self, generator: Generator, branch: str) -> dict[str, float]:
         """How well views of the same identity agree, over `output.metric_identities` of them."""
-        total = Agreement(0.0, 0, 0)
+        sums: dict[str, torch.Tensor] = {}
         device = next(generator.parameters()).device
         for index in range(self._rank, self._output.metric_identities, self._world_size):
             source = counter_generator(METRIC_SEED, "agreement", index)
@@ -135,9 +137,18 @@ class Evaluator:
             pick = torch.randint(len(self.cameras), (1,), generator=source)
             camera = self.cameras[pick].to(device)
             with torch.no_grad():
-                total = total.plus(view_agreement(generator, generator.mapping(z, camera), camera, branch))
-        squared_errors, compared, visible = zip(*self._gather(tuple(total)), strict=True)
-        return Agreement(sum(squared_errors), sum(compared), sum(visible))
+                views = two_views(generator, generator.mapping(z, camera), camera, branch)
+            for metric in TRAINING_VIEWS:
+                part = torch.tensor(metric.part(views), dtype=torch.float64)
+                sums[metric.kind] = sums[metric.kind] + part if metric.kind in sums else part
+        # A rank without an identity has no sums.
+        parts = [part for part in self._gather(sums) if part]
+        found = {
+            f"{metric.kind}/{branch}": metric.value(torch.stack([part[metric.kind] for part in parts]).sum(0))
+            for metric in TRAINING_VIEWS
+            if parts
+        }
+        return {name: value for name, value in found.items() if math.isfinite(value)}
 
     def _merge(self, part: FeatureStatistics) -> FeatureStatistics:
         """The statistics of all ranks together."""

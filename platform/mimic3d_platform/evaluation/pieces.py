@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import functools
 import math
+import resource
+import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -24,6 +26,7 @@ from mimic3d_platform.data.format.manifest import Manifest
 from mimic3d_platform.errors import UserError
 from mimic3d_platform.evaluation import feature_weights
 from mimic3d_platform.evaluation.image_subjects import read_rows
+from mimic3d_platform.evaluation.measured import PartCost
 from mimic3d_platform.evaluation.subject import Subject
 from mimic3d_platform.storage.digests import sha256_of_file, sha256_of_json
 
@@ -33,7 +36,9 @@ REALS, GENERATED, OTHER_CAMERA, VIEWS = "reals", "generated", "other camera", "v
 _ROWS = {REALS: 512, GENERATED: 64, OTHER_CAMERA: 64, VIEWS: 1}
 _READ_AT_ONCE = 64
 # To be raised when a metric or the views of an object change, so that older pieces are not reused.
-VERSION = 1
+VERSION = 2
+# In the file of a piece: its seconds, and the megabytes of its worker.
+_COST = "cost"
 
 
 @dataclass(frozen=True)
@@ -113,8 +118,10 @@ def measure_piece(index: int, plan: Plan) -> int:
     piece = plan.pieces()[index]
     uri = plan.uri_of(piece)
     if not storage.exists(uri):
+        began = time.perf_counter()
         device = torch.device("cuda" if plan.gpu and torch.cuda.is_available() else "cpu")
         measured = _view_parts(plan, piece, device) if piece.what == VIEWS else _features(plan, piece, device)
+        measured[_COST] = torch.tensor([time.perf_counter() - began, _peak_megabytes()], dtype=torch.float64)
         storage.write_bytes(uri, save(measured))
     return len(piece.rows)
 
@@ -128,6 +135,23 @@ def stored(plan: Plan, what: str, branch: str) -> Iterator[Tensor]:
             tensors = load(storage.read_bytes(plan.uri_of(piece)))
             if branch in tensors:
                 yield tensors[branch]
+
+
+def costs(plan: Plan) -> list[PartCost]:
+    """What each part of an evaluation took, of pieces that are all stored."""
+    from safetensors.torch import load
+
+    found: dict[str, PartCost] = {}
+    for piece in plan.pieces():
+        seconds, megabytes = load(storage.read_bytes(plan.uri_of(piece)))[_COST].tolist()
+        before = found.get(piece.what, PartCost(piece.what, 0, 0.0, 0.0))
+        found[piece.what] = PartCost(
+            piece.what,
+            before.count + len(piece.rows),
+            before.seconds + seconds,
+            max(before.megabytes, megabytes),
+        )
+    return list(found.values())
 
 
 def branch_key(kind: str, branch: str) -> str:
@@ -166,6 +190,11 @@ def can_measure(metric: ViewMetric, views: Views) -> bool:
     has |= {"orbit"} if views.orbit else set()
     has |= {"both branches"} if views.imitated is not None else set()
     return set(metric.needs) <= has
+
+
+def _peak_megabytes() -> float:
+    """The most memory that this process has held; Linux counts in kilobytes."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1000
 
 
 def _checked(features: Tensor, plan: Plan) -> Tensor:

@@ -217,9 +217,7 @@ def _install(staging: Path, destination: Path, files: Mapping[str, str]) -> None
     The former generator goes first and the new weights come last, so that a process that is killed meanwhile
     leaves a folder that does not load, never files of two generators.
     """
-    former: set[str] = set(GENERATOR_FILES)
-    with contextlib.suppress(UserError, OSError):
-        former |= {name for name in _parse((destination / DIGESTS).read_bytes(), "") if is_data(name)}
+    former = _former_files(str(destination))
     last = [DIGESTS, GENERATOR_WEIGHTS]
     for name in sorted({*former, *files}):
         target = destination / name
@@ -234,9 +232,19 @@ def _install(staging: Path, destination: Path, files: Mapping[str, str]) -> None
         os.replace(staging / name, destination / name)
 
 
+def _former_files(destination: storage.Uri) -> set[str]:
+    """The names of the files that a generator in `destination` may have, by its list where there is one."""
+    former = {GENERATOR_WEIGHTS, *GENERATOR_FILES}
+    listed = storage.join(destination, DIGESTS)
+    with contextlib.suppress(UserError):
+        if storage.exists(listed):
+            former |= {name for name in _parse(storage.read_bytes(listed), "") if is_data(name)}
+    return former
+
+
 def _upload(folder: Path, destination: storage.Uri) -> storage.Uri:
     """Copies a pulled folder to object storage, the weights last."""
-    for name in (GENERATOR_WEIGHTS, *GENERATOR_FILES):
+    for name in sorted(_former_files(destination), key=lambda name: name != GENERATOR_WEIGHTS):
         storage.delete_tree(storage.join(destination, name))
     with tempfile.TemporaryDirectory(prefix="mimic3d-pull-") as place:
         weights = shutil.move(folder / GENERATOR_WEIGHTS, place)

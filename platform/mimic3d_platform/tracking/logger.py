@@ -11,7 +11,7 @@ import tempfile
 import threading
 import time
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -66,10 +66,14 @@ class RunLogger:
     A metric that the run already has at a step is not logged again. So a resumed run, which repeats the
     images since its checkpoint, leaves single points, and so does a request that the server carried out but
     could not answer.
+
+    Args:
+        run: its id, or a function that starts the run when the first entry is sent, and returns its id.
     """
 
-    def __init__(self, run_id: str) -> None:
-        self.run_id = run_id
+    def __init__(self, run: str | Callable[[], str]) -> None:
+        self._start = run if callable(run) else None
+        self.run_id = "" if callable(run) else run
         self._client = client()
         self._queue: deque[Entry] = deque()
         self._sending: list[Entry] = []
@@ -165,6 +169,8 @@ class RunLogger:
                 return False
             # The server may have carried the request out before it could answer: ask again what it has.
             self._logged = self._images = None
+            if isinstance(error, UserError) and error.__cause__ is not None:  # Of starting the run.
+                error = error.__cause__
             return is_outage(error) or (_is_server_error(error) and state.attempt_number <= MAX_ATTEMPTS)
 
         def before_pause(state: RetryCallState) -> None:
@@ -187,6 +193,8 @@ class RunLogger:
     def _send(self, entries: list[Entry]) -> None:
         from mlflow.entities import Metric
 
+        if not self.run_id and self._start is not None:
+            self.run_id = self._start()
         new: dict[tuple[str, int], Metric] = {}
         for entry in entries:
             if isinstance(entry, File):

@@ -96,6 +96,18 @@ def find_run(experiment_id: str, run_name: str, parent_run_id: str | None = None
     return next((run for run in runs if run.data.tags.get(PARENT_TAG) == parent_run_id), None)
 
 
+def children_of(run_id: str, name: str | None = None) -> list[str]:
+    """The ids of the runs that have this one as their parent, or of those that were started as `name`.
+
+    Raises:
+        UserError: MLflow does not answer or refuses.
+    """
+    with tracking_errors("look up a run in"):
+        experiment_id = client().get_run(run_id).info.experiment_id
+        found = client().search_runs([experiment_id], f"tags.`{PARENT_TAG}` = '{run_id}'")
+    return [str(run.info.run_id) for run in found if name in (None, run.data.tags.get(RUN_NAME_TAG))]
+
+
 def finish_run(run_id: str, status: str = "FINISHED") -> None:
     """Closes a run: `FINISHED`, `FAILED` or `KILLED` (by its user); one that has finished stays as it is."""
     with tracking_errors("close a run in"):

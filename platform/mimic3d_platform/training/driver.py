@@ -65,7 +65,7 @@ def run_workers(
             state.request_stop()
 
         if on_progress is not None:
-            url = tracking.run_url(run.mlflow_ids["run"])
+            url = tracking.run_url(run.mlflow.run_id)
             on_progress(ProgressReport("starting the workers", 0, total, url=url))
         with _followed(state, _ending_stage1(run, on_progress), on_note):
             try:
@@ -85,20 +85,19 @@ def run_workers(
         raise UserError(
             f"the run {run.name} left no checkpoint of its end under {run.runs_uri}: run it again"
         )
-    return TrainingResult(run.name, run.mlflow_ids["run"], stored[-1].uri, last.metrics, last.train_seconds)
+    return TrainingResult(run.name, run.mlflow.run_id, stored[-1].uri, last.metrics, last.train_seconds)
 
 
 def _ending_stage1(
     run: TrainingRun, on_progress: Callable[[ProgressReport], None] | None
 ) -> Callable[[ProgressReport], None]:
     """`on_progress`, which also closes the MLflow run of stage 1 when stage 2 begins."""
-    stage1 = run.mlflow_ids.get("stage1")
+    stage1 = run.mlflow.stages.get("stage1")
 
     def show(report: ProgressReport) -> None:
         nonlocal stage1
         if stage1 is not None and report.nimg > run.config.stage1_nimg:
-            with contextlib.suppress(UserError):  # The end of the run closes it too.
-                tracking.finish_run(stage1)
+            stage1.finish()
             stage1 = None
         if on_progress is not None:
             on_progress(report)

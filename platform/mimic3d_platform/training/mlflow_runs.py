@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import getpass
 import os
 import subprocess
@@ -13,15 +12,15 @@ from pathlib import Path
 from mimic3d.config import Config, fingerprint, to_dict
 from mimic3d_platform import tracking
 from mimic3d_platform.data.format.manifest import Manifest
-from mimic3d_platform.errors import UserError
 from mimic3d_platform.settings import child_environment
+from mimic3d_platform.tracking.staged_run import StagedRun, StageRun
 from mimic3d_platform.training.extension import Extension
 from mimic3d_platform.training.run_identity import RunOrigin
 
 _NO_COMMIT = "installed"
 
 
-def start_mlflow_runs(
+def start_mlflow_run(
     config: Config,
     name: str,
     origin: RunOrigin,
@@ -29,11 +28,11 @@ def start_mlflow_runs(
     extensions: Sequence[Extension] = (),
     parent_run_id: str | None = None,
     tags: Mapping[str, str] | None = None,
-) -> dict[str, str]:
-    """Starts a run and its stages in MLflow, or finds those of an earlier start again.
+) -> StagedRun:
+    """Starts a run in MLflow, or finds that of an earlier start again.
 
-    Returns:
-        their ids: "run", and "stage1" and "stage2" as the config has them.
+    The runs of its stages start with the stages: MLflow keeps the time at which a run is made as its start.
+
     Raises:
         UserError: MLflow does not answer or refuses.
     """
@@ -59,29 +58,25 @@ def start_mlflow_runs(
         all_tags["mlflow.source.git.commit"] = commit.removesuffix("-dirty")
     if config.start:
         all_tags |= {"mimic3d.start": config.start, "mimic3d.start.sha256": origin.start}
-    run_id = tracking.start_or_resume_run(tracking.EXPERIMENT, name, to_dict(config), all_tags, parent_run_id)
-    ids = {"run": run_id}
-    images = {1: config.stage1_nimg, 2: config.total_nimg - config.stage1_nimg}
-    for stage in (stage for stage, count in images.items() if count):
-        ids[f"stage{stage}"] = tracking.start_or_resume_run(
-            tracking.EXPERIMENT,
-            f"{name}-stage{stage}",
-            {"stage": stage, **to_dict(config)},
-            all_tags,
-            parent_run_id=run_id,
-            reopen=False,
-        )
+    params = to_dict(config)
+    run_id = tracking.start_or_resume_run(tracking.EXPERIMENT, name, params, all_tags, parent_run_id)
     facts = {"images": manifest.count, "resolution": manifest.resolution, "identities": manifest.identities}
-    for each in ids.values():
-        tracking.log_dataset(each, config.data.uri, manifest.fingerprint, facts)
-    return ids
-
-
-def finish_mlflow_runs(run_ids: Mapping[str, str], status: str) -> None:
-    """Closes a run and its stages in MLflow, if it answers: `FINISHED`, `FAILED` or `KILLED`."""
-    for run_id in run_ids.values():
-        with contextlib.suppress(UserError):
-            tracking.finish_run(run_id, status)
+    tracking.log_dataset(run_id, config.data.uri, manifest.fingerprint, facts)
+    images = {1: config.stage1_nimg, 2: config.total_nimg - config.stage1_nimg}
+    stages = {
+        f"stage{stage}": StageRun(
+            f"{name}-stage{stage}",
+            run_id,
+            {"stage": stage, **params},
+            all_tags,
+            config.data.uri,
+            manifest.fingerprint,
+            facts,
+        )
+        for stage, count in images.items()
+        if count
+    }
+    return StagedRun(run_id, stages)
 
 
 def _user() -> str:

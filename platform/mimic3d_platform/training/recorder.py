@@ -39,7 +39,7 @@ class RunRecorder:
         self._estimate = TimeEstimate(run.config)
         self._images_per_second = 0.0
         self._data_wait_share = 0.0
-        self._log = RunLog(run.mlflow_ids, run.config, storage.join(run.runs_uri, run.name))
+        self._log = RunLog(run.mlflow, run.config, storage.join(run.runs_uri, run.name))
         self._writer = CheckpointWriter(
             CheckpointStore(run.runs_uri, run.name),
             KeepPolicy.of(run.config),
@@ -111,6 +111,7 @@ class RunRecorder:
         grid = render_sample_grid(trainer.ema, self._run.config, cameras, manifest)
         self._log.picture(grid, trainer.nimg)
         self._estimate.took("samples", time.perf_counter() - started)
+        self.publish(f"stage {trainer.stage}", trainer.nimg)
 
     def save(self, trainer: Trainer, *, may_be_replaced: bool) -> None:
         """Hands a copy of the run to the checkpoint writer; waits only for the copying.

@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection
 from dataclasses import asdict, dataclass
 
 from mimic3d.checkpoints.file_names import CONFIG
 from mimic3d.config import Config, config_from_yaml, config_to_yaml, flatten, to_dict
 from mimic3d_platform import storage
 from mimic3d_platform.errors import UserError
+from mimic3d_platform.tracking.staged_run import StagedRun
 
 ORIGIN = "origin.json"
 _SHOWN_DIFFERENCES = 4
@@ -42,8 +43,7 @@ class TrainingRun:
     runs_uri: str
     """The folder of all runs; this one's is `<runs_uri>/<name>`."""
     origin: RunOrigin
-    mlflow_ids: Mapping[str, str]
-    """The ids of its MLflow runs: "run", and "stage1" and "stage2" as the config has them."""
+    mlflow: StagedRun
     former_configs: Collection[str] = ()
     """Fingerprints of the run's config before it was extended; its checkpoints may have them."""
 

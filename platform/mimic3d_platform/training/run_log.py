@@ -21,6 +21,7 @@ from mimic3d.training.trainer import Trainer
 from mimic3d_platform.errors import UserError
 from mimic3d_platform.models.checkpoints import StoredCheckpoint
 from mimic3d_platform.tracking.logger import Entry, File, Metrics, RunLogger, Tag
+from mimic3d_platform.tracking.staged_run import StagedRun
 from mimic3d_platform.training.divergence import Divergence, DivergenceDetector
 from mimic3d_platform.training.metrics_file import LogLine, MetricsFile
 from mimic3d_platform.training.system_metrics import SystemMetrics, hardware
@@ -30,13 +31,14 @@ class RunLog:
     """Logs a run and its stages.
 
     Args:
-        mlflow_ids: of "run" and, for each stage that the run has, "stage1", "stage2".
+        mlflow: the run in MLflow; a stage's is started by the first entry of the stage.
         run_uri: the run's folder.
     """
 
-    def __init__(self, mlflow_ids: Mapping[str, str], config: Config, run_uri: str) -> None:
+    def __init__(self, mlflow: StagedRun, config: Config, run_uri: str) -> None:
         self._config = config
-        self._loggers = {stage: RunLogger(run_id) for stage, run_id in mlflow_ids.items()}
+        self._loggers = {"run": RunLogger(mlflow.run_id)}
+        self._loggers |= {stage: RunLogger(run.start) for stage, run in mlflow.stages.items()}
         self._file = MetricsFile(run_uri)
         self._sent_before: dict[str, int] | None = None
         """Lines that MLflow had taken when this attempt began, by stage; None before `resume`."""

@@ -14,8 +14,9 @@ from mimic3d_platform.data.format.dataset import check_trainable, open_dataset
 from mimic3d_platform.evaluation import feature_weights
 from mimic3d_platform.models import model_uris
 from mimic3d_platform.settings import DEFAULT_RUNS_URI
+from mimic3d_platform.tracking.staged_run import StagedRun
 from mimic3d_platform.training.extension import extend_run, read_extensions
-from mimic3d_platform.training.mlflow_runs import finish_mlflow_runs, start_mlflow_runs
+from mimic3d_platform.training.mlflow_runs import start_mlflow_run
 from mimic3d_platform.training.progress import ProgressReport
 from mimic3d_platform.training.result import TrainingResult, read_result, write_result
 from mimic3d_platform.training.run_identity import (
@@ -91,21 +92,19 @@ def train(
     # Loads Ray Train and PyTorch, which takes seconds: only once the checks have passed.
     from mimic3d_platform.training.driver import run_workers
 
-    mlflow_ids: dict[str, str] = {}
+    mlflow: StagedRun | None = None
     with run_lock(runs_uri, name):
         try:
             extensions = read_extensions(runs_uri, name)
-            mlflow_ids = start_mlflow_runs(config, name, origin, manifest, extensions, parent_run_id, tags)
+            mlflow = start_mlflow_run(config, name, origin, manifest, extensions, parent_run_id, tags)
             former = [extension.config for extension in extensions]
-            run = TrainingRun(config, name, runs_uri, origin, mlflow_ids, former)
+            run = TrainingRun(config, name, runs_uri, origin, mlflow, former)
             result = run_workers(run, plan, callbacks, on_progress, on_note)
-        except KeyboardInterrupt:
-            finish_mlflow_runs(mlflow_ids, "KILLED")
+        except BaseException as error:
+            if mlflow is not None:
+                mlflow.finish("KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED")
             raise
-        except BaseException:
-            finish_mlflow_runs(mlflow_ids, "FAILED")
-            raise
-        finish_mlflow_runs(mlflow_ids, "FINISHED")
+        mlflow.finish("FINISHED")
         write_result(runs_uri, result)
     return result
 

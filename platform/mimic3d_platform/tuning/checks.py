@@ -85,12 +85,13 @@ def concurrency(sweep: Sweep, cluster: Mapping[str, float]) -> int:
 def _measured(config: Config, network: str) -> dict[str, str]:
     """The metrics that a run measures while it trains, by the names that a sweep file may use for them."""
     from mimic3d.evaluation.frechet import frechet_name
+    from mimic3d.evaluation.registry import TRAINING_VIEWS
     from mimic3d.features.pooled import EXTRACTORS
 
     branches = ["2d"] if config.model.branch_2d else []
     branches += ["3d"] if config.model.architecture != "eg3d" else []
     metrics = {f"frechet/{branch}": frechet_name(EXTRACTORS[network].name, branch) for branch in branches}
-    agreement = [f"{metric}/{branch}" for metric in ("warp_psnr", "warp_share") for branch in branches]
+    agreement = [f"{metric.kind}/{branch}" for metric in TRAINING_VIEWS for branch in branches]
     return metrics | {metric: metric for metric in agreement}
 
 

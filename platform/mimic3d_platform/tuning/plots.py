@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mimic3d_platform.tuning.schema import Objective, Pbt, Sweep
+from mimic3d_platform.tuning.search import importances
 from mimic3d_platform.tuning.space import Parameter, Value
 from mimic3d_platform.tuning.trials import Trial
 
@@ -131,6 +132,8 @@ def save_plots(sweep: Sweep, trials: Sequence[Trial], best: Sequence[Trial], fol
         figures["front.png"] = _front(results)
     if any(len(trial.reports) > 1 for trial in results.trials) or isinstance(sweep.scheduler, Pbt):
         figures["curves.png"] = _curves(_Results(sweep, scored, best))
+    if shares := importances(sweep, trials):
+        figures["importance.png"] = _importance(shares)
     for name, figure in figures.items():
         figure.savefig(folder / name, dpi=DPI)
     return list(figures)
@@ -156,6 +159,20 @@ def _value_at(path: str) -> Callable[[Trial], Value]:
 
 def _metric_of(name: str) -> Callable[[Trial], Value]:
     return lambda trial: trial.metrics[name]
+
+
+def _importance(shares: Mapping[str, Mapping[str, float]]) -> Figure:
+    """Bars for each objective: the share of its variance that a parameter explains, the largest above."""
+    figure = _figure(4.6 * len(shares) + 1.2, 1.4 + 0.34 * max(map(len, shares.values())))
+    for ax, (metric, found) in zip(
+        figure.subplots(1, len(shares), squeeze=False).flat, shares.items(), strict=True
+    ):
+        ordered = sorted(found.items(), key=lambda item: item[1])
+        ax.barh([short_name(path) for path, _ in ordered], [share for _, share in ordered], color=BEST)
+        ax.set_xlim(0, 1)
+        ax.set_title(metric, fontsize=9)
+        ax.set_xlabel("share of the variance")
+    return figure
 
 
 def _parallel(results: _Results) -> Figure:

@@ -28,6 +28,7 @@ _CAPTIONS = {
     BEST: "Sample grids of the best trials, rendered when they ended",
     "parallel.png": "Every trial: a line through its values and its results",
     "parameters.png": "The results against each value",
+    "importance.png": "The share of the results' variance that each value explains (fANOVA, finished trials)",
     "front.png": "The Pareto front",
     "curves.png": "The results over the images seen",
 }

@@ -139,6 +139,7 @@ def test_data_sets_are_listed_whole_and_half_written(tmp_path: Path) -> None:
     (tmp_path / "half" / MANIFEST).unlink()
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / MANIFEST).write_text(json.dumps({"name": "of another program"}))
+    (tmp_path / "other" / "table.parquet").write_bytes(b"PAR1")
     heads, *rows = cells(run("data", "list", tmp_path))
     assert [row[0] for row in rows] == [str(tmp_path / name) for name in ("a", "deep/b", "half")]
     assert rows[0][1:3] == ["1", "32×32"] and "half-written" in rows[2][-1] and len(heads) == len(rows[0])

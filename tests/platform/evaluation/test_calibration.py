@@ -5,33 +5,43 @@ import pytest
 import trimesh
 
 from benchmarks.metrics import BLUR, DAMAGES, TRUE, calibrate, in_markdown, plot, true_views
-from mimic3d.evaluation.views import StripCoherence, WarpDetail, WarpPsnr
+from mimic3d.evaluation.geometry import Floaters, SilhouetteOverlap
+from mimic3d.evaluation.views import StripCoherence, WarpDetail, WarpPsnr, WarpSsim
 from mimic3d_platform.data.render.meshes import Mesh
 
-METRICS = (WarpDetail(), WarpPsnr(), StripCoherence())
+METRICS = (WarpDetail(), WarpPsnr(), WarpSsim(), StripCoherence(), SilhouetteOverlap(), Floaters())
+FLOATING = "squares that float"
 
 
 @pytest.fixture(scope="module")
 def found() -> dict[str, dict[str, list[float]]]:
-    ball = trimesh.creation.icosphere(subdivisions=2, radius=0.45)
-    count = len(ball.faces)
-    colours = np.random.default_rng(0).uniform(0, 1, (count, 3))
-    nothing = np.zeros(count, dtype=np.int8)
-    arrays = (ball.vertices, ball.faces.astype(np.int32), colours, nothing, nothing.astype(np.int32))
-    mesh = Mesh("ball", "ball", "test", "CC0", "test", *arrays)
-    return calibrate(true_views([mesh], side=48, count=9), METRICS)
+    meshes = []
+    for seed in (0, 1):
+        ball = trimesh.creation.icosphere(subdivisions=2, radius=0.45)
+        count = len(ball.faces)
+        colours = np.random.default_rng(seed).uniform(0, 0.8, (count, 3))
+        nothing = np.zeros(count, dtype=np.int8)
+        arrays = (ball.vertices, ball.faces.astype(np.int32), colours, nothing, nothing.astype(np.int32))
+        meshes.append(Mesh(f"ball-{seed}", "ball", "test", "CC0", "test", *arrays))
+    return calibrate(true_views(meshes, side=48, count=9), METRICS)
 
 
 def test_metrics_are_near_their_ceiling_on_true_meshes(found: dict[str, dict[str, list[float]]]) -> None:
     assert found[TRUE]["warp_detail"][0] > 0.7 and found[TRUE]["strip_coherence"][0] > 0.6
+    assert found[TRUE]["silhouette_iou"][0] > 0.95 and found[TRUE]["floaters"][0] == 0
 
 
-@pytest.mark.parametrize("damage", [name for name in DAMAGES if name != BLUR])
+@pytest.mark.parametrize("damage", [name for name in DAMAGES if name not in (BLUR, FLOATING)])
 def test_agreement_of_detail_falls_with_the_strength_of_every_damage(
     damage: str, found: dict[str, dict[str, list[float]]]
 ) -> None:
     values = [*found[TRUE]["warp_detail"], *found[damage]["warp_detail"]]
     assert values == sorted(values, reverse=True) and values[-1] < values[0] - 0.02
+
+
+def test_what_floats_is_found(found: dict[str, dict[str, list[float]]]) -> None:
+    values = [*found[TRUE]["floaters"], *found[FLOATING]["floaters"]]
+    assert values == sorted(values) and values[-1] > 0.05
 
 
 def test_blur_does_not_raise_the_agreement_of_detail(found: dict[str, dict[str, list[float]]]) -> None:

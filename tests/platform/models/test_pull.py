@@ -245,6 +245,15 @@ def test_an_alias_that_moves_during_a_pull_gives_one_version(
 
 
 def test_a_model_is_pulled_into_object_storage(uri: str, s3_folder: str) -> None:
+    former = (
+        "data_card.md",
+        "previews/grid.png",
+        "training.safetensors",
+    )
+    for name in former:
+        storage.write_bytes(f"{s3_folder}/{name}", b"former")
+    listed = "".join(f"{'0' * 64}  {name}\n" for name in former)
+    storage.write_bytes(f"{s3_folder}/SHA256SUMS", listed.encode())
     pull(uri, s3_folder)
     names = {place.removeprefix(f"{s3_folder}/") for place in storage.list_files(s3_folder)}
     assert names == {"README.md", "SHA256SUMS", "config.yaml", "generator.safetensors", "lineage.json"}

@@ -55,7 +55,7 @@ OVERRIDES = {
 }
 MOMENTS = (0, STAGE1, TOTAL)
 # Named after what is measured: a stand-in for the 2015 Inception never bears the name FID.
-MEASURES = ("fd_efficientnetlite2mid", "warp_psnr", "warp_share")
+MEASURES = ("fd_efficientnetlite2mid", "warp_detail", "warp_psnr", "warp_share")
 TINY_DISK = "size=1m"
 # Idle, none of these waits is longer than 20 s.
 PATIENCE_S = 900
@@ -269,7 +269,10 @@ def test_no_line_is_lost_of_a_worker_that_died_while_mlflow_did_not_answer(story
 
 def test_stage_2_names_the_checkpoint_of_stage_1_that_it_came_from(story: Story) -> None:
     [kept] = [c for c in CheckpointStore(DEFAULT_RUNS_URI, "steady").all() if c.nimg == STAGE1]
-    tags = run_of("steady-stage2", run_of("steady").info.run_id).data.tags
+    first, second = (run_of(f"steady-stage{stage}", run_of("steady").info.run_id) for stage in (1, 2))
+    assert first.info.start_time < second.info.start_time < second.info.end_time
+    assert first.info.end_time < second.info.end_time
+    tags = second.data.tags
     assert tags["mimic3d.stage1_checkpoint"] == kept.uri
     assert tags["mimic3d.stage1_checkpoint.sha256"] == kept.digest
 
@@ -361,7 +364,10 @@ def test_mlflow_holds_the_metrics_of_both_branches_at_each_stage(story: Story) -
             shares = dict(logged[f"warp_share/{branch}"])
             # A generator this young may show a view nothing that another can be compared with.
             compared = tuple(nimg for nimg in MOMENTS if shares.get(nimg) != 0)
-            moments = {measure: MOMENTS for measure in MEASURES} | {"warp_psnr": compared}
+            moments = {measure: MOMENTS for measure in MEASURES} | {
+                "warp_detail": compared,
+                "warp_psnr": compared,
+            }
             for measure in MEASURES:
                 found = logged.get(f"{measure}/{branch}", [])
                 assert tuple(step for step, _ in found) == moments[measure], (name, measure, branch)

@@ -419,7 +419,8 @@ def test_a_report_holds_tables_pictures_and_a_config_that_trains(tmp_path: Path,
     assert len(lines) == len(trials) + 1 and "imitation.lpips_weight" in lines[0] and METRIC in lines[0]
     assert (folder / MARKDOWN).read_text().splitlines()[2].startswith(f"| {best[0].index} |")
     page = (folder / PAGE).read_text()
-    pictures = ["parallel.png", "parameters.png", "curves.png", *(["front.png"] if objectives == 2 else [])]
+    names = ["parallel", "parameters", "importance", "curves", *(["front"] if objectives == 2 else [])]
+    pictures = [f"{name}.png" for name in names]
     for picture in pictures:
         assert f"src='{picture}'" in page
         with Image.open(folder / picture) as image:

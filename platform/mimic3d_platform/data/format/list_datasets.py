@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from mimic3d_platform import storage
 from mimic3d_platform.data.format.manifest import FORMAT, FORMER_MANIFEST, MANIFEST, Manifest
 from mimic3d_platform.data.format.manifest_file import parse_manifest
+from mimic3d_platform.data.format.parquet_schema import is_shard_name
 from mimic3d_platform.errors import UserError
 
 
@@ -44,11 +45,7 @@ def list_datasets(uri: str) -> list[ListedDataset]:
         except UserError as error:
             found.append(ListedDataset(folder, None, str(error)))
     # The folders of sets that were being written have shards, and get their manifest last.
-    shards = {place.rpartition("/")[0] for place in files if _is_shard(place)}
+    shards = {place.rpartition("/")[0] for place in files if is_shard_name(place.rpartition("/")[2])}
     for folder in sorted(shards - {each.uri for each in found}):
         found.append(ListedDataset(folder, None, f"half-written: it has no {MANIFEST} yet"))
     return sorted(found, key=lambda each: each.uri)
-
-
-def _is_shard(place: str) -> bool:
-    return place.endswith(".parquet") and not place.endswith(f"/{MANIFEST}")

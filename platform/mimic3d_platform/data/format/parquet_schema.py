@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 
 import pyarrow as pa
@@ -10,6 +11,8 @@ from mimic3d_platform.data.format.manifest import CAMERA_SIZE, COLUMNS, MOST_ROW
 
 # Reading one row fetches a row group: the decoded images of a row group take at most this many bytes.
 _ROW_GROUP_BYTES = 16 * 2**20
+
+_SHARD_NAME = re.compile(r"part-(?:[0-9a-f]{8}-)?\d{5,}\.parquet")
 
 _TYPES = {
     "image": pa.binary(),
@@ -47,3 +50,8 @@ def row_group_rows(resolution: int) -> int:
 def shard_name(index: int, generation: str = "") -> str:
     """`part-00000.parquet`, or with a generation `part-1a2b3c4d-00000.parquet`."""
     return f"part-{generation}{'-' if generation else ''}{index:05d}.parquet"
+
+
+def is_shard_name(name: str) -> bool:
+    """Whether `shard_name` makes this name. Other programs may use it too."""
+    return bool(_SHARD_NAME.fullmatch(name))

@@ -12,7 +12,6 @@ run of the same plan left (`read_record`).
 from __future__ import annotations
 
 import json
-import re
 import secrets
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
@@ -34,14 +33,18 @@ from mimic3d_platform.data.format.manifest import (
     fingerprint,
 )
 from mimic3d_platform.data.format.manifest_file import find_manifest, manifest_file
-from mimic3d_platform.data.format.parquet_schema import arrow_schema, row_group_rows, shard_name
+from mimic3d_platform.data.format.parquet_schema import (
+    arrow_schema,
+    is_shard_name,
+    row_group_rows,
+    shard_name,
+)
 from mimic3d_platform.errors import UserError
 from mimic3d_platform.storage.digests import sha256
 
 SHARD_BYTES = 64 * 2**20
 
 _RECORD_SUFFIX = ".json"
-_OURS = re.compile(r"part-(?:[0-9a-f]{8}-)?\d{5,}\.parquet(?:\.json)?")
 
 # Columns of large binary values, for which minimum and maximum are of no use.
 _LARGE = ("image", "depth", "mask")
@@ -110,7 +113,7 @@ def open_layout(
         replaced = storage.read_bytes(manifest)
         token = secrets.token_bytes(8) if plan is None else plan.encode()
         generation = sha256(replaced + token)[:8]
-    elif others := [name for name in _file_names(uri) if not _OURS.fullmatch(name) and name != FORMER_CARD]:
+    elif others := [name for name in _file_names(uri) if not _is_ours(name) and name != FORMER_CARD]:
         raise UserError(f"{uri} holds other files ({others[0]}) and no data set: give an empty folder")
     storage.ensure_bucket(uri)
     # Ray tasks run in working directories of their own, where a relative path is another one.
@@ -209,7 +212,12 @@ def delete_stray_shards(uri: str, manifest: Manifest) -> None:
 def stray_shards(uri: str, manifest: Manifest) -> list[str]:
     """Names of shards in the folder that the manifest does not list, and of the shards' records."""
     names = {shard.path for shard in manifest.shards}
-    return [name for name in _file_names(uri) if _OURS.fullmatch(name) and name not in names]
+    return [name for name in _file_names(uri) if _is_ours(name) and name not in names]
+
+
+def _is_ours(name: str) -> bool:
+    """Whether this is a shard's name, or that of its record."""
+    return is_shard_name(name.removesuffix(_RECORD_SUFFIX))
 
 
 def _file_names(uri: str) -> list[str]:

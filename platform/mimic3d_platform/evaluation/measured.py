@@ -1,0 +1,93 @@
+"""What an evaluation has found, and its tables."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from mimic3d.evaluation.metric import Estimate
+
+
+@dataclass(frozen=True)
+class PartCost:
+    """What a part of an evaluation took.
+
+    Attributes:
+        count: images or objects.
+        seconds: of all workers together.
+        megabytes: the most that one worker process has held.
+    """
+
+    part: str
+    count: int
+    seconds: float
+    megabytes: float
+
+
+@dataclass(frozen=True)
+class Measured:
+    """The metrics of a subject.
+
+    Attributes:
+        estimates: by full name, such as `fd_mobilenetv2/3d`.
+        directions: the arrow of each name.
+        left_out: by name, why a metric was not measured.
+        facts: data set, sample sizes, seed and digests, for the run's params and tags.
+        costs: what the parts took, wherever and whenever they were measured.
+    """
+
+    subject: str
+    estimates: dict[str, Estimate]
+    directions: dict[str, str]
+    left_out: dict[str, str]
+    facts: dict[str, str | int] = field(default_factory=dict)
+    costs: list[PartCost] = field(default_factory=list)
+
+    def flat(self) -> dict[str, float]:
+        """What is logged: NAME, NAME_low and NAME_high of each metric."""
+        return {
+            key: value
+            for name, estimate in self.estimates.items()
+            for key, value in (
+                (name, estimate.value),
+                (f"{name}_low", estimate.low),
+                (f"{name}_high", estimate.high),
+            )
+        }
+
+    def rows(self) -> list[tuple[str, str, str, str, str]]:
+        """The table that the command prints: metric, value, interval, samples, note."""
+        shown = [
+            (
+                f"{name} {self.directions[name]}",
+                f"{estimate.value:.4g}",
+                f"{estimate.low:.4g} … {estimate.high:.4g}",
+                str(estimate.samples),
+                estimate.note,
+            )
+            for name, estimate in self.estimates.items()
+        ]
+        return shown + [
+            (f"{name} {self.directions[name]}", "left out", "", "", why)
+            for name, why in self.left_out.items()
+        ]
+
+
+def comparison(measured: Sequence[Measured]) -> tuple[list[str], list[list[str]]]:
+    """The header and rows of a table with a column for each subject.
+
+    Branches of generators and images without one stand in rows of their own.
+    """
+    names = list(dict.fromkeys(name for each in measured for name in (*each.estimates, *each.left_out)))
+    arrows: dict[str, str] = {}
+    for each in measured:
+        arrows |= each.directions
+    rows = []
+    for name in names:
+        cells = []
+        for each in measured:
+            estimate = each.estimates.get(name)
+            shown = f"{estimate.value:.4g} [{estimate.low:.4g}, {estimate.high:.4g}]" if estimate else "–"
+            cells.append(shown)
+        rows.append([f"{name} {arrows[name]}", *cells])
+    return ["metric", *(each.subject for each in measured)], rows

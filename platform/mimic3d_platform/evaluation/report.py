@@ -1,0 +1,149 @@
+"""Writes an evaluation's report: one HTML file that needs no network, of one subject or of several."""
+
+from __future__ import annotations
+
+import base64
+import io
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from importlib import metadata, resources
+
+from mimic3d.evaluation.metric import Estimate
+from mimic3d_platform.evaluation.measured import Measured
+from mimic3d_platform.evaluation.published import PUBLISHED, published_for
+from mimic3d_platform.evaluation.report_pictures import Picture
+
+FILE = "report.html"
+_TEMPLATE = "report.html.jinja"
+# Metrics of a training that are drawn over the images seen, by how their names begin.
+CURVES = ("fid_", "fd_", "warp_detail/", "warp_psnr/")
+_WIDTH, _HEIGHT, _MARGIN = 190, 14, 6
+
+Curves = Mapping[str, Sequence[tuple[int, float]]]
+"""By metric, its values by images consumed."""
+
+
+@dataclass(frozen=True)
+class ReportSubject:
+    """A subject of a report, its pictures and, of a generator whose training is known, its curves."""
+
+    measured: Measured
+    pictures: Sequence[Picture]
+    curves: Curves
+    link: str | None = None
+    """Of its run in MLflow."""
+
+
+@dataclass(frozen=True)
+class _Cell:
+    """A metric of a subject, as it is shown."""
+
+    value: str
+    interval: str
+    bar: tuple[float, float, float] | None
+    """Low, value and high on the row's axis, in pixels."""
+    samples: str
+    note: str
+    best: bool = False
+
+
+@dataclass(frozen=True)
+class _Row:
+    name: str
+    cells: Sequence[_Cell]
+
+
+def report_page(subjects: Sequence[ReportSubject]) -> str:
+    """The report as HTML, with all pictures in it."""
+    import jinja2
+
+    template = resources.files("mimic3d_platform.evaluation").joinpath(_TEMPLATE).read_text()
+    environment = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
+    environment.filters["data_uri"] = _data_uri
+    first = subjects[0].measured
+    published, why = published_for(first)
+    return environment.from_string(template).render(
+        subjects=subjects,
+        rows=_rows([subject.measured for subject in subjects]),
+        width=_WIDTH + 2 * _MARGIN,
+        height=_HEIGHT,
+        curves=[(subject, _plot(subject.curves)) for subject in subjects if subject.curves],
+        published=published,
+        published_head=PUBLISHED[0],
+        why_not_published=why,
+        version=metadata.version("mimic3d"),
+        date=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
+    )
+
+
+def _rows(measured: Sequence[Measured]) -> list[_Row]:
+    names = list(dict.fromkeys(name for each in measured for name in (*each.estimates, *each.left_out)))
+    arrows: dict[str, str] = {}
+    for each in measured:
+        arrows |= each.directions
+    rows = []
+    for name in names:
+        found = [each.estimates.get(name) for each in measured]
+        best = _best(found, arrows[name])
+        cells = [
+            _cell(estimate, found, each.left_out.get(name, ""), estimate is not None and estimate is best)
+            for estimate, each in zip(found, measured, strict=True)
+        ]
+        rows.append(_Row(f"{name} {arrows[name]}", cells))
+    return rows
+
+
+def _best(found: Sequence[Estimate | None], arrow: str) -> Estimate | None:
+    """The best of several, if its interval is apart from those of all others; None otherwise."""
+    known = [estimate for estimate in found if estimate is not None]
+    if len(known) < 2:
+        return None
+    ranked = sorted(known, key=lambda estimate: estimate.value, reverse=arrow == "↑")
+    apart = (ranked[0].low > ranked[1].high) if arrow == "↑" else (ranked[0].high < ranked[1].low)
+    return ranked[0] if apart else None
+
+
+def _cell(estimate: Estimate | None, row: Sequence[Estimate | None], why: str, best: bool) -> _Cell:
+    if estimate is None:
+        return _Cell("–", "", None, "", why)
+    known = [each for each in row if each is not None]
+    low, high = min(each.low for each in known), max(each.high for each in known)
+    scale = _WIDTH / (high - low) if high > low else 0.0
+    bar = tuple(_MARGIN + (value - low) * scale for value in (estimate.low, estimate.value, estimate.high))
+    interval = f"{estimate.low:.4g} … {estimate.high:.4g}"
+    return _Cell(
+        f"{estimate.value:.4g}",
+        interval,
+        (bar[0], bar[1], bar[2]) if len(known) > 1 else None,
+        str(estimate.samples),
+        estimate.note,
+        best,
+    )
+
+
+def _plot(curves: Curves) -> Picture:
+    """Every curve of a training over the images seen, a panel for each metric, a line for each branch."""
+    from matplotlib.figure import Figure
+
+    kinds = list(dict.fromkeys(name.partition("/")[0] for name in curves))
+    figure = Figure(figsize=(4.2 * len(kinds), 3), layout="constrained")
+    for axes, kind in zip(figure.subplots(1, len(kinds), squeeze=False).flat, kinds, strict=True):
+        for name, points in curves.items():
+            metric, _, branch = name.partition("/")
+            if metric == kind:
+                axes.plot(
+                    [nimg / 1000 for nimg, _ in points], [v for _, v in points], marker=".", label=branch
+                )
+        axes.set_title(kind, fontsize=10)
+        axes.set_xlabel("images seen, thousands", fontsize=9)
+        axes.legend(fontsize=9)
+        axes.grid(alpha=0.3)
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="svg")
+    return "Over the images seen in training", "image/svg+xml", buffer.getvalue()
+
+
+def _data_uri(picture: Picture) -> str:
+    _, kind, content = picture
+    return f"data:{kind};base64,{base64.b64encode(content).decode()}"
