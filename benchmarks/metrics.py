@@ -90,10 +90,11 @@ def _repeated(views: Views, other: Views, strength: float) -> Views:
 
 
 def _mixed(views: Views, other: Views, strength: float) -> Views:
-    """Views are replaced by those of another object, spread over the orbit."""
+    """Views of the orbit, in random order, are replaced by those of another object."""
     images = views.images.clone()
-    every = round(1 / strength)
-    images[::every] = other.images[::every]
+    order = torch.randperm(len(images), generator=_source(3))
+    mixed = order[: round(strength * len(images))]
+    images[mixed] = other.images[mixed]
     return _with(views, images)
 
 
@@ -106,9 +107,9 @@ def _flattened(views: Views, other: Views, strength: float) -> Views:
 
 
 def _floating(views: Views, other: Views, strength: float) -> Views:
-    """Grey squares float in the corners, in images, depth and opacity."""
+    """A grey square floats in a corner, in image, depth and opacity; its side is a share of the image's."""
     assert views.depth is not None and views.opacity is not None
-    side = int(strength)
+    side = round(strength * views.images.shape[-1])
     images, depth, opacity = views.images.clone(), views.depth.clone(), views.opacity.clone()
     near = float(views.depth[views.opacity > 0.5].min())
     images[..., 2 : 2 + side, 2 : 2 + side] = 0
@@ -133,7 +134,7 @@ DAMAGES: Mapping[str, tuple[Damage, tuple[float, ...]]] = {
     "one image repeated": (_repeated, (0.25, 0.5, 1.0)),
     "objects mixed": (_mixed, (1 / 6, 1 / 3, 1 / 2)),
     "depth flattened": (_flattened, (0.25, 0.5, 1.0)),
-    "squares that float": (_floating, (4, 8, 12)),
+    "squares that float": (_floating, (0.06, 0.12, 0.18)),
     BLUR: (_blur, (0.5, 1.0, 2.0)),
 }
 

@@ -1,11 +1,20 @@
-"""The installed `mimic3d` command in a process, as users run it."""
+"""The `mimic3d` command in a process of its own, as users run it."""
 
+import atexit
+import multiprocessing
 import os
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
+from typing import NoReturn
 
 COMMAND = str(Path(sys.executable).with_name("mimic3d"))
+# Forked from a process that has imported these, a command begins at once: most of a refused one is imports.
+_FORKS = multiprocessing.get_context("forkserver")
+_FORKS.set_forkserver_preload(
+    ["mimic3d_platform.cli", "mlflow", "ray.train.torch", "ray.tune", "mimic3d_platform.training.driver"]
+)
 
 
 def mimic3d(
@@ -20,6 +29,42 @@ def mimic3d(
         cwd=cwd,
         env=_environment(environment),
     )
+
+
+def forked_mimic3d(
+    *arguments: object, timeout: float = 300, **environment: str | None
+) -> subprocess.CompletedProcess:
+    """Runs the command's `main` to its end in a process forked from one with all libraries imported."""
+    with tempfile.TemporaryDirectory(prefix="m3d-run-") as folder:
+        command = [COMMAND, *map(str, arguments)]
+        streams = [Path(folder, name) for name in ("stdout", "stderr")]
+        process = _FORKS.Process(target=_run_main, args=(command, _environment(environment), *streams))
+        process.start()
+        process.join(timeout)
+        if process.exitcode is None:
+            process.kill()
+            process.join()
+            raise subprocess.TimeoutExpired(command, timeout)
+        out, err = (stream.read_text() for stream in streams)
+    return subprocess.CompletedProcess(command, process.exitcode, out, err)
+
+
+def _run_main(command: list[str], environment: dict[str, str], stdout: Path, stderr: Path) -> NoReturn:
+    for stream, path in ((1, stdout), (2, stderr)):
+        os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT), stream)
+    os.environ.clear()
+    os.environ.update(environment)
+    sys.argv = command
+    from mimic3d_platform.cli import main
+
+    try:
+        main()
+    finally:
+        # A forked process does not do this by itself.
+        sys.stdout.flush()
+        sys.stderr.flush()
+        atexit._run_exitfuncs()
+    raise SystemExit
 
 
 def start_mimic3d(*arguments: object, log: Path, **environment: str | None) -> subprocess.Popen:

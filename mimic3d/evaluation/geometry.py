@@ -69,6 +69,7 @@ class FieldDepth(ViewMetric):
     fooled_by = "surfaces of one colour, whose place no image shows"
 
     def part(self, views: Views) -> Sequence[float]:
+        assert views.depth is not None
         field, both = _field_and_overlap(views)
         difference = (views.depth - field)[both].abs() / views.box
         return float(difference.double().sum()), float(both.sum())
@@ -99,15 +100,19 @@ class FieldNormals(ViewMetric):
 
 
 def normals(depth: Tensor, cameras: Tensor) -> Tensor:
-    """(V, 3, R, R): unit normals of depths (V, 1, R, R) along the rays of (V, 25) cameras, world space.
+    """(V, 3, R, R): unit normals in world space, towards the camera.
 
-    Those of the last row and column are of the ones before.
+    Args:
+        depth: (V, 1, R, R), along the rays of the cameras.
+        cameras: (V, 25).
+    Returns:
+        Those of the last row and column repeat the ones before.
     """
     resolution = depth.shape[-1]
     origins, directions = rays(cameras, pixel_grid(resolution, device=depth.device))
     points = (origins + directions * depth.flatten(1)[..., None]).unflatten(1, (resolution, resolution))
     right, down = points[:, :-1, 1:] - points[:, :-1, :-1], points[:, 1:, :-1] - points[:, :-1, :-1]
-    found = torch.nn.functional.normalize(torch.linalg.cross(right, down), dim=-1).permute(0, 3, 1, 2)
+    found = torch.nn.functional.normalize(torch.linalg.cross(down, right), dim=-1).permute(0, 3, 1, 2)
     return torch.nn.functional.pad(found, (0, 1, 0, 1), mode="replicate")
 
 

@@ -161,6 +161,7 @@ def one_of_two_ranks(rank: int, folder: str) -> None:
     dist.destroy_process_group()
 
 
+@pytest.mark.slow
 def test_two_ranks_with_two_parts_each_are_one_rank_with_the_whole_batch(tmp_path: Path) -> None:
     import test_accumulation  # by the name that the new processes find it under
 

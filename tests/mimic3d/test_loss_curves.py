@@ -7,7 +7,11 @@ from loss_curves import CASES, loss_curve, pinned
 RELATIVE, ABSOLUTE = 1e-7, 1e-9
 
 
-@pytest.mark.parametrize("case", CASES)
+# The two stages take half a minute; `make test` has the shorter curves.
+_MARKS = {"two-stages": [pytest.mark.slow]}
+
+
+@pytest.mark.parametrize("case", [pytest.param(case, marks=_MARKS.get(case, [])) for case in CASES])
 def test_the_loss_curve_is_the_pinned_one(case: str) -> None:
     expected, found = pinned()[case], loss_curve(CASES[case])
     assert found.keys() == expected.keys()

@@ -26,6 +26,7 @@ def report(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, capture_output=True, text=True, env=environment)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", FIGURES)
 def test_every_figure_in_the_repository_is_reproduced(name: str) -> None:
     errors = parity.compare(FIGURES[name])

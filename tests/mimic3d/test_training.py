@@ -378,6 +378,7 @@ def one_of_two_ranks(rank: int, folder: str) -> None:
     dist.destroy_process_group()
 
 
+@pytest.mark.slow
 def test_two_ranks_hold_the_same_weights_after_every_step(tmp_path: Path) -> None:
     import test_training  # by the name that the new processes find it under
 

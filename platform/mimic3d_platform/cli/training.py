@@ -32,6 +32,10 @@ def train(
     register: Register = None,
     alias: Alias = None,
     extend: Extend = False,
+    dry_run: Annotated[
+        bool,
+        typer.Option("--dry-run", help="Print config, workers, memory and time, and start nothing."),
+    ] = False,
 ) -> None:
     """Train both stages of a recipe on Ray Train; a run with the same name resumes."""
     from mimic3d_platform.training.config_from_command import resolve_config
@@ -43,6 +47,11 @@ def train(
 
     count = parse_workers(workers)
     console = Console()
+    if dry_run:
+        from mimic3d_platform.training.dry_run import say_what_it_takes
+
+        say_what_it_takes(config, name or config.recipe, count, console, register, alias)
+        return
     finished = train_and_register(
         config,
         name or config.recipe,

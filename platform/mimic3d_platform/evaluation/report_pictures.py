@@ -57,7 +57,7 @@ def _pictures_of_views(branch: str, views: Views, *, fields: bool) -> list[Pictu
         depth = 1 - 2 * ((views.depth - near) / max(far - near, 1e-6)).clamp(0, 1)
         shown = torch.where(seen, depth, 1.0).expand(-1, 3, -1, -1)
         rows.append(list(shown[some]))
-        facing = torch.where(seen, -normals(views.depth, views.cameras), 1.0)
+        facing = torch.where(seen, normals(views.depth, views.cameras), 1.0)
         rows.append(list(facing[some]))
         captions += ["depth", "normals"]
     pictures = [_png(f"Views of one object, {branch}: {', '.join(captions)}", image_grid(rows))]

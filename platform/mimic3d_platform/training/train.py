@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from mimic3d.config import Config, override
@@ -10,7 +11,9 @@ from mimic3d_platform import storage, tracking
 from mimic3d_platform.cluster import resources
 from mimic3d_platform.cluster.connect import join_ray
 from mimic3d_platform.cluster.named_actors import run_lock
+from mimic3d_platform.cluster.resources import WorkerPlan
 from mimic3d_platform.data.format.dataset import check_trainable, open_dataset
+from mimic3d_platform.data.format.manifest import Manifest
 from mimic3d_platform.evaluation import feature_weights
 from mimic3d_platform.models import model_uris
 from mimic3d_platform.settings import DEFAULT_RUNS_URI
@@ -31,6 +34,42 @@ from mimic3d_platform.training.scene_check import check_scene
 
 if TYPE_CHECKING:
     from ray.train.v2.api.callback import UserCallback
+
+
+@dataclass(frozen=True)
+class CheckedTraining:
+    """A training that can start.
+
+    Attributes:
+        config: with absolute places.
+        manifest: of its data set.
+        plan: its workers on this cluster.
+        advice: about the data set's cameras; None for nothing.
+    """
+
+    config: Config
+    manifest: Manifest
+    plan: WorkerPlan
+    advice: str | None
+
+
+def check_training(config: Config, name: str, workers: int | tuple[int, int] | None) -> CheckedTraining:
+    """Checks data, services, names and resources of a training; starts and changes nothing.
+
+    Args:
+        config, name, workers: as `train`.
+    Raises:
+        UserError: one of them does not allow it; says what to do.
+    """
+    check_name(name)
+    rooted = {"data.uri": storage.absolute(config.data.uri), "start": storage.absolute(config.start)}
+    config = override(config, rooted)
+    manifest = open_dataset(config.data.uri)
+    check_trainable(manifest, resolution=config.model.image_resolution, where=config.data.uri)
+    advice = check_scene(config, manifest)
+    tracking.check_tracking()
+    join_ray()
+    return CheckedTraining(config, manifest, resources.plan_workers(config, workers), advice)
 
 
 def train(
@@ -67,17 +106,11 @@ def train(
         UserError: data, services, names or resources do not allow the run; says what to do.
         KeyboardInterrupt: it was stopped by a signal; what it had done is stored.
     """
-    check_name(name)
     runs_uri = storage.absolute(runs_uri)
-    rooted = {"data.uri": storage.absolute(config.data.uri), "start": storage.absolute(config.start)}
-    config = override(config, rooted)
-    manifest = open_dataset(config.data.uri)
-    check_trainable(manifest, resolution=config.model.image_resolution, where=config.data.uri)
-    if (advice := check_scene(config, manifest)) is not None and on_note is not None:
-        on_note(advice)
-    tracking.check_tracking()
-    join_ray()
-    plan = resources.plan_workers(config, workers)
+    checked = check_training(config, name, workers)
+    config, manifest, plan = checked.config, checked.manifest, checked.plan
+    if checked.advice is not None and on_note is not None:
+        on_note(checked.advice)
     origin = _origin(config, name, runs_uri, manifest.fingerprint)
     if extend:
         with run_lock(runs_uri, name):

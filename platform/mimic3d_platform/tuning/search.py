@@ -8,7 +8,7 @@ from __future__ import annotations
 import enum
 import math
 import random
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -196,10 +196,14 @@ def importances(sweep: Sweep, trials: Sequence[Trial]) -> dict[str, dict[str, fl
         values = [trial.metrics[objective.metric] for trial in scored]
         if max(values) > min(values):
             shares = optuna.importance.get_param_importances(
-                study, evaluator=evaluator, target=lambda trial, number=number: trial.values[number]
+                study, evaluator=evaluator, target=_value_number(number)
             )
             found[objective.metric] = dict(shares)
     return found
+
+
+def _value_number(number: int) -> Callable[[optuna.trial.FrozenTrial], float]:
+    return lambda trial: float(trial.values[number])
 
 
 def _tpe_point(sweep: Sweep, trials: Sequence[Trial]) -> Point:

@@ -13,7 +13,7 @@ from mimic3d.checkpoints.file_names import GENERATOR_WEIGHTS
 from mimic3d.checkpoints.generator_folder import save_generator
 from mimic3d.config.recipes import get_recipe
 from mimic3d.networks.generator import build_generator
-from mimic3d_command import error_of, mimic3d
+from mimic3d_command import error_of, forked_mimic3d, mimic3d
 from mimic3d_platform import local, storage
 from mimic3d_platform.data.format.dataset_writer import DatasetWriter
 from mimic3d_platform.data.format.manifest import MANIFEST
@@ -128,7 +128,7 @@ REFUSED = {
 def test_bad_input_is_one_line_of_what_and_what_to_do(case: str, places: dict[str, str]) -> None:
     line, *words = REFUSED[case]
     started = time.monotonic()
-    said = error_of(mimic3d(*line.format(**places).split()))
+    said = error_of(forked_mimic3d(*line.format(**places).split()))
     assert time.monotonic() - started < PATIENCE_S
     for word in words:
         assert word.format(**places) in said, said
@@ -163,7 +163,7 @@ def test_a_service_that_is_not_there_is_one_line(case: str, places: dict[str, st
     changes, *words = SERVICES[case]
     environment = {name: value and value.format(**places) for name, value in changes.items()}
     started = time.monotonic()
-    run = mimic3d(*TRAIN.format(**places).split(), "--name", "never", **environment)
+    run = forked_mimic3d(*TRAIN.format(**places).split(), "--name", "never", **environment)
     said = error_of(run)
     assert time.monotonic() - started < PATIENCE_S
     assert all(word in said for word in words), said
@@ -181,6 +181,18 @@ def test_broken_meshes_are_skipped_and_named(places: dict[str, str], tmp_path: P
     skipped = run.stderr.splitlines()
     assert len(skipped) == 2 and all(line.startswith("skipped the mesh ") for line in skipped), run.stderr
     assert "noise.glb" in run.stderr and "words.obj" in run.stderr
+
+
+def test_a_dry_run_says_what_a_training_would_take_and_starts_nothing(places: dict[str, str]) -> None:
+    line = TRAIN.format(**places).split()
+    run = forked_mimic3d(*line, "--name", "dry", "--dry-run", "--workers", 2, timeout=120)
+    assert run.returncode == 0, run.stderr
+    assert "recipe: cars-demo" in run.stdout and "2, a CPU each" in run.stdout
+    assert run.stdout.count("images/s") == 2 and "Nothing was started" in run.stdout
+    assert not storage.exists(f"{DEFAULT_RUNS_URI}/dry")
+    assert "cannot be split" in error_of(
+        forked_mimic3d(*line, "--dry-run", "--set", "schedule.batch=3", "--workers", 2)
+    )
 
 
 def test_help_answers_at_once_without_the_heavy_libraries() -> None:

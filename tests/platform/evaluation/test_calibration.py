@@ -28,7 +28,7 @@ def found() -> dict[str, dict[str, list[float]]]:
 
 def test_metrics_are_near_their_ceiling_on_true_meshes(found: dict[str, dict[str, list[float]]]) -> None:
     assert found[TRUE]["warp_detail"][0] > 0.7 and found[TRUE]["strip_coherence"][0] > 0.6
-    assert found[TRUE]["silhouette_iou"][0] > 0.95 and found[TRUE]["floaters"][0] == 0
+    assert found[TRUE]["silhouette_iou"][0] > 0.9 and found[TRUE]["floaters"][0] == 0
 
 
 @pytest.mark.parametrize("damage", [name for name in DAMAGES if name not in (BLUR, FLOATING)])
@@ -41,7 +41,7 @@ def test_agreement_of_detail_falls_with_the_strength_of_every_damage(
 
 def test_what_floats_is_found(found: dict[str, dict[str, list[float]]]) -> None:
     values = [*found[TRUE]["floaters"], *found[FLOATING]["floaters"]]
-    assert values == sorted(values) and values[-1] > 0.05
+    assert values == sorted(values) and values[-1] > 0.02
 
 
 def test_blur_does_not_raise_the_agreement_of_detail(found: dict[str, dict[str, list[float]]]) -> None:

@@ -16,6 +16,8 @@ from mimic3d_platform.tracking.staged_run import StagedRun, StageRun
 from mimic3d_platform.training.run_log import RunLog
 from mlflow_server import MlflowServer
 
+pytestmark = pytest.mark.slow
+
 # Meets an outage, saves its log as before a checkpoint at image 19, logs on, is killed; prints how far it is.
 WORKER = """
 import sys, time

@@ -63,6 +63,7 @@ def noise(tmp_path_factory: pytest.TempPathFactory) -> dict[int, Path]:
     return zips
 
 
+@pytest.mark.slow
 def test_memory_does_not_grow_with_the_set(noise: dict[int, Path], tmp_path: Path) -> None:
     sets = {count: tmp_path / str(count) for count in (FEW, MANY)}
     cache = tmp_path / "cache"
