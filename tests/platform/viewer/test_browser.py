@@ -1,0 +1,158 @@
+"""The page in headless Chromium: it loads, turns, switches and exports, without the internet."""
+
+from __future__ import annotations
+
+import io
+import json
+import shutil
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from mimic3d.config.recipes import get_recipe
+from mimic3d.export.camera_files import read_cameras
+from mimic3d_platform.viewer.model_source import load_model
+from mimic3d_platform.viewer.viewer import Viewer
+
+sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
+CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium is installed")
+
+# WebGL by the processor; the sandbox needs rights that containers do not have.
+FLAGS = ["--use-angle=swiftshader", "--enable-unsafe-swiftshader", "--ignore-gpu-blocklist", "--no-sandbox"]
+WAIT_S = 120
+
+
+@dataclass
+class Window:
+    """A browser window with the page, what its console said, and where it asked beyond the server."""
+
+    page: sync_api.Page
+    url: str
+    errors: list[str] = field(default_factory=list)
+    outside: list[str] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        page = self.page
+        page.set_default_timeout(WAIT_S * 1000)
+        page.on("console", lambda line: self.errors.append(line.text) if line.type == "error" else None)
+        page.on("pageerror", lambda error: self.errors.append(str(error)))
+        page.on("request", self._note)
+        page.goto(self.url)
+
+    def _note(self, request: sync_api.Request) -> None:
+        if not request.url.startswith((self.url, "data:", "blob:")):
+            self.outside.append(request.url)
+
+    def picture(self) -> np.ndarray:
+        """(300, 300, 3): the middle of the canvas, where the model's picture is."""
+        image = Image.open(io.BytesIO(self.page.screenshot())).convert("RGB")
+        box = self.page.locator("canvas").first.bounding_box()
+        assert box is not None
+        x, y = box["x"] + box["width"] / 2, box["y"] + box["height"] / 2
+        return np.asarray(image.crop((int(x) - 150, int(y) - 150, int(x) + 150, int(y) + 150))).astype(int)
+
+    def until(self, seen: Callable[[np.ndarray], bool]) -> np.ndarray:
+        """The first picture of which `seen` is true."""
+        deadline = time.monotonic() + WAIT_S
+        while not seen(picture := self.picture()):
+            assert time.monotonic() < deadline, "the picture did not become what it should"
+            self.page.wait_for_timeout(200)
+        return picture
+
+    def drag(self, right: int, down: int = 0) -> None:
+        mouse = self.page.mouse
+        mouse.move(200, 200)
+        mouse.down()
+        for step in range(1, 5):
+            mouse.move(200 + right * step / 4, 200 + down * step / 4)
+        mouse.up()
+
+    def choose(self, label: str, option: str) -> None:
+        self.page.get_by_label(label, exact=True).first.click()
+        self.page.get_by_role("option", name=option, exact=True).click()
+
+    def download(self, button: str) -> bytes:
+        with self.page.expect_download() as started:
+            self.page.get_by_role("button", name=button, exact=True).click()
+        return started.value.path().read_bytes()
+
+
+@pytest.fixture(scope="module")
+def viewer() -> Iterator[Viewer]:
+    viewer = Viewer(load_model("builtin:cars"))
+    yield viewer
+    viewer.close()
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[sync_api.Browser]:
+    with sync_api.sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=FLAGS, timeout=WAIT_S * 1000)
+        yield browser
+        browser.close()
+
+
+@pytest.fixture(scope="module")
+def window(viewer: Viewer, browser: sync_api.Browser) -> Window:
+    return Window(browser.new_page(viewport={"width": 800, "height": 480}), viewer.url)
+
+
+def is_car(picture: np.ndarray) -> bool:
+    """Something dark or coloured before a white background."""
+    return picture[:15].mean() > 240 and picture[110:190, 110:190].mean() < 200
+
+
+def is_black_around(picture: np.ndarray) -> bool:
+    return picture[:15].mean() < 30
+
+
+def is_other_than(before: np.ndarray) -> Callable[[np.ndarray], bool]:
+    return lambda picture: bool(np.abs(picture - before).mean() > 3)
+
+
+def test_the_page_shows_the_car_turns_it_and_switches(window: Window) -> None:
+    first = window.until(is_car)
+    window.drag(150)
+    turned = window.until(lambda picture: is_car(picture) and is_other_than(first)(picture))
+    window.choose("Channel", "opacity")
+    opacity = window.until(is_black_around)
+    assert opacity[110:190, 110:190].mean() > 150, "the car is opaque"
+    window.choose("Channel", "colour")
+    window.until(is_car)
+    window.choose("Branch", "difference")
+    difference = window.until(is_black_around)
+    assert difference.mean() < opacity.mean(), "the branches mostly agree"
+    window.choose("Branch", "3D branch")
+    window.until(is_car)
+    window.page.get_by_role("button", name="Another seed").click()
+    window.until(lambda picture: is_car(picture) and is_other_than(turned)(picture))
+    assert window.errors == [] and window.outside == []
+
+
+def test_each_window_has_its_own_camera(window: Window, viewer: Viewer, browser: sync_api.Browser) -> None:
+    before = window.until(is_car)
+    other = Window(browser.new_page(viewport={"width": 800, "height": 480}), viewer.url)
+    first = other.until(is_car)
+    other.drag(-180)
+    other.until(is_other_than(first))
+    assert np.abs(window.picture() - before).mean() < 1
+    other.page.close()
+    window.drag(40)
+    window.until(is_other_than(before))
+
+
+def test_the_page_exports_the_picture_and_a_path(window: Window, tmp_path) -> None:
+    image = Image.open(io.BytesIO(window.download("Screenshot")))
+    assert image.size == (64, 64) and np.asarray(image)[:2].mean() > 240
+    window.page.get_by_role("button", name="Add view to path").click()
+    window.page.get_by_text("Path through 1 views").wait_for()
+    file = tmp_path / "cameras.json"
+    file.write_bytes(window.download("Camera path"))
+    assert len(json.loads(file.read_text())["labels"]) == 48
+    assert read_cameras(file, get_recipe("cars-small").camera).shape == (48, 25)
+    assert window.errors == [] and window.outside == []
