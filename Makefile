@@ -7,7 +7,7 @@ REFERENCE ?= $(wildcard ../shared/reference)
 # The root first: tests/mimic3d is no package of that name.
 SOURCES := $(CURDIR):$(CURDIR)/platform:$(CURDIR)/tests
 
-.PHONY: setup demo test chaos lint up down parity bench-data bench-viewer bench-metrics gpu-battery pretrained clean
+.PHONY: setup demo test chaos lint up down parity bench-data bench-viewer bench-metrics bench-method gpu-battery pretrained clean
 
 setup: $(VENV)/.installed ## make the virtual environment and install the pinned packages
 
@@ -58,6 +58,12 @@ bench-viewer: setup ## latencies of the viewer's pictures on this machine
 
 bench-metrics: setup ## calibrate the metrics of consistency on true meshes; writes docs/evaluation-calibration.md
 	$(BIN)/python -m benchmarks.metrics --docs docs
+
+bench-method: setup ## compare the method with its baselines by the same number of images; writes docs/comparison.md
+	@$(BIN)/mimic3d up
+	$(BIN)/mimic3d data render bench-method/data --resolution 32 --focal 1.6 --colourings 16 --views 12
+	$(BIN)/mimic3d weights --stage bench-method/weights
+	$(BIN)/python -m benchmarks.method --data bench-method/data --weights bench-method/weights --out bench-method --docs docs
 
 gpu-battery: setup ## on a machine with a GPU: its tests, timings and a profile, in gpu-battery/, in five minutes
 	$(BIN)/python -m benchmarks.gpu_battery --out gpu-battery

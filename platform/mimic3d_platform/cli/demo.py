@@ -11,9 +11,9 @@ import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from mimic3d.config import fingerprint
 from mimic3d.export.orbits import orbit, turntable
 from mimic3d_platform import local, storage, tracking
+from mimic3d_platform.cli.demo_length import run_name, stage2_length
 from mimic3d_platform.console import Console
 from mimic3d_platform.data.render.render_dataset import render_dataset
 from mimic3d_platform.evaluation.feature_weights import best_available
@@ -30,11 +30,12 @@ from mimic3d_platform.settings import use_services
 from mimic3d_platform.training.config_from_command import resolve_config
 from mimic3d_platform.training.train_and_register import train_and_register
 
-RECIPE = "cars-demo"
+RECIPE, SCRATCH_RECIPE = "cars-continued", "cars-demo"
 DATA_URI = "s3://mimic3d/data"
 MODEL = "mimic3d-cars"
 ALIAS = "champion"
-COLOURINGS, VIEWS = 16, 12
+# Colourings and views of each of Debian's cars.
+DATA_SIZES = {RECIPE: (16, 8), SCRATCH_RECIPE: (16, 12)}
 IDENTITIES, FRAMES, MESH_RESOLUTION = 6, 48, 96
 MESH_SEED = 0
 
@@ -54,12 +55,17 @@ class _Stopwatch:
         self.seconds[name] = round(time.monotonic() - started, 1)
 
 
-def run_demo(folder: Path, console: Console, overrides: Sequence[str] = ()) -> None:
+def run_demo(
+    folder: Path, console: Console, overrides: Sequence[str] = (), *, from_scratch: bool = False
+) -> None:
     """Starts the services, renders cars, trains both stages, registers the generator, pulls and renders it.
+
+    The training continues from `builtin:cars-stage1`, and its stage 2 is as long as this machine allows.
 
     Args:
         folder: gets the images, the mesh and `summary.json`.
         overrides: of the recipe, KEY=VALUE each.
+        from_scratch: train smaller networks from nothing instead.
     Raises:
         UserError: a service does not start, or the car models or feature weights cannot be fetched.
     """
@@ -72,17 +78,18 @@ def run_demo(folder: Path, console: Console, overrides: Sequence[str] = ()) -> N
         console.say(f"perceptual loss on {names[0]}, Fréchet distance on {names[1]}")
     # Data set and run are named after their settings, so that another version of the recipe or of the
     # constants above gets a data set and a run of its own.
-    config = resolve_config(RECIPE, DATA_URI, list(overrides))
+    recipe = SCRATCH_RECIPE if from_scratch else RECIPE
+    colourings, views = DATA_SIZES[recipe]
+    config = resolve_config(recipe, DATA_URI, overrides)
     resolution, focal = config.model.image_resolution, config.camera.focal
-    data_uri = storage.join(DATA_URI, f"{RECIPE}-{resolution}px-focal{focal:g}-{COLOURINGS}x{VIEWS}")
-    config = resolve_config(RECIPE, data_uri, list(overrides))
+    data_uri = storage.join(DATA_URI, f"{recipe}-{resolution}px-focal{focal:g}-{colourings}x{views}")
     with stopwatch.part("data", "cars from human-made models, ray cast, as Parquet in S3"):
         with console.progress("rendering", "images") as advance:
             manifest = render_dataset(
                 data_uri,
                 resolution,
-                colourings=COLOURINGS,
-                views=VIEWS,
+                colourings=colourings,
+                views=views,
                 seed=0,
                 supersample=4,
                 focal=focal,
@@ -90,7 +97,10 @@ def run_demo(folder: Path, console: Console, overrides: Sequence[str] = ()) -> N
             )
         console.say(f"{manifest.count} images of {manifest.identities} cars in {data_uri}")
     with stopwatch.part("training", "stage 1, then stage 2, on Ray Train"):
-        name = f"{RECIPE}-{fingerprint(config)[:8]}"
+        if recipe == RECIPE:
+            overrides = [*stage2_length(data_uri, names[0], overrides, console), *overrides]
+        config = resolve_config(recipe, data_uri, overrides)
+        name = run_name(config)
         finished = train_and_register(config, name, console, model=MODEL, alias=ALIAS)
     run_id = finished.result.run_id
     # Not the alias, which a former version keeps that is better.
@@ -118,7 +128,7 @@ def run_demo(folder: Path, console: Console, overrides: Sequence[str] = ()) -> N
         console.say(f"{what:8} {place}")
     console.say("`mimic3d down` stops the services; the demo, run again, reuses everything")
     summary = {
-        "recipe": RECIPE,
+        "recipe": recipe,
         "data": {"uri": data_uri, "images": manifest.count, "fingerprint": manifest.fingerprint},
         "metrics": {str(nimg): found for nimg, found in finished.result.metrics.items()},
         "training_seconds": round(finished.result.seconds, 1),

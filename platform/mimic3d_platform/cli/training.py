@@ -71,9 +71,12 @@ def demo(
         str, typer.Option(help="The folder of the images and the summary, on this machine.")
     ] = "demo",
     overrides: Overrides = None,
+    from_scratch: Annotated[
+        bool, typer.Option("--from-scratch", help="Train smaller networks from nothing, at 32×32.")
+    ] = False,
 ) -> None:
     """Run the whole workflow on this machine: render cars, train both stages, register, pull, render."""
     from mimic3d_platform.cli.demo import run_demo
     from mimic3d_platform.storage import local_path
 
-    run_demo(local_path(folder), Console(), overrides or [])
+    run_demo(local_path(folder), Console(), overrides or [], from_scratch=from_scratch)
