@@ -1,4 +1,4 @@
-"""Videos along camera paths and from latent to latent, as H.264 in mp4."""
+"""Videos along camera paths and from latent to latent, as H.264 in mp4 or as animated WebP."""
 
 from __future__ import annotations
 
@@ -11,42 +11,50 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from mimic3d.export.animation import save_animation
 from mimic3d.export.ffmpeg import count_frames, encode_h264
 from mimic3d.export.grid import MIN_PANEL, image_grid
 from mimic3d.export.panels import panel_captions, render_panels
 from mimic3d.networks.generator import DEFAULT_MAX_POINTS, Generator
 
+SUFFIXES = (".mp4", ".webp")
+
 
 def write_video(path: str | Path, frames: Iterable[np.ndarray], fps: int = 24) -> Path:
-    """Writes frames as mp4 (H.264, yuv420p); the file appears complete or not at all.
+    """Writes frames as mp4 (H.264, yuv420p) or animated WebP; the file appears complete or not at all.
 
     Args:
-        path: ends in `.mp4`.
-        frames: (H, W, 3) uint8, all of one size; an odd last row or column is cut off, since H.264 needs
-            even sizes.
+        path: ends in `.mp4` or `.webp`.
+        frames: (H, W, 3) uint8, all of one size; in an mp4, an odd last row or column is cut off, since H.264
+            needs even sizes.
     Raises:
         ValueError: another ending, or no frame.
         OSError: the file cannot be written.
     """
     path = Path(path)
-    if path.suffix.lower() != ".mp4":
-        raise ValueError(f"videos are written as .mp4; got {path.name}")
+    suffix = path.suffix.lower()
+    if suffix not in SUFFIXES:
+        raise ValueError(f"videos are written as {' or '.join(SUFFIXES)}; got {path.name}")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.stem}.{os.getpid()}.partial{suffix}")
+    try:
+        (save_animation if suffix == ".webp" else _write_mp4)(partial, frames, fps)
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
+    return path
+
+
+def _write_mp4(path: Path, frames: Iterable[np.ndarray], fps: int) -> None:
     frames = iter(frames)
     first = next(frames, None)
     if first is None:
         raise ValueError("a video needs at least one frame")
     height, width = (size // 2 * 2 for size in first.shape[:2])
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.stem}.{os.getpid()}.partial.mp4")
     cut = (np.ascontiguousarray(frame[:height, :width]) for frame in itertools.chain([first], frames))
-    try:
-        count = encode_h264(partial, cut, (width, height), fps)
-        if count_frames(partial) != count:  # The encoder does not report all of its failures.
-            raise OSError("the encoder did not write all frames; the disk may be full")
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
-    return path
+    count = encode_h264(path, cut, (width, height), fps)
+    if count_frames(path) != count:  # The encoder does not report all of its failures.
+        raise OSError("the encoder did not write all frames; the disk may be full")
 
 
 @torch.no_grad()
@@ -67,7 +75,7 @@ def render_video(
     """Renders identities along a camera path as a video; they may change from frame to frame.
 
     Args:
-        path: ends in `.mp4`.
+        path: ends in `.mp4` or `.webp`.
         w: (N, num_ws, w_dim), the identities from left to right; or (T, N, num_ws, w_dim), for each frame.
         cameras: (T, 25), one for each frame, such as `export.orbits.orbit`.
         branches: from top to bottom; all that the generator has by default.

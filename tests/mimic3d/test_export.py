@@ -157,8 +157,19 @@ def test_a_video_keeps_its_colours(tmp_path):
     assert np.abs(shown[:, 10, 10].astype(int) - [(250, 20, 20), (20, 20, 250)]).max() < 8
 
 
+def test_a_webp_has_all_frames_to_the_last_colour(tmp_path):
+    from PIL import Image
+
+    frames = [np.full((33, 47, 3), colour, np.uint8) for colour in ((250, 20, 20), (20, 20, 250))]
+    with Image.open(write_video(tmp_path / "colours.webp", frames)) as shown:
+        assert (shown.n_frames, shown.size, shown.info["loop"]) == (2, (47, 33), 0)
+        for number, frame in enumerate(frames):
+            shown.seek(number)
+            assert np.array_equal(np.asarray(shown.convert("RGB")), frame)
+
+
 def test_invalid_videos_are_refused(tmp_path):
-    with pytest.raises(ValueError, match=r"written as .mp4; got orbit.avi"):
+    with pytest.raises(ValueError, match=r"written as .mp4 or .webp; got orbit.avi"):
         write_video(tmp_path / "orbit.avi", [np.zeros((8, 8, 3), np.uint8)])
     with pytest.raises(ValueError, match="at least one frame"):
         write_video(tmp_path / "orbit.mp4", [])

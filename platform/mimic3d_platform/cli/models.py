@@ -64,7 +64,7 @@ Memory = Annotated[int, typer.Option(help="MiB of memory for the samples along r
 def render(
     model: Model,
     destination: Annotated[
-        str, typer.Argument(help="A .png for a grid, an .mp4 for a video: s3://… or a path.")
+        str, typer.Argument(help="A .png for a grid, an .mp4 or .webp for a video: s3://… or a path.")
     ],
     seeds: Annotated[str, typer.Option(help="Seeds of the latents, such as 0-5,9.")] = "0-5",
     latents: Latents = None,
@@ -98,9 +98,9 @@ def render(
 
     console = Console()
     suffix = Path(destination).suffix
-    if suffix not in (".png", ".mp4"):
-        raise UserError(f"{destination} is neither a .png nor an .mp4: give one of them")
-    is_video = suffix == ".mp4"
+    if suffix not in (".png", ".mp4", ".webp"):
+        raise UserError(f"{destination} is no .png, .mp4 or .webp: give one of them")
+    is_video = suffix != ".png"
     if interpolate and not is_video:
         raise UserError(f"{destination} is an image: --interpolate makes a video, so give an .mp4")
     branches = (branch,) if branch else None

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Sequence
 
 import numpy as np
 import torch
@@ -14,13 +13,14 @@ from mimic3d.evaluation.fitted_field import held_out
 from mimic3d.evaluation.geometry import normals
 from mimic3d.evaluation.metric import Views
 from mimic3d.evaluation.texture import stack_row
+from mimic3d.export.animation import save_animation
 from mimic3d.export.grid import MIN_PANEL, image_grid
 from mimic3d.rendering.images import to_uint8
 from mimic3d_platform.evaluation.image_subjects import read_rows
 from mimic3d_platform.evaluation.pieces import GENERATED, REALS, Plan, concatenated, stored
 
 SAMPLES, COLUMNS, VIEWS_SHOWN, NEIGHBOURS_SHOWN, NEAREST = 16, 8, 6, 6, 3
-_FRAME_MS = 80
+_FPS = 12
 _OPAQUE = 0.5
 
 Picture = tuple[str, str, bytes]
@@ -105,15 +105,10 @@ def _png(caption: str, picture: Image.Image) -> Picture:
 def _animation(images: Tensor) -> bytes:
     """An animated WebP of views, there and back, enlarged with their pixels repeated."""
     factor = max(1, -(-2 * MIN_PANEL // images.shape[-1]))
-    frames: Sequence[Image.Image] = [
-        Image.fromarray(image.permute(1, 2, 0).contiguous().numpy()).resize(
-            (image.shape[2] * factor, image.shape[1] * factor), Image.Resampling.NEAREST
-        )
-        for image in to_uint8(images).cpu()
+    shown = [
+        np.repeat(np.repeat(image, factor, 0), factor, 1)
+        for image in to_uint8(images).cpu().permute(0, 2, 3, 1).numpy()
     ]
-    frames = [*frames, *frames[-2:0:-1]]
     buffer = io.BytesIO()
-    frames[0].save(
-        buffer, "webp", save_all=True, append_images=frames[1:], duration=_FRAME_MS, loop=0, lossless=True
-    )
+    save_animation(buffer, [*shown, *shown[-2:0:-1]], _FPS)
     return buffer.getvalue()

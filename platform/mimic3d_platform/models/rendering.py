@@ -147,7 +147,7 @@ def write_video(
     interpolate: bool = False,
     progress: Callable[[int, int], None] | None = None,
 ) -> None:
-    """Writes an MP4 along `cameras` (T, 25).
+    """Writes a video, MP4 or animated WebP, along `cameras` (T, 25).
 
     Args:
         interpolate: show one object that changes from latent to latent, in place of all side by side.

@@ -8,11 +8,12 @@ from pathlib import Path
 
 import pytest
 
+from fault_proxy import FaultProxy
 from mimic3d.checkpoints.generator_folder import load_generator
-from mimic3d_platform import storage
+from mimic3d_platform import local, storage
 from mimic3d_platform.errors import UserError
+from mimic3d_platform.models import model_uris, registry
 from mimic3d_platform.models import pull as pull_module
-from mimic3d_platform.models import registry
 from mimic3d_platform.models.pull import pull, verify_folder, verify_version
 from mimic3d_platform.models.registration import register_generator
 from mimic3d_platform.storage.digests import parse_sha256sums, sha256, sha256_of_file
@@ -176,6 +177,40 @@ def test_a_download_that_was_interrupted_resumes(
     pull(uri, tmp_path / "pulled")
     assert "generator.safetensors" in asked and "config.yaml" not in asked
     load_generator(tmp_path / "pulled")
+
+
+def test_a_connection_that_is_cut_midway_leaves_nothing_and_the_next_pull_works(
+    uri: str, tmp_path: Path, stack: local.StackStatus, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with FaultProxy(str(stack.services["mlflow"].url)) as proxy:
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", proxy.url)
+        fault = proxy.truncate(path="/generator.safetensors")
+        with pytest.raises(UserError, match=r"generator\.safetensors") as caught:
+            pull(uri, tmp_path / "pulled")
+        assert fault.hits and "\n" not in str(caught.value)
+        assert not (tmp_path / "pulled" / "generator.safetensors").exists()
+        proxy.heal()
+        load_generator(Path(pull(uri, tmp_path / "pulled")))
+
+
+def test_a_model_goes_up_and_down_in_parts_through_the_server(
+    run_id: str, name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for variable, value in (
+        ("MLFLOW_ENABLE_PROXY_MULTIPART_UPLOAD", "true"),
+        ("MLFLOW_MULTIPART_UPLOAD_MINIMUM_FILE_SIZE", "6000000"),
+        ("MLFLOW_MULTIPART_UPLOAD_CHUNK_SIZE", "5242880"),
+        ("MLFLOW_ENABLE_PROXY_MULTIPART_DOWNLOAD", "true"),
+        ("MLFLOW_MULTIPART_DOWNLOAD_MINIMUM_FILE_SIZE", "6000000"),
+        ("MLFLOW_MULTIPART_DOWNLOAD_CHUNK_SIZE", "5242880"),
+    ):
+        monkeypatch.setenv(variable, value)
+    folder = model_uris.builtin_folder("builtin:cars")
+    assert folder is not None
+    version = register_generator(folder, name, run_id, {})
+    pulled = Path(pull(f"models:/{name}/{version}", tmp_path / "pulled"))
+    for file in ("generator.safetensors", "training.safetensors"):
+        assert sha256_of_file(pulled / file) == sha256_of_file(folder / file)
 
 
 def test_a_file_that_arrives_cut_short_is_downloaded_again(
