@@ -20,12 +20,13 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 demo: setup ## the main job on this machine: cars, both stages, registry, pictures in demo/
 	@$(BIN)/mimic3d demo
 
-# Two processes, each with services of its own; the tests of one file share them.
+# Three processes, since each waits for its own services half of the time; the tests of one file share them.
+FAST = $(BIN)/pytest -m "not slow" --numprocesses 3 --dist loadfile
 test: setup ## the tests, on real services that they start and stop
-	$(BIN)/pytest -m "not slow" --numprocesses 2 --dist loadfile
+	$(FAST)
 
 test-all: setup ## those that take a whole cluster, sweep or demo too
-	$(BIN)/pytest -m "not slow" --numprocesses 2 --dist loadfile
+	$(FAST)
 	$(BIN)/pytest -m slow
 
 chaos: setup ## ends things at random twenty times in one run; its weights must be those of a run left alone
