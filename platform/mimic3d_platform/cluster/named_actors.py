@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from ray.actor import ActorHandle
 
 NAMESPACE = "mimic3d"
+# An actor whose process was killed, for want of memory for example, begins again, with its first arguments.
+MAX_RESTARTS = 10
 # The actor of a driver that was killed outlives it for a moment.
 NAME_PATIENCE_S = 45.0
 
@@ -28,6 +30,8 @@ class NameTakenError(RuntimeError):
 @contextlib.contextmanager
 def named_actor(actor_class: type, name: str, *arguments: object) -> Iterator[ActorHandle]:
     """Starts `actor_class(*arguments)`, which needs no CPU, as the actor `name`; ends it with the block.
+
+    It runs on this process's node, so that the loss of another node does not end it.
 
     Raises:
         NameTakenError: an actor of that name lives, and has for `NAME_PATIENCE_S`.
@@ -46,8 +50,12 @@ def named_actor(actor_class: type, name: str, *arguments: object) -> Iterator[Ac
 
 def _start(actor_class: type, name: str, *arguments: object) -> ActorHandle:
     import ray
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-    remote_class: Any = ray.remote(actor_class).options(num_cpus=0, name=name, namespace=NAMESPACE)
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+    remote_class: Any = ray.remote(actor_class).options(
+        num_cpus=0, name=name, namespace=NAMESPACE, scheduling_strategy=here, max_restarts=MAX_RESTARTS
+    )
     deadline = time.monotonic() + NAME_PATIENCE_S
     while True:
         try:

@@ -12,7 +12,7 @@ from typing import Any
 
 import ray
 from ray.actor import ActorHandle
-from ray.exceptions import RayActorError, RayError
+from ray.exceptions import ActorUnavailableError, RayActorError, RayError
 
 from mimic3d_platform.cluster.named_actors import find_actor, named_actor, run_actor_name
 from mimic3d_platform.training.progress import ProgressReport
@@ -158,6 +158,8 @@ class RunState:
         """Whether the driver asks the workers to stop, or has ended itself; False if the actor is slow."""
         try:
             return self._ask("stop", "requested", timeout=POLL_TIMEOUT_S)
+        except ActorUnavailableError:  # It is being restarted.
+            return False
         except RayActorError:
             return True
         except RayError:

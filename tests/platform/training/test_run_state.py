@@ -1,5 +1,6 @@
 """A run is trained by one driver, and ends after attempts that gain nothing."""
 
+import time
 from typing import Any
 
 import pytest
@@ -63,3 +64,33 @@ def test_workers_and_driver_share_the_state_of_a_run(stack: local.StackStatus) -
         worker.fail("no room")
         assert driver.failure() == worker.begin_attempt(16) == "no room"
     assert worker.stop_requested()  # The driver is gone.
+
+
+def test_the_state_lives_on_the_drivers_node_and_begins_again_if_its_process_is_killed(
+    stack: local.StackStatus,
+) -> None:
+    from mimic3d_platform.cluster.connect import join_ray
+
+    join_ray()
+    import ray
+    from ray.util.state import get_actor
+
+    from mimic3d_platform.training.run_state import RunState
+
+    with RunState.started("s3://runs", "killed") as driver:
+        driver.add_note("before")
+        assert driver.notes() == ["before"]
+        known = get_actor(driver.actor._actor_id.hex())
+        assert known is not None and known.node_id == ray.get_runtime_context().get_node_id()
+        ray.kill(driver.actor, no_restart=False)
+        deadline = time.monotonic() + 60
+        while True:
+            try:
+                assert not driver.stop_requested()
+                assert driver.notes(timeout=20) == []
+                break
+            except ray.exceptions.RayError:
+                assert time.monotonic() < deadline
+                time.sleep(0.5)
+        driver.fail("no room")
+        assert driver.failure() == "no room"
