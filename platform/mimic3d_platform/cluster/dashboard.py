@@ -146,6 +146,11 @@ class Dashboard(JobSubmissionClient):
             raise UserError(self._refused(str(error))) from None
         except requests.exceptions.InvalidURL:
             raise UserError(f"{url} is not a URL: give --address http://HEAD:8265") from None
+        except requests.exceptions.SSLError:
+            raise UserError(
+                f"Ray at {url} has a certificate that is not trusted here: name the file of its CA in "
+                "REQUESTS_CA_BUNDLE"
+            ) from None
         except requests.exceptions.RequestException as error:
             late = isinstance(error, requests.exceptions.Timeout)
             reason = f"nothing within {limit:.0f} s" if late else "no connection"

@@ -2,13 +2,13 @@
 
 import http.server
 import ssl
-import subprocess
 import threading
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+import tls_proxy
 from mimic3d_platform.errors import UserError
 from mimic3d_platform.tracking.server import check_tracking
 
@@ -29,13 +29,7 @@ class _Answer(http.server.BaseHTTPRequestHandler):
 @pytest.fixture
 def self_signed(tmp_path: Path) -> Iterator[tuple[str, Path]]:
     """The address of a server on loopback, and the file of its certificate."""
-    key, certificate = tmp_path / "key.pem", tmp_path / "certificate.pem"
-    command = "openssl req -x509 -newkey rsa:2048 -nodes -days 2 -subj /CN=localhost"
-    subprocess.run(
-        [*command.split(), "-addext", "subjectAltName=IP:127.0.0.1", "-keyout", key, "-out", certificate],
-        check=True,
-        capture_output=True,
-    )
+    certificate, key = tls_proxy.self_signed(tmp_path)
     server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), _Answer)
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.load_cert_chain(certificate, key)
