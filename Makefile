@@ -20,8 +20,8 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 demo: setup ## the main job on this machine: cars, both stages, registry, pictures in demo/
 	@$(BIN)/mimic3d demo
 
-# Three processes, since each waits for its own services half of the time; the tests of one file share them.
-FAST = $(BIN)/pytest -m "not slow" --numprocesses 3 --dist loadfile
+# Two processes, each with services of its own; the tests of one file share them.
+FAST = $(BIN)/pytest -m "not slow" --numprocesses 2 --dist loadfile
 test: setup ## the tests, on real services that they start and stop
 	$(FAST)
 

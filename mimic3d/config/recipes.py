@@ -210,12 +210,13 @@ def cars_small() -> Config:
 
 
 def cars_continued() -> Config:
-    """cars-small, continued from `builtin:cars-stage1` for minutes of two CPU cores: `make demo`.
+    """cars-small, continued from `builtin:cars-stage1` for minutes of two CPU cores.
 
-    It adds 20 steps to a stage 1 of 41 kimg, then trains stage 2 for as long as `mimic3d demo` finds time for
-    (`schedule.stage2_kimg`). It differs from cars-small in: small batches, since the result of a few minutes
-    depends on the number of steps; half the samples of rays, which saves a quarter of a step; a short moving
-    average; no blur and no annealing, which are behind; and a cool-down over all of stage 2.
+    `make demo`, or mimic3d train cars-continued --data s3://…. It adds 20 steps to a stage 1 of 41 kimg,
+    then trains stage 2; `mimic3d demo` sets its length. It differs from cars-small in: small batches,
+    since the result of a few minutes depends on the number of steps; half the samples of rays, which
+    saves a quarter of a step; a short moving average; no blur and no annealing, which are behind; a
+    cool-down over all of stage 2.
     """
     base = cars_small()
     return replace(
@@ -234,23 +235,21 @@ def cars_continued() -> Config:
             pose_swap_kimg=0,
             cooldown_kimg=0.32,
         ),
-        output=OutputConfig(
-            checkpoint_kimg=0.08, sample_kimg=0.16, log_steps=10, metric_images=128, metric_identities=8
-        ),
+        output=OutputConfig(0.08, 0.16, log_steps=10, metric_images=96, metric_identities=8),
     )
 
 
 def cars_demo() -> Config:
     """Cars at 32²: the method at its smallest, from scratch, for two CPU cores and a few minutes.
 
-    `mimic3d demo --from-scratch`. It differs from the paper in: higher learning rates, which small
-    networks need; cars that fill more of the image and of the box, so that fewer pixels and cells are
-    empty; guided samples, since rays have few; detail planes that begin as zeros, so that stage 2 begins
-    with what stage 1 has learnt; most images in stage 2, in which both branches learn; small batches,
-    since the result of a few minutes depends on the number of steps; a cool-down over all of stage 2,
-    since at high rates the last steps decide how the result looks; one render for both discriminators,
-    which saves time in each step of stage 2; and Adam's moments kept from stage 1, since at these rates
-    new ones would set the networks back.
+    `mimic3d demo --from-scratch`, or mimic3d train cars-demo --data s3://…. It differs from the paper in:
+    higher learning rates, which small networks need; cars that fill more of the image and of the box, so
+    that fewer pixels and cells are empty; guided samples, since rays have few; detail planes that begin
+    as zeros, so that stage 2 begins with what stage 1 has learnt; most images in stage 2, in which both
+    branches learn; small batches, since the result of a few minutes depends on the number of steps; a
+    cool-down over all of stage 2, since at high rates the last steps decide how the result looks; one
+    render for both discriminators, which saves time in each step of stage 2; and Adam's moments kept from
+    stage 1, since at these rates new ones would set the networks back.
     """
     base = cars64()
     return replace(

@@ -34,6 +34,7 @@ def test_every_figure_in_the_repository_is_reproduced(name: str) -> None:
     assert {entry: error for entry, error in errors.items() if not error <= BOUND} == {}
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not REFERENCE.is_dir(), reason=f"no folder of references at {REFERENCE}")
 def test_every_reference_in_the_folder_is_reproduced() -> None:
     run = report(REFERENCE, "--bound", str(BOUND))

@@ -149,7 +149,8 @@ def test_silhouettes_and_floaters(sphere: Views) -> None:
 
 
 def test_a_depth_that_the_images_contradict_differs_from_the_fields(sphere: Views, monkeypatch) -> None:
-    monkeypatch.setattr("mimic3d.evaluation.fitted_field.GRIDS", (16, 24))
+    for name, value_ in {"GRIDS": (8, 16), "STEPS": 60, "RAYS": 512, "SAMPLES": 32}.items():
+        monkeypatch.setattr(f"mimic3d.evaluation.fitted_field.{name}", value_)
     seen = sphere.opacity > 0.5
     flat = replace(sphere, depth=torch.where(seen, sphere.depth[seen].median(), sphere.depth))
     for metric in (FieldDepth(), FieldNormals()):

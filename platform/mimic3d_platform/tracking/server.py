@@ -129,7 +129,7 @@ def check_tracking() -> str:
 def tracking_errors(doing: str) -> Iterator[None]:
     """Turns what MLflow's client raises into a `UserError` of one line: "cannot {doing} MLflow at …: …"."""
     from mlflow.exceptions import MlflowException
-    from requests.exceptions import RequestException
+    from requests.exceptions import ChunkedEncodingError, RequestException
 
     try:
         yield
@@ -141,6 +141,10 @@ def tracking_errors(doing: str) -> Iterator[None]:
             raise UserError(
                 f"MLflow at {without_login(uri)} has a certificate that is not trusted here; name the file "
                 "of its CA in MLFLOW_TRACKING_SERVER_CERT_PATH"
+            ) from error
+        if isinstance(error, ChunkedEncodingError) or "Connection broken" in str(error):
+            raise UserError(
+                f"cannot {doing} MLflow at {without_login(uri)}: the connection was cut; try again"
             ) from error
         if is_outage(error):
             raise UserError(_no_answer(uri)) from error

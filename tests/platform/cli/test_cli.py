@@ -190,9 +190,7 @@ def test_a_dry_run_says_what_a_training_would_take_and_starts_nothing(places: di
     assert "recipe: cars-demo" in run.stdout and "2, a CPU each" in run.stdout
     assert run.stdout.count("images/s") == 2 and "Nothing was started" in run.stdout
     assert not storage.exists(f"{DEFAULT_RUNS_URI}/dry")
-    assert "cannot be split" in error_of(
-        forked_mimic3d(*line, "--dry-run", "--set", "schedule.batch=3", "--workers", 2)
-    )
+    assert "the cluster has 2" in error_of(forked_mimic3d(*line, "--dry-run", "--workers", 4))
 
 
 def test_help_answers_at_once_without_the_heavy_libraries() -> None:

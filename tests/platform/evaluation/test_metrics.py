@@ -16,8 +16,9 @@ from mimic3d.networks.generator import build_generator
 from mimic3d_platform import storage
 from mimic3d_platform.data.format.dataset_writer import DatasetWriter
 from mimic3d_platform.errors import UserError
-from mimic3d_platform.evaluation import evaluate, feature_weights, pieces
-from mimic3d_platform.evaluation.evaluate import Measured, Options, measure
+from mimic3d_platform.evaluation import feature_weights, pieces
+from mimic3d_platform.evaluation.evaluate import Options, measure
+from mimic3d_platform.evaluation.measured import Measured, comparison
 from mimic3d_platform.evaluation.metrics import Evaluator
 from mimic3d_platform.evaluation.subjects import open_subject
 
@@ -155,7 +156,7 @@ def test_the_same_images_in_a_folder_a_zip_and_a_data_set_have_the_same_metrics(
             expected = found[0].estimates[name].value
             assert other.estimates[name].value == pytest.approx(expected, rel=1e-3, abs=1e-3), name
     assert "no two cameras" in found[0].left_out["fd3d_efficientnetlite2mid/images"]
-    header, rows = evaluate.comparison(found)
+    header, rows = comparison(found)
     assert header == ["metric", *map(str, subjects)]
     [row] = [row for row in rows if row[0] == "fd_efficientnetlite2mid/images ↓"]
     assert len(row) == 4 and len({cell.split()[0] for cell in row[1:]}) == 1

@@ -116,6 +116,7 @@ SMALL = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("case", "side"), {"eighth": 8, "quarter": 16, "half": 32, "whole": 64, "whole, 16² rays": 16}.items()
 )
