@@ -111,7 +111,7 @@ def story(stack: local.StackStatus, own_home: Path, tmp_path_factory: pytest.Tem
     stopped = [*arguments, "--name", "stopped"]
     kill_after_a_checkpoint(stopped, root / "killed.log")
     truncated = truncate_newest("stopped")
-    stored_without_mlflow, told, in_time = disturb(stopped, own_home, root / "disturbed.log")
+    stored_without_mlflow, told, in_time = disturb(stopped, own_home, truncated, root / "disturbed.log")
     register = ("--register", MODEL, "--alias", "champion")
     finish_while_storage_is_cut([*stopped, *register], own_home, root / "resumed.log")
     steady = mimic3d(*arguments, "--name", "steady", timeout=PATIENCE_S)
@@ -165,8 +165,14 @@ def kill_after_a_checkpoint(arguments: list[str], log: Path) -> None:
     assert not storage.exists(f"{place}/result.json")
 
 
-def disturb(arguments: list[str], home: Path, log: Path) -> tuple[int, dict[str, tuple[int, int]], bool]:
-    """Starts a training; kills MLflow, then a worker; sends SIGTERM to another worker, then to the driver."""
+def disturb(
+    arguments: list[str], home: Path, truncated: str, log: Path
+) -> tuple[int, dict[str, tuple[int, int]], bool]:
+    """Starts a training; kills MLflow, then a worker; sends SIGTERM to another worker, then to the driver.
+
+    Args:
+        truncated: the name of a checkpoint that lies there and is damaged.
+    """
     # Loads Ray, which takes the stack's settings when it is imported.
     from mimic3d_platform.training.interrupts import STOP_PATIENCE_S
 
@@ -178,10 +184,12 @@ def disturb(arguments: list[str], home: Path, log: Path) -> tuple[int, dict[str,
 
     def stored_beyond(nimg: int) -> int:
         deadline = time.monotonic() + PATIENCE_S
-        while (newest := store.all()[-1].nimg) < nimg:
+        while True:
+            newest = [stored.nimg for stored in store.all() if not stored.uri.endswith(truncated)][-1]
+            if newest >= nimg:
+                return newest
             assert alive() and time.monotonic() < deadline, log.read_text()
             time.sleep(0.1)
-        return newest
 
     try:
         at = wait_until("stopped", 40, alive)
@@ -240,7 +248,10 @@ def test_a_killed_run_resumes_and_ends_like_an_undisturbed_one(story: Story) -> 
     assert "resumed_from" in points("stopped"), story.resumed
     assert "resumed_from" not in points("steady")
     starts = points("stopped")["resumed_from"]
-    assert len(starts) >= 3 and all(step == nimg and 0 < nimg < TOTAL for step, nimg in starts)
+    # Where the driver's patience ended, the command after it resumed where a worker had before.
+    assert len(starts) >= (3 if story.in_time else 2) and all(
+        step == nimg and 0 < nimg < TOTAL for step, nimg in starts
+    )
     finals = [files_of(story.results[name]["checkpoint_uri"]) for name in ("stopped", "steady")]
     digests = [hashlib.sha256(files["generator/generator.safetensors"]).hexdigest() for files in finals]
     assert digests[0] == digests[1]
@@ -325,7 +336,8 @@ def test_the_terminal_shows_progress_and_nothing_of_the_libraries(story: Story) 
     for said in (story.resumed, story.steady.stdout):
         assert f"{TOTAL} of {TOTAL} images" in said and "images/s" in said
         assert not [word for word in ("Traceback", "ray::", "WARNING", "INFO") if word in said]
-    assert f"registered {MODEL} version 1 as champion" in story.resumed
+    assert f"registered {MODEL} version 1" in story.resumed
+    assert "version 1 is champion: no version was before" in story.resumed
 
 
 def test_the_result_of_a_finished_run_is_shown_again(story: Story) -> None:
