@@ -36,7 +36,7 @@ MODEL = "mimic3d-cars"
 ALIAS = "champion"
 # Colourings and views of each of Debian's cars.
 DATA_SIZES = {RECIPE: (16, 8), SCRATCH_RECIPE: (16, 12)}
-IDENTITIES, FRAMES, MESH_RESOLUTION = 6, 48, 96
+IDENTITIES, FRAMES, MESH_RESOLUTION = 4, 32, 96
 MESH_SEED = 0
 
 
