@@ -86,9 +86,14 @@ def close_trials(trials: Sequence[Trial], parent_run_id: str) -> None:
     Raises:
         UserError: MLflow does not answer.
     """
-    tags = {run.data.tags.get(tracking.RUN_NAME_TAG): run.data.tags for run in _children(parent_run_id)}
+    # The tag comes before the end: MLflow may have been away in between.
+    closed = {
+        (run.data.tags.get(tracking.RUN_NAME_TAG), run.data.tags.get(_ENDED_TAG))
+        for run in _children(parent_run_id)
+        if run.info.status != "RUNNING"
+    }
     for trial in trials:
-        if trial.ended and tags.get(trial.name, {}).get(_ENDED_TAG) != trial.status:
+        if trial.ended and (trial.name, trial.status) not in closed:
             close_trial(trial, parent_run_id)
 
 
