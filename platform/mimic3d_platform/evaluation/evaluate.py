@@ -109,7 +109,7 @@ def evaluate(
     Args:
         uri, data_uri: as `subjects.open_subject`.
         cache_uri: where pieces are stored; see `pieces`.
-        on_progress: called with the pieces measured and all pieces.
+        on_progress: called with the pieces measured and all pieces; the report's pictures are the last.
     Raises:
         UserError: nothing to measure at `uri`, no such data set, or a service that does not answer.
     """
@@ -117,7 +117,14 @@ def evaluate(
     options = options or Options()
     subject, data_uri = open_subject(uri, data_uri, options.seed)
     plan = _plan(subject, data_uri, options, cache_uri)
-    measured = _measure(plan, options, on_progress)
+    # The report's pictures are one more piece.
+    pieces = len(plan.pieces()) + 1
+
+    def advance(done: int, _: int) -> None:
+        if on_progress is not None:
+            on_progress(done, pieces)
+
+    measured = _measure(plan, options, advance)
     version = None
     if isinstance(subject, GeneratorSubject) and registry.is_registered(subject.pinned):
         version = registry.version_of(subject.pinned)
@@ -141,6 +148,7 @@ def evaluate(
     tracking.log_dataset(run_id, data_uri, manifest.fingerprint, facts, context="evaluation")
     registry.log_model_metrics(run_id, measured.flat(), version)
     [pictures] = run_pieces(draw_pictures, 1, plan, here=options.here, gpu=plan.gpu)
+    advance(pieces, pieces)
     link = tracking.run_url(run_id)
     report = ReportSubject(measured, pictures, training_curves(uri, version, cache_uri), link)
     _log_report(report, run_id, version)
