@@ -213,10 +213,9 @@ def cars_continued() -> Config:
     """cars-small, continued from `builtin:cars-stage1` for minutes of two CPU cores.
 
     `make demo`, or mimic3d train cars-continued --data s3://…. It adds 20 steps to a stage 1 of 41 kimg,
-    then trains stage 2; `mimic3d demo` sets its length. It differs from cars-small in: small batches,
-    since the result of a few minutes depends on the number of steps; half the samples of rays, which
-    saves a quarter of a step; a short moving average; no blur and no annealing, which are behind; a
-    cool-down over all of stage 2.
+    then trains stage 2; `mimic3d demo` sets its length. It differs from cars-small in: batches of 4, since
+    the number of steps counts; half the samples of rays; lower learning rates, which fall from the first step
+    on; a short moving average; no blur and no annealing, which are behind.
     """
     base = cars_small()
     return replace(
@@ -224,6 +223,7 @@ def cars_continued() -> Config:
         recipe="cars-continued",
         start="builtin:cars-stage1",
         rendering=replace(base.rendering, coarse_samples=12, importance_samples=12),
+        optimizer=OptimizerConfig(generator_lr=0.001, discriminator_lr=0.0005),
         schedule=replace(
             base.schedule,
             batch=4,
@@ -233,7 +233,7 @@ def cars_continued() -> Config:
             ema_half_life_kimg=0.1,
             blur_sigma=0,
             pose_swap_kimg=0,
-            cooldown_kimg=0.32,
+            cooldown_kimg=0.4,
         ),
         output=OutputConfig(0.08, 0.16, log_steps=10, metric_images=96, metric_identities=8),
     )

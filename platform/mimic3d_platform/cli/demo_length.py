@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from mimic3d.config import Config, fingerprint
+from mimic3d.config.recipes import get_recipe
 from mimic3d.losses.imitation import imitation_distance
 from mimic3d_platform import storage
 from mimic3d_platform.cluster.connect import join_ray
@@ -37,7 +38,12 @@ def stage2_length(data_uri: str, perceptual: str, overrides: Sequence[str], cons
     """
     if any(each.partition("=")[0].strip() in _KEYS for each in overrides):
         return []
-    candidates = [[f"{key}={kimg:g}" for key in _KEYS] for kimg in LENGTHS_KIMG]
+    # The rates cool down from the first step on.
+    stage1 = get_recipe(RECIPE).schedule.stage1_kimg
+    candidates = [
+        [f"{key}={length:g}" for key, length in zip(_KEYS, (kimg, kimg + stage1), strict=True)]
+        for kimg in LENGTHS_KIMG
+    ]
     configs = [resolve_config(RECIPE, data_uri, [*changes, *overrides]) for changes in candidates]
     for changes, config in zip(candidates, configs, strict=True):
         if storage.exists(storage.join(DEFAULT_RUNS_URI, run_name(config), "config.yaml")):
