@@ -19,7 +19,7 @@ from mimic3d_platform.training.dry_run import estimate, measure_cost
 RECIPE = "cars-continued"
 # Few lengths, so that machines of a kind train the same run.
 LENGTHS_KIMG = (0.16, 0.32, 0.48, 0.64, 0.96, 1.28, 2.56)
-BUDGET_S = 300.0
+BUDGET_S = 200.0
 _KEYS = ("schedule.stage2_kimg", "schedule.cooldown_kimg")
 
 

@@ -35,7 +35,7 @@ def length(*overrides: str) -> list[str]:
 
 
 @pytest.mark.parametrize(
-    ("seconds", "kimg"), [(1.0, 0.48), (0.4, 1.28), (1e-3, LENGTHS_KIMG[-1]), (60.0, LENGTHS_KIMG[0])]
+    ("seconds", "kimg"), [(1.0, 0.32), (0.4, 0.96), (1e-3, LENGTHS_KIMG[-1]), (60.0, LENGTHS_KIMG[0])]
 )
 def test_the_longest_that_fits_is_taken(seconds: float, kimg: float, machine: dict[str, float]) -> None:
     machine["seconds"] = seconds
