@@ -170,7 +170,7 @@ class Authenticity(FidelityMetric):
     kind = "authenticity"
     needs = ("images",)
     direction = "up"
-    range = "0 to 1; 0 for copies of the reals, 0.5 to 0.8 for other images of their distribution"
+    range = "0 to 1; 0 for copies of the reals, above 0.5 for other images of their distribution"
     about = (
         "share of generated images farther from the real nearest to them than that real is from the others; "
         "memorisation lowers it (Alaa et al., 2022)"

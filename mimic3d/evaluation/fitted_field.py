@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from mimic3d.cameras import pixel_grid, rays
 from mimic3d.evaluation.detail import band_sums, bands, correlation
-from mimic3d.evaluation.metric import ViewMetric, Views
+from mimic3d.evaluation.metric import RatioMetric, ViewMetric, Views
 from mimic3d.evaluation.ssim import ssim_map
 from mimic3d.evaluation.views import psnr
 from mimic3d.randomness import counter_generator
@@ -195,7 +195,7 @@ class FieldPsnr(ViewMetric):
         return psnr(sums)
 
 
-class FieldSsim(ViewMetric):
+class FieldSsim(RatioMetric):
     kind = "field_ssim"
     needs = ("cameras", "field")
     direction = "up"
@@ -206,9 +206,6 @@ class FieldSsim(ViewMetric):
     def part(self, views: Views) -> Sequence[float]:
         similarity = ssim_map(_fitted(views).images, views.images)
         return float(similarity.double().sum()), similarity.numel()
-
-    def value(self, sums: Tensor) -> float:
-        return float(sums[0] / sums[1]) if sums[1] > 0 else math.nan
 
 
 class FieldHeldOutPsnr(ViewMetric):
@@ -262,7 +259,7 @@ class FieldsAgreement(ViewMetric):
         return correlation(sums)
 
 
-class FieldsDepth(ViewMetric):
+class FieldsDepth(RatioMetric):
     kind = "fields_depth"
     needs = ("cameras", "field")
     direction = "down"
@@ -275,9 +272,6 @@ class FieldsDepth(ViewMetric):
         both = (even.opacity > 0.5) & (odd.opacity > 0.5)
         difference = (even.depth - odd.depth).abs()[both] / views.box
         return float(difference.double().sum()), int(both.sum())
-
-    def value(self, sums: Tensor) -> float:
-        return float(sums[0] / sums[1]) if sums[1] > 0 else math.nan
 
 
 def _squares(a: Tensor, b: Tensor) -> tuple[float, int]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 
 import torch
@@ -11,14 +10,14 @@ from torch import Tensor
 
 from mimic3d.cameras import pixel_grid, rays
 from mimic3d.evaluation.fitted_field import background, held_out
-from mimic3d.evaluation.metric import ViewMetric, Views
+from mimic3d.evaluation.metric import RatioMetric, Views
 
 # A pixel belongs to the object from this opacity on, and to the image's silhouette from this difference of
 # its colour from the background's, in [-1, 1].
 _OPAQUE, _DIFFERENT = 0.5, 0.1
 
 
-class SilhouetteOverlap(ViewMetric):
+class SilhouetteOverlap(RatioMetric):
     kind = "silhouette_iou"
     needs = ("cameras", "depth")
     direction = "up"
@@ -34,11 +33,8 @@ class SilhouetteOverlap(ViewMetric):
         shown = (views.images - background(views.images)[:, None, None]).abs().amax(dim=1) > _DIFFERENT
         return float((opaque & shown).sum()), float((opaque | shown).sum())
 
-    def value(self, sums: Tensor) -> float:
-        return _share(sums)
 
-
-class Floaters(ViewMetric):
+class Floaters(RatioMetric):
     kind = "floaters"
     needs = ("cameras", "depth")
     direction = "down"
@@ -56,11 +52,8 @@ class Floaters(ViewMetric):
             opaque += int(silhouette.sum())
         return apart, opaque
 
-    def value(self, sums: Tensor) -> float:
-        return _share(sums)
 
-
-class FieldDepth(ViewMetric):
+class FieldDepth(RatioMetric):
     kind = "field_depth"
     needs = ("cameras", "depth", "field")
     direction = "down"
@@ -74,11 +67,8 @@ class FieldDepth(ViewMetric):
         difference = (views.depth - field)[both].abs() / views.box
         return float(difference.double().sum()), float(both.sum())
 
-    def value(self, sums: Tensor) -> float:
-        return _share(sums)
 
-
-class FieldNormals(ViewMetric):
+class FieldNormals(RatioMetric):
     kind = "field_normals"
     needs = ("cameras", "depth", "field")
     direction = "down"
@@ -95,18 +85,13 @@ class FieldNormals(ViewMetric):
         whole = both[..., :-1, :-1] & both[..., 1:, :-1] & both[..., :-1, 1:]
         return float(angle[..., :-1, :-1][whole].double().sum()), float(whole.sum())
 
-    def value(self, sums: Tensor) -> float:
-        return _share(sums)
-
 
 def normals(depth: Tensor, cameras: Tensor) -> Tensor:
-    """(V, 3, R, R): unit normals in world space, towards the camera.
+    """(V, 3, R, R): unit normals in world space, towards the camera; the last row and column repeat others.
 
     Args:
         depth: (V, 1, R, R), along the rays of the cameras.
         cameras: (V, 25).
-    Returns:
-        Those of the last row and column repeat the ones before.
     """
     resolution = depth.shape[-1]
     origins, directions = rays(cameras, pixel_grid(resolution, device=depth.device))
@@ -121,7 +106,3 @@ def _field_and_overlap(views: Views) -> tuple[Tensor, Tensor]:
     assert views.opacity is not None
     field = held_out(views)
     return field.depth, (field.opacity > _OPAQUE) & (views.opacity > _OPAQUE)
-
-
-def _share(sums: Tensor) -> float:
-    return float(sums[0] / sums[1]) if sums[1] > 0 else math.nan

@@ -178,6 +178,13 @@ class ViewMetric(Metric):
         return Estimate(value, min(low, value), max(high, value), len(parts), note)
 
 
+class RatioMetric(ViewMetric):
+    """A metric whose parts are a sum and what it is divided by, such as a number of pixels."""
+
+    def value(self, sums: Tensor) -> float:
+        return float(sums[0] / sums[1]) if sums[1] > 0 else math.nan
+
+
 def bootstrap_mean(values: Tensor, note: str = "") -> Estimate:
     """The mean of (n,) values with a bootstrap interval."""
     values = values.double()

@@ -11,7 +11,7 @@ from torch import Tensor
 from mimic3d.cameras import split_label
 from mimic3d.evaluation.consistency import DEPTH_TOLERANCE, DepthView, depth_view, rotated, warp_view
 from mimic3d.evaluation.detail import BANDS, FLOOR, band_sums, bands, correlation
-from mimic3d.evaluation.metric import ViewMetric, Views
+from mimic3d.evaluation.metric import RatioMetric, ViewMetric, Views
 from mimic3d.evaluation.ssim import ssim_map
 from mimic3d.networks.generator import DEFAULT_MAX_POINTS, Generator
 
@@ -120,7 +120,7 @@ class WarpPsnr(ViewMetric):
         return psnr(sums)
 
 
-class WarpSsim(ViewMetric):
+class WarpSsim(RatioMetric):
     kind = "warp_ssim"
     needs = ("cameras", "depth")
     direction = "up"
@@ -135,9 +135,6 @@ class WarpSsim(ViewMetric):
             total += float(ssim_map(torch.where(same, warped, image), image)[same].double().sum())
             count += int(same.sum())
         return total, count
-
-    def value(self, sums: Tensor) -> float:
-        return float(sums[0] / sums[1]) if sums[1] > 0 else math.nan
 
 
 class WarpShare(ViewMetric):
@@ -159,7 +156,7 @@ class WarpShare(ViewMetric):
         return float(sums[0] / sums[1].clamp(min=1))
 
 
-class StripCoherence(ViewMetric):
+class StripCoherence(RatioMetric):
     kind = "strip_coherence"
     needs = ("cameras", "orbit")
     direction = "up"
@@ -187,9 +184,6 @@ class StripCoherence(ViewMetric):
         # Six differences of two noisy values each.
         floor = 6 * 2 * FLOOR**2
         return float(split.double().sum()), float((tt + xx + floor).double().sum())
-
-    def value(self, sums: Tensor) -> float:
-        return float(sums[0] / sums[1]) if sums[1] > 0 else math.nan
 
 
 class ImitationPsnr(ViewMetric):

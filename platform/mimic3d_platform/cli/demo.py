@@ -13,7 +13,7 @@ from pathlib import Path
 
 from mimic3d.export.orbits import orbit, turntable
 from mimic3d_platform import local, storage, tracking
-from mimic3d_platform.cli.demo_length import run_name, stage2_length
+from mimic3d_platform.cli.demo_length import RECIPE, run_name, stage2_length
 from mimic3d_platform.console import Console
 from mimic3d_platform.data.render.render_dataset import render_dataset
 from mimic3d_platform.evaluation.feature_weights import best_available
@@ -30,7 +30,7 @@ from mimic3d_platform.settings import use_services
 from mimic3d_platform.training.config_from_command import resolve_config
 from mimic3d_platform.training.train_and_register import train_and_register
 
-RECIPE, SCRATCH_RECIPE = "cars-continued", "cars-demo"
+SCRATCH_RECIPE = "cars-demo"
 DATA_URI = "s3://mimic3d/data"
 MODEL = "mimic3d-cars"
 ALIAS = "champion"

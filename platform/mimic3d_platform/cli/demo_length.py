@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from mimic3d.checkpoints.file_names import CONFIG
 from mimic3d.config import Config, fingerprint
 from mimic3d.config.recipes import get_recipe
 from mimic3d.losses.imitation import imitation_distance
@@ -46,7 +47,7 @@ def stage2_length(data_uri: str, perceptual: str, overrides: Sequence[str], cons
     ]
     configs = [resolve_config(RECIPE, data_uri, [*changes, *overrides]) for changes in candidates]
     for changes, config in zip(candidates, configs, strict=True):
-        if storage.exists(storage.join(DEFAULT_RUNS_URI, run_name(config), "config.yaml")):
+        if storage.exists(storage.join(DEFAULT_RUNS_URI, run_name(config), CONFIG)):
             return changes
     with console.working("timing a step of each stage on this machine"):
         cost = measure_cost(configs[0], imitation_distance(perceptual, resolve))

@@ -48,9 +48,9 @@ def train(
     count = parse_workers(workers)
     console = Console()
     if dry_run:
-        from mimic3d_platform.training.dry_run import say_what_it_takes
+        from mimic3d_platform.training.dry_run import print_dry_run
 
-        say_what_it_takes(config, name or config.recipe, count, console, register, alias)
+        print_dry_run(config, name or config.recipe, count, console, register, alias)
         return
     finished = train_and_register(
         config,

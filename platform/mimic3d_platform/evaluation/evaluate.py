@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from typing import TYPE_CHECKING
@@ -19,7 +19,7 @@ from mimic3d_platform.cluster.tasks import run_pieces
 from mimic3d_platform.data.format.dataset import open_dataset
 from mimic3d_platform.errors import UserError
 from mimic3d_platform.evaluation import feature_weights
-from mimic3d_platform.evaluation.measured import Measured
+from mimic3d_platform.evaluation.measured import Measured, PartCost
 from mimic3d_platform.evaluation.pieces import (
     GENERATED,
     OTHER_CAMERA,
@@ -28,9 +28,9 @@ from mimic3d_platform.evaluation.pieces import (
     Plan,
     branch_key,
     concatenated,
-    costs,
     measure_piece,
     stored,
+    sum_costs,
 )
 from mimic3d_platform.evaluation.report import FILE as REPORT
 from mimic3d_platform.evaluation.report import ReportSubject, report_page
@@ -188,13 +188,13 @@ def _measure(plan: Plan, options: Options, on_progress: Callable[[int, int], Non
         storage.ensure_bucket(plan.cache_uri)
     total, done = len(plan.pieces()), 0
 
-    def count(_: int) -> None:
+    def count(_: PartCost) -> None:
         nonlocal done
         done += 1
         if on_progress is not None:
             on_progress(done, total)
 
-    run_pieces(
+    costs = run_pieces(
         measure_piece,
         total,
         plan,
@@ -203,7 +203,7 @@ def _measure(plan: Plan, options: Options, on_progress: Callable[[int, int], Non
         gpu=plan.gpu,
         at_once=options.workers,
     )
-    return _merge(plan)
+    return _merge(plan, costs)
 
 
 def _plan(subject: Subject, data_uri: str, options: Options, cache_uri: str) -> Plan:
@@ -243,7 +243,7 @@ def _plan(subject: Subject, data_uri: str, options: Options, cache_uri: str) -> 
     )
 
 
-def _merge(plan: Plan) -> Measured:
+def _merge(plan: Plan, costs: Sequence[PartCost]) -> Measured:
     """The metrics of all stored pieces."""
     subject, extractor = plan.subject, EXTRACTORS[plan.network].name
     estimates: dict[str, Estimate] = {}
@@ -290,7 +290,7 @@ def _merge(plan: Plan) -> Measured:
         "data fingerprint": plan.data.fingerprint,
         "real images": plan.data.count,
     }
-    return Measured(subject.uri, estimates, directions, left_out, facts, costs(plan))
+    return Measured(subject.uri, estimates, directions, left_out, facts, sum_costs(costs))
 
 
 def _reals(plan: Plan) -> tuple[FeatureStatistics, Tensor]:

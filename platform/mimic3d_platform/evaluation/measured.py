@@ -1,8 +1,8 @@
-"""What an evaluation has found, and its tables."""
+"""The results of an evaluation: metrics, costs, and the tables of them."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
 from mimic3d.evaluation.metric import Estimate
@@ -10,7 +10,7 @@ from mimic3d.evaluation.metric import Estimate
 
 @dataclass(frozen=True)
 class PartCost:
-    """What a part of an evaluation took.
+    """Time and memory of a part of an evaluation.
 
     Attributes:
         count: images or objects.
@@ -33,7 +33,7 @@ class Measured:
         directions: the arrow of each name.
         left_out: by name, why a metric was not measured.
         facts: data set, sample sizes, seed and digests, for the run's params and tags.
-        costs: what the parts took, wherever and whenever they were measured.
+        costs: of the parts, wherever and whenever they were measured.
     """
 
     subject: str
@@ -44,7 +44,7 @@ class Measured:
     costs: list[PartCost] = field(default_factory=list)
 
     def flat(self) -> dict[str, float]:
-        """What is logged: NAME, NAME_low and NAME_high of each metric."""
+        """NAME, NAME_low and NAME_high of each metric, as they are logged."""
         return {
             key: value
             for name, estimate in self.estimates.items()
@@ -73,21 +73,23 @@ class Measured:
         ]
 
 
+def estimates_by_metric(
+    measured: Sequence[Measured],
+) -> Iterator[tuple[str, str, list[Estimate | None]]]:
+    """Each metric of any subject with its arrow and the estimate of every subject, None where it has none."""
+    names = dict.fromkeys(name for each in measured for name in (*each.estimates, *each.left_out))
+    arrows = {name: arrow for each in measured for name, arrow in each.directions.items()}
+    for name in names:
+        yield name, arrows[name], [each.estimates.get(name) for each in measured]
+
+
 def comparison(measured: Sequence[Measured]) -> tuple[list[str], list[list[str]]]:
     """The header and rows of a table with a column for each subject.
 
     Branches of generators and images without one stand in rows of their own.
     """
-    names = list(dict.fromkeys(name for each in measured for name in (*each.estimates, *each.left_out)))
-    arrows: dict[str, str] = {}
-    for each in measured:
-        arrows |= each.directions
-    rows = []
-    for name in names:
-        cells = []
-        for each in measured:
-            estimate = each.estimates.get(name)
-            shown = f"{estimate.value:.4g} [{estimate.low:.4g}, {estimate.high:.4g}]" if estimate else "–"
-            cells.append(shown)
-        rows.append([f"{name} {arrows[name]}", *cells])
+    rows = [
+        [f"{name} {arrow}", *(f"{e.value:.4g} [{e.low:.4g}, {e.high:.4g}]" if e else "–" for e in found)]
+        for name, arrow, found in estimates_by_metric(measured)
+    ]
     return ["metric", *(each.subject for each in measured)], rows

@@ -11,7 +11,7 @@ import functools
 import math
 import resource
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -107,23 +107,25 @@ class Piece:
     rows: range
 
 
-def measure_piece(index: int, plan: Plan) -> int:
-    """Measures piece `index` of a plan and stores it, unless it is stored; returns its number of images.
+def measure_piece(index: int, plan: Plan) -> PartCost:
+    """Measures piece `index` of a plan and stores it, unless it is stored; returns what it took then.
 
     Raises:
         UserError: an image cannot be read or is of another size, or storage cannot be reached.
     """
-    from safetensors.torch import save
+    from safetensors.torch import load, save
 
     piece = plan.pieces()[index]
     uri = plan.uri_of(piece)
-    if not storage.exists(uri):
+    if storage.exists(uri):
+        cost = load(storage.read_bytes(uri))[_COST]
+    else:
         began = time.perf_counter()
         device = torch.device("cuda" if plan.gpu and torch.cuda.is_available() else "cpu")
         measured = _view_parts(plan, piece, device) if piece.what == VIEWS else _features(plan, piece, device)
-        measured[_COST] = torch.tensor([time.perf_counter() - began, _peak_megabytes()], dtype=torch.float64)
-        storage.write_bytes(uri, save(measured))
-    return len(piece.rows)
+        cost = torch.tensor([time.perf_counter() - began, _peak_megabytes()], dtype=torch.float64)
+        storage.write_bytes(uri, save(measured | {_COST: cost}))
+    return PartCost(piece.what, len(piece.rows), *cost.tolist())
 
 
 def stored(plan: Plan, what: str, branch: str) -> Iterator[Tensor]:
@@ -137,19 +139,16 @@ def stored(plan: Plan, what: str, branch: str) -> Iterator[Tensor]:
                 yield tensors[branch]
 
 
-def costs(plan: Plan) -> list[PartCost]:
-    """What each part of an evaluation took, of pieces that are all stored."""
-    from safetensors.torch import load
-
+def sum_costs(costs: Iterable[PartCost]) -> list[PartCost]:
+    """The time and memory of each part of an evaluation, from those of its pieces."""
     found: dict[str, PartCost] = {}
-    for piece in plan.pieces():
-        seconds, megabytes = load(storage.read_bytes(plan.uri_of(piece)))[_COST].tolist()
-        before = found.get(piece.what, PartCost(piece.what, 0, 0.0, 0.0))
-        found[piece.what] = PartCost(
-            piece.what,
-            before.count + len(piece.rows),
-            before.seconds + seconds,
-            max(before.megabytes, megabytes),
+    for cost in costs:
+        before = found.get(cost.part, PartCost(cost.part, 0, 0.0, 0.0))
+        found[cost.part] = PartCost(
+            cost.part,
+            before.count + cost.count,
+            before.seconds + cost.seconds,
+            max(before.megabytes, cost.megabytes),
         )
     return list(found.values())
 

@@ -10,7 +10,7 @@ from datetime import UTC, datetime
 from importlib import metadata, resources
 
 from mimic3d.evaluation.metric import Estimate
-from mimic3d_platform.evaluation.measured import Measured
+from mimic3d_platform.evaluation.measured import Measured, estimates_by_metric
 from mimic3d_platform.evaluation.published import PUBLISHED, published_for
 from mimic3d_platform.evaluation.report_pictures import Picture
 
@@ -78,19 +78,14 @@ def report_page(subjects: Sequence[ReportSubject]) -> str:
 
 
 def _rows(measured: Sequence[Measured]) -> list[_Row]:
-    names = list(dict.fromkeys(name for each in measured for name in (*each.estimates, *each.left_out)))
-    arrows: dict[str, str] = {}
-    for each in measured:
-        arrows |= each.directions
     rows = []
-    for name in names:
-        found = [each.estimates.get(name) for each in measured]
-        best = _best(found, arrows[name])
+    for name, arrow, found in estimates_by_metric(measured):
+        best = _best(found, arrow)
         cells = [
-            _cell(estimate, found, each.left_out.get(name, ""), estimate is not None and estimate is best)
+            _cell(estimate, found, each.left_out.get(name, ""), best)
             for estimate, each in zip(found, measured, strict=True)
         ]
-        rows.append(_Row(f"{name} {arrows[name]}", cells))
+        rows.append(_Row(f"{name} {arrow}", cells))
     return rows
 
 
@@ -99,12 +94,17 @@ def _best(found: Sequence[Estimate | None], arrow: str) -> Estimate | None:
     known = [estimate for estimate in found if estimate is not None]
     if len(known) < 2:
         return None
-    ranked = sorted(known, key=lambda estimate: estimate.value, reverse=arrow == "↑")
-    apart = (ranked[0].low > ranked[1].high) if arrow == "↑" else (ranked[0].high < ranked[1].low)
-    return ranked[0] if apart else None
+    best, *others = sorted(known, key=lambda estimate: estimate.value, reverse=arrow == "↑")
+    if arrow == "↑":
+        apart = best.low > max(other.high for other in others)
+    else:
+        apart = best.high < min(other.low for other in others)
+    return best if apart else None
 
 
-def _cell(estimate: Estimate | None, row: Sequence[Estimate | None], why: str, best: bool) -> _Cell:
+def _cell(
+    estimate: Estimate | None, row: Sequence[Estimate | None], why: str, best: Estimate | None
+) -> _Cell:
     if estimate is None:
         return _Cell("–", "", None, "", why)
     known = [each for each in row if each is not None]
@@ -118,7 +118,7 @@ def _cell(estimate: Estimate | None, row: Sequence[Estimate | None], why: str, b
         (bar[0], bar[1], bar[2]) if len(known) > 1 else None,
         str(estimate.samples),
         estimate.note,
-        best,
+        estimate is best,
     )
 
 

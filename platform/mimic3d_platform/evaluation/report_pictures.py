@@ -12,6 +12,7 @@ from torch import Tensor
 from mimic3d.evaluation.fitted_field import held_out
 from mimic3d.evaluation.geometry import normals
 from mimic3d.evaluation.metric import Views
+from mimic3d.evaluation.registry import VIEWS
 from mimic3d.evaluation.texture import stack_row
 from mimic3d.export.animation import save_animation
 from mimic3d.export.grid import MIN_PANEL, image_grid
@@ -38,8 +39,9 @@ def draw_pictures(_: int, plan: Plan) -> list[Picture]:
     for branch, images in samples.items():
         pictures.append(_png(f"Samples, {branch}", _sheet(images.cpu())))
     if plan.objects and "cameras" in plan.subject.has:
+        fields = any("field" in metric.needs for metric in VIEWS if metric.kind in plan.view_metrics)
         for branch, views in opened.views(0, plan.views).items():
-            pictures += _pictures_of_views(branch, views, fields=any("field" in k for k in plan.view_metrics))
+            pictures += _pictures_of_views(branch, views, fields=fields)
     for branch, images in samples.items():
         pictures.append(_neighbours(branch, images.cpu(), plan))
     return pictures

@@ -134,7 +134,8 @@ class RunLogger:
                 else f"{waiting} entries wait"
             )
             raise UserError(
-                f"MLflow at {without_login(tracking_uri())} did not take all of run {self.run_id}: {what}: "
+                f"MLflow at {without_login(tracking_uri())} did not take all of run "
+                f"{self.run_id or '(not started)'}: {what}: "
                 f"{reason}; the training itself is not affected, resume it once MLflow answers"
             )
 

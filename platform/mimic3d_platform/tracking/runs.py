@@ -30,6 +30,8 @@ if TYPE_CHECKING:
 EXPERIMENT = "mimic3d"
 # MLflow's own limits.
 MAX_PARAM_LENGTH, MAX_KEY_LENGTH, MAX_PARAMS_PER_BATCH = 6000, 250, 100
+# The most runs that one search returns.
+_MAX_RUNS = 50000
 # A run is found again by this tag: the name that MLflow shows can be edited there.
 RUN_NAME_TAG = "mimic3d.run_name"
 PARENT_TAG = "mlflow.parentRunId"
@@ -96,16 +98,16 @@ def find_run(experiment_id: str, run_name: str, parent_run_id: str | None = None
     return next((run for run in runs if run.data.tags.get(PARENT_TAG) == parent_run_id), None)
 
 
-def children_of(run_id: str, name: str | None = None) -> list[str]:
-    """The ids of the runs that have this one as their parent, or of those that were started as `name`.
+def children_of(run_id: str) -> list[Run]:
+    """The runs that have this one as their parent.
 
     Raises:
         UserError: MLflow does not answer or refuses.
     """
-    with tracking_errors("look up a run in"):
+    with tracking_errors("look up the runs below a run in"):
         experiment_id = client().get_run(run_id).info.experiment_id
-        found = client().search_runs([experiment_id], f"tags.`{PARENT_TAG}` = '{run_id}'")
-    return [str(run.info.run_id) for run in found if name in (None, run.data.tags.get(RUN_NAME_TAG))]
+        clause = f"tags.`{PARENT_TAG}` = '{run_id}'"
+        return list(client().search_runs([experiment_id], clause, max_results=_MAX_RUNS))
 
 
 def finish_run(run_id: str, status: str = "FINISHED") -> None:

@@ -11,7 +11,13 @@ from dataclasses import dataclass
 
 from mimic3d_platform.errors import UserError
 from mimic3d_platform.tracking.inputs import log_dataset
-from mimic3d_platform.tracking.runs import EXPERIMENT, children_of, finish_run, start_or_resume_run
+from mimic3d_platform.tracking.runs import (
+    EXPERIMENT,
+    RUN_NAME_TAG,
+    children_of,
+    finish_run,
+    start_or_resume_run,
+)
 
 
 @dataclass(frozen=True)
@@ -41,8 +47,9 @@ class StageRun:
     def finish(self) -> None:
         """Closes it, if it was started and MLflow answers."""
         with contextlib.suppress(UserError):
-            for run_id in children_of(self.parent_run_id, self.name):
-                finish_run(run_id)
+            for run in children_of(self.parent_run_id):
+                if run.data.tags.get(RUN_NAME_TAG) == self.name:
+                    finish_run(run.info.run_id)
 
 
 @dataclass(frozen=True)
@@ -55,5 +62,6 @@ class StagedRun:
     def finish(self, status: str) -> None:
         """Closes the run and its stages, if MLflow answers: `FINISHED`, `FAILED` or `KILLED`."""
         with contextlib.suppress(UserError):
-            for run_id in [self.run_id, *children_of(self.run_id)]:
-                finish_run(run_id, status)
+            finish_run(self.run_id, status)
+            for stage in children_of(self.run_id):
+                finish_run(stage.info.run_id, status)

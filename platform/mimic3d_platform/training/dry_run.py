@@ -1,4 +1,4 @@
-"""What a training would take: its checks, its workers, an estimate of memory and time. Nothing is started.
+"""A training's dry run: its checks, its workers, an estimate of memory and time. Nothing is started.
 
 The estimate rests on one step of each stage with one image, run here on a CPU: the bytes that the networks
 and the backward pass hold, the time that the step takes here, and its floating-point operations, from which
@@ -9,23 +9,24 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+import torch
+from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.flop_counter import flop_registry
 
 from mimic3d.config import Config, config_to_yaml, override
+from mimic3d.export.orbits import front
 from mimic3d.losses.imitation import imitation_distance
+from mimic3d.training.trainer import Trainer
 from mimic3d_platform.cluster.resources import WorkerPlan
 from mimic3d_platform.console import Console
 from mimic3d_platform.evaluation import feature_weights
 from mimic3d_platform.models.registry import check_registration
 from mimic3d_platform.training.train import check_training
-
-if TYPE_CHECKING:
-    import torch
-    from torch import nn
-
-    from mimic3d.training.trainer import Trainer
 
 # Floating-point operations a second that an H100 has done in this code without CUDA graphs, in float32
 # (`make gpu-battery`): small networks leave most of a GPU idle, and other GPUs are slower.
@@ -68,10 +69,6 @@ def measure_cost(config: Config, perceptual: nn.Module) -> TrainingCost:
     Args:
         perceptual: as `Trainer` takes it.
     """
-    import torch
-
-    from mimic3d.training.trainer import Trainer
-
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
@@ -103,10 +100,11 @@ def _stage_cost(trainer: Trainer, stage: int, begin: int) -> StageCost:
         started = time.perf_counter()
         _step(trainer)
         seconds = time.perf_counter() - started
-        with _operations() as operations, _held_for_backward() as held:
+        held = HeldBytes()
+        with Operations() as operations, held.counted():
             _step(trainer)
-        counted[regularised] = seconds, float(operations())
-        peak = max(peak, held())
+        counted[regularised] = seconds, float(operations.total)
+        peak = max(peak, held.most)
     share = 1 / min(regular.r1_interval, regular.density_interval)
     both = zip(counted[False], counted[True], strict=True)
     mean = [plain + share * max(whole - plain, 0.0) for plain, whole in both]
@@ -120,65 +118,68 @@ def _multiple(begin: int, interval: int, regularised: bool) -> int:
 
 
 def _step(trainer: Trainer) -> None:
-    import torch
-
-    from mimic3d.export.orbits import front
-
     side = trainer.config.model.image_resolution
     camera = front(trainer.config.camera).reshape(1, 25)
     trainer.step(torch.zeros(1, 3, side, side, dtype=torch.uint8), camera, camera)
 
 
-@contextlib.contextmanager
-def _operations() -> Iterator[Callable[[], int]]:
-    """Counts floating-point operations of matrix products and convolutions during the block."""
-    from torch.utils._python_dispatch import TorchDispatchMode
-    from torch.utils.flop_counter import flop_registry
+class Operations(TorchDispatchMode):
+    """Counts the floating-point operations of matrix products and convolutions during its block."""
 
-    total = 0
+    def __init__(self) -> None:
+        super().__init__()
+        self.total = 0
 
-    class Count(TorchDispatchMode):
-        def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-            nonlocal total
-            result = func(*args, **(kwargs or {}))
-            if (count := flop_registry.get(func.overloadpacket)) is not None:
-                total += count(*args, **(kwargs or {}), out_val=result)
-            return result
-
-    with Count():
-        yield lambda: total
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        if (count := flop_registry.get(func.overloadpacket)) is not None:
+            self.total += count(*args, **(kwargs or {}), out_val=result)
+        return result
 
 
-@contextlib.contextmanager
-def _held_for_backward() -> Iterator[Callable[[], int]]:
-    """Counts the bytes that backward passes hold during the block; yields a function of the most so far."""
-    import torch
+class HeldBytes:
+    """Counts the bytes that backward passes hold; a storage that several tensors share counts once."""
 
-    holders: dict[int, int] = {}
-    bytes_held = most = 0
+    def __init__(self) -> None:
+        self.now = self.most = 0
+        self._holders: dict[int, int] = {}
 
-    class Held:
-        def __init__(self, tensor: torch.Tensor) -> None:
-            nonlocal bytes_held, most
-            self.tensor, self.key = tensor, tensor.untyped_storage().data_ptr()
-            if not holders.get(self.key):
-                bytes_held += tensor.untyped_storage().nbytes()
-                most = max(most, bytes_held)
-            holders[self.key] = holders.get(self.key, 0) + 1
+    @contextlib.contextmanager
+    def counted(self) -> Iterator[None]:
+        """Counts what autograd saves during the block."""
+        with torch.autograd.graph.saved_tensors_hooks(
+            lambda tensor: _Saved(tensor, self), lambda saved: saved.tensor
+        ):
+            yield
 
-        def __del__(self) -> None:
-            nonlocal bytes_held
-            holders[self.key] -= 1
-            if not holders[self.key]:
-                bytes_held -= self.tensor.untyped_storage().nbytes()
+    def add(self, storage: torch.UntypedStorage) -> None:
+        key = storage.data_ptr()
+        if not self._holders.get(key):
+            self.now += storage.nbytes()
+            self.most = max(self.most, self.now)
+        self._holders[key] = self._holders.get(key, 0) + 1
 
-    with torch.autograd.graph.saved_tensors_hooks(Held, lambda held: held.tensor):
-        yield lambda: most
+    def remove(self, storage: torch.UntypedStorage) -> None:
+        key = storage.data_ptr()
+        self._holders[key] -= 1
+        if not self._holders[key]:
+            self.now -= storage.nbytes()
+
+
+class _Saved:
+    """A tensor that a backward pass needs; autograd drops it afterwards."""
+
+    def __init__(self, tensor: torch.Tensor, held: HeldBytes) -> None:
+        self.tensor, self._held = tensor, held
+        held.add(tensor.untyped_storage())
+
+    def __del__(self) -> None:
+        self._held.remove(self.tensor.untyped_storage())
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """What a run takes on its workers.
+    """Memory, time and speed of a run on its workers.
 
     Attributes:
         worker_bytes: memory of a worker, of the GPU where it has one.
@@ -204,7 +205,7 @@ def estimate(config: Config, cost: TrainingCost, plan: WorkerPlan) -> Estimate:
     return Estimate(BASE_BYTES + cost.network_bytes + local * held, seconds, speeds)
 
 
-def say_what_it_takes(
+def print_dry_run(
     config: Config,
     name: str,
     workers: int | tuple[int, int] | None,

@@ -19,12 +19,11 @@ from mimic3d_platform.tuning.schema import Sweep
 from mimic3d_platform.tuning.trials import Trial
 
 if TYPE_CHECKING:
-    from mlflow.entities import Run
+    pass
 
 REPORT = "report"
 _ENDED_TAG = "mimic3d.trial_ended"
 # The most that MLflow lists at once.
-_MAX_RUNS = 50000
 
 
 def sweep_params(sweep: Sweep) -> dict[str, Any]:
@@ -89,7 +88,7 @@ def close_trials(trials: Sequence[Trial], parent_run_id: str) -> None:
     # The tag comes before the end: MLflow may have been away in between.
     closed = {
         (run.data.tags.get(tracking.RUN_NAME_TAG), run.data.tags.get(_ENDED_TAG))
-        for run in _children(parent_run_id)
+        for run in tracking.children_of(parent_run_id)
         if run.info.status != "RUNNING"
     }
     for trial in trials:
@@ -101,7 +100,7 @@ def close_interrupted(trials: Sequence[Trial], parent_run_id: str, status: str) 
     """Closes the runs of the trials that the end of the sweep's process interrupted, if MLflow answers."""
     names = {trial.name for trial in trials if not trial.ended}
     with contextlib.suppress(UserError):
-        for run in _children(parent_run_id):
+        for run in tracking.children_of(parent_run_id):
             if run.data.tags.get(tracking.RUN_NAME_TAG) in names:
                 _close(run.info.run_id, status)
 
@@ -125,15 +124,6 @@ def log_report(run_id: str, folder: Path, best: Sequence[Trial], count: int) -> 
 
 def _close(run_id: str, status: str) -> None:
     """Closes a run and its stages."""
-    for stage in _children(run_id):
+    for stage in tracking.children_of(run_id):
         tracking.finish_run(stage.info.run_id, status)
     tracking.finish_run(run_id, status)
-
-
-def _children(run_id: str) -> list[Run]:
-    """The runs whose parent is a run."""
-    mlflow_client = client()
-    with tracking_errors("look up the runs of a sweep in"):
-        experiment = mlflow_client.get_run(run_id).info.experiment_id
-        clause = f"tags.`{tracking.PARENT_TAG}` = '{run_id}'"
-        return list(mlflow_client.search_runs([experiment], clause, max_results=_MAX_RUNS))

@@ -76,6 +76,8 @@ def test_a_comparison_marks_the_best_only_beyond_the_intervals() -> None:
     assert page.count('<span class="best">') == 1 and '<span class="best">300<' in page
     page = report_page([subject(measured("a", 300.0, 15)), subject(measured("b", 320.0, 15))])
     assert '<span class="best">' not in page and page.count("<circle") == 4
+    uncertain = [subject(measured(*each)) for each in (("a", 300.0), ("b", 320.0), ("c", 330.0, 60))]
+    assert '<span class="best">' not in report_page(uncertain)
 
 
 def test_published_numbers_stand_beside_the_same_protocol_and_data_only() -> None:

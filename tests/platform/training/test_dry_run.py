@@ -7,7 +7,14 @@ from mimic3d.config import override
 from mimic3d.config.recipes import get_recipe
 from mimic3d_platform.cluster.resources import WorkerPlan
 from mimic3d_platform.training import dry_run
-from mimic3d_platform.training.dry_run import StageCost, TrainingCost, estimate, measure_cost
+from mimic3d_platform.training.dry_run import (
+    HeldBytes,
+    Operations,
+    StageCost,
+    TrainingCost,
+    estimate,
+    measure_cost,
+)
 
 
 class Difference(nn.Module):
@@ -18,11 +25,12 @@ class Difference(nn.Module):
 def test_operations_and_what_backward_holds_are_counted_to_the_number() -> None:
     layer = nn.Linear(64, 32)
     x = torch.randn(16, 64, requires_grad=True)
-    with dry_run._operations() as operations, dry_run._held_for_backward() as held:
+    held = HeldBytes()
+    with Operations() as operations, held.counted():
         layer(x).sum().backward()
     # Forward, the gradient of the weight and that of the input: 2·16·64·32 each.
-    assert operations() == 3 * 2 * 16 * 64 * 32
-    assert held() == 4 * (16 * 64 + 64 * 32)  # The input and the weight, which gradients need.
+    assert operations.total == 3 * 2 * 16 * 64 * 32
+    assert held.most == 4 * (16 * 64 + 64 * 32)  # The input and the weight, which gradients need.
 
 
 def test_a_step_of_each_stage_is_measured() -> None:

@@ -53,5 +53,5 @@ def shard_name(index: int, generation: str = "") -> str:
 
 
 def is_shard_name(name: str) -> bool:
-    """Whether `shard_name` makes this name. Other programs may use it too."""
+    """True for names that `shard_name` makes. Other programs may use them too."""
     return bool(_SHARD_NAME.fullmatch(name))

@@ -216,7 +216,7 @@ def stray_shards(uri: str, manifest: Manifest) -> list[str]:
 
 
 def _is_ours(name: str) -> bool:
-    """Whether this is a shard's name, or that of its record."""
+    """True for the names of shards and of their records."""
     return is_shard_name(name.removesuffix(_RECORD_SUFFIX))
 
 
