@@ -36,6 +36,8 @@ class WorkerPlan:
     """PyTorch's, in each worker."""
     batch: int
     """Images that the workers share in equal parts."""
+    spare: bool = False
+    """Whether the cluster has a processor more than all workers take."""
 
     @property
     def elastic(self) -> bool:
@@ -114,4 +116,4 @@ def plan_workers(config: Config, workers: int | tuple[int, int] | None) -> Worke
         )
     gpu = processors.kind == "GPU"
     threads = max(1, int(resources.get("CPU", 0)) // max(most, 1)) if gpu else 1
-    return WorkerPlan(fitting[0], fitting[-1], gpu, threads, batch)
+    return WorkerPlan(fitting[0], fitting[-1], gpu, threads, batch, processors.count > fitting[-1])

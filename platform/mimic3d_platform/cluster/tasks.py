@@ -1,12 +1,12 @@
-"""Runs work that is split into numbered pieces as Ray tasks on the running cluster."""
+"""Runs work as Ray tasks on the running cluster: many numbered pieces, or one in the background."""
 
 from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar, TypeVarTuple
+from typing import TYPE_CHECKING, Any, Generic, TypeVar, TypeVarTuple
 
 import mimic3d
 import mimic3d_platform
@@ -73,23 +73,88 @@ def run_pieces(
     # Settings hold secrets; they travel as an object because Ray's dashboard shows the runtime environment.
     environment = ray.put(get_settings().export())
     references = [ray.put(value) for value in shared]
-    # Ray's annotations have no place for a generic function.
-    options: dict[str, Any] = {"num_cpus": 1, "num_gpus": int(gpu), "max_retries": _MAX_RETRIES}
-    task: Any = ray.remote(**options, runtime_env=_runtime_env())(_run_piece)
+    task = _remote(_run_piece, gpu)
     window = at_once or max(2 * int(ray.cluster_resources().get("CPU", 1)), 2)
     results: dict[int, Result] = {}
     running: dict[ray.ObjectRef, int] = {}
     try:
-        waiting = iter(range(count))
-        while len(results) < count:
-            while len(running) < window and (index := next(waiting, None)) is not None:
-                running[task.remote(work, environment, index, *references)] = index
-            done, _ = ray.wait(list(running), num_returns=1)
-            for reference in done:
-                index = running.pop(reference)
-                results[index] = ray.get(reference)
-                if on_result is not None:
-                    on_result(results[index])
+        with _task_errors():
+            waiting = iter(range(count))
+            while len(results) < count:
+                while len(running) < window and (index := next(waiting, None)) is not None:
+                    running[task.remote(work, environment, index, *references)] = index
+                done, _ = ray.wait(list(running), num_returns=1)
+                for reference in done:
+                    index = running.pop(reference)
+                    results[index] = ray.get(reference)
+                    if on_result is not None:
+                        on_result(results[index])
+    finally:
+        for reference in running:
+            with contextlib.suppress(Exception):
+                ray.cancel(reference)
+    return [results[index] for index in range(count)]
+
+
+class BackgroundTask(Generic[Result]):
+    """`work(*arguments)` as a Ray task of one CPU, which runs while the caller does something else.
+
+    It waits for a free processor. If its worker process dies, it is run again, so `work` must be idempotent.
+
+    Args:
+        work: a function of an importable module.
+        gpu: it takes a GPU as well as a CPU.
+    """
+
+    def __init__(self, work: Callable[[*Shared], Result], *arguments: *Shared, gpu: bool = False) -> None:
+        import ray
+
+        environment = ray.put(get_settings().export())
+        # Not among the resources of the caller's own group of workers, which has none to spare.
+        task = _remote(_run_whole, gpu).options(scheduling_strategy="DEFAULT")
+        self._reference = task.remote(work, environment, *arguments)
+
+    def is_done(self, timeout: float = 0.0) -> bool:
+        """Whether it has ended, within `timeout` seconds."""
+        import ray
+
+        return bool(ray.wait([self._reference], timeout=timeout)[0])
+
+    def result(self) -> Result:
+        """Waits for the result.
+
+        Raises:
+            UserError: the work raised one, or the cluster was lost.
+        """
+        import ray
+
+        with _task_errors():
+            result: Result = ray.get(self._reference)
+            return result
+
+    def cancel(self) -> None:
+        """Ends it, even while it runs."""
+        import ray
+
+        with contextlib.suppress(Exception):
+            ray.cancel(self._reference, force=True)
+
+
+def _remote(function: Callable[..., object], gpu: bool) -> Any:
+    """The Ray task of a function. Ray's annotations have no place for a generic one."""
+    import ray
+
+    options: dict[str, Any] = {"num_cpus": 1, "num_gpus": int(gpu), "max_retries": _MAX_RETRIES}
+    return ray.remote(**options, runtime_env=_runtime_env())(function)
+
+
+@contextlib.contextmanager
+def _task_errors() -> Iterator[None]:
+    """Raises the `UserError` of a task, or one that says that the task was lost."""
+    import ray
+
+    try:
+        yield
     except ray.exceptions.RayTaskError as error:
         if isinstance(error.cause, UserError):
             raise UserError(str(error.cause)) from None
@@ -99,11 +164,6 @@ def run_pieces(
         raise UserError(
             f"Ray lost a task ({first}): run the same command again, and it keeps the finished pieces"
         ) from error
-    finally:
-        for reference in running:
-            with contextlib.suppress(Exception):
-                ray.cancel(reference)
-    return [results[index] for index in range(count)]
 
 
 def _run_here(
@@ -135,3 +195,8 @@ def _run_piece(
 ) -> Result:
     os.environ.update(environment)
     return work(index, *shared)
+
+
+def _run_whole(work: Callable[[*Shared], Result], environment: dict[str, str], *arguments: *Shared) -> Result:
+    os.environ.update(environment)
+    return work(*arguments)

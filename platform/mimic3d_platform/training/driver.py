@@ -45,12 +45,14 @@ def run_workers(
         KeyboardInterrupt: it was stopped by a signal; what it had done is stored.
     """
     total = run.config.total_nimg
+    # A sweep compares trials at the same images, and a checkpoint is judged when it is stored.
+    background_metrics = plan.spare and not callbacks and not run.config.output.keep_best
     with RunState.started(run.runs_uri, run.name) as state:
 
         def train() -> None:
             run_train_workers(
                 train_worker,
-                WorkerArguments(run, state),
+                WorkerArguments(run, state, plan.gpu, background_metrics),
                 name=run.name,
                 storage_uri=run.runs_uri,
                 plan=plan,

@@ -6,6 +6,7 @@
 
 A line is a JSON object with `stage` (the MLflow run that it belongs to: "run", "stage1" or "stage2"), `nimg`,
 and either `metrics`, values by name, with `time` in milliseconds since 1970; or `tag` and `value`; or `file`.
+`step` says which image metrics belong to that were measured beside the training and logged later, at `nimg`.
 NaN and infinities are strings. Object storage has no append: saving rewrites the last segment.
 """
 
@@ -40,6 +41,8 @@ class LogLine:
         values: dict[str, object] = {"stage": self.stage, "nimg": self.nimg}
         if isinstance(self.entry, Metrics):
             values["time"] = self.entry.time_ms
+            if self.entry.step != self.nimg:
+                values["step"] = self.entry.step
             values["metrics"] = {
                 name: value if math.isfinite(value) else str(value)
                 for name, value in self.entry.values.items()
@@ -161,7 +164,7 @@ def _parse(text: str) -> LogLine | None:
         stage, nimg = str(values["stage"]), int(values["nimg"])
         if "metrics" in values:
             metrics = {name: float(value) for name, value in values["metrics"].items()}
-            return LogLine(stage, nimg, Metrics(metrics, nimg, values["time"]))
+            return LogLine(stage, nimg, Metrics(metrics, int(values.get("step", nimg)), values["time"]))
         if "tag" in values:
             return LogLine(stage, nimg, Tag(values["tag"], values["value"]))
         return LogLine(stage, nimg, File(values["file"], b""))

@@ -38,10 +38,15 @@ _NEWEST = 0.3
 
 
 class TimeEstimate:
-    """The time to a run's end: its steps at each stage's own speed, its measurements and its sample grids."""
+    """The time to a run's end: its steps at each stage's own speed, its measurements and its sample grids.
 
-    def __init__(self, config: Config) -> None:
+    Args:
+        waits_for_metrics: whether the workers measure during the stages too, not only at their ends.
+    """
+
+    def __init__(self, config: Config, *, waits_for_metrics: bool = True) -> None:
         self._config = config
+        self._metric_kimg = config.output.metric_kimg if waits_for_metrics else None
         self._seconds_per_image: dict[int, float] = {}
         self._part_seconds: dict[str, float] = {}
 
@@ -74,8 +79,7 @@ class TimeEstimate:
                 rough |= each is None
                 seconds += (end - begin) * (self._guess(stage) if each is None else each)
                 begin = end
-        output = config.output
-        for part, interval in (("measuring", output.metric_kimg), ("samples", output.sample_kimg)):
+        for part, interval in (("measuring", self._metric_kimg), ("samples", config.output.sample_kimg)):
             times = self._times(nimg if parts_done else nimg - 1, interval)
             rough |= times > 0 and part not in self._part_seconds
             seconds += times * self._part_seconds.get(part, 0.0)

@@ -13,7 +13,8 @@ from mimic3d.training.trainer import Trainer
 from mimic3d_platform import storage
 from mimic3d_platform.data.format.manifest import Manifest
 from mimic3d_platform.errors import UserError
-from mimic3d_platform.models.checkpoints import CheckpointStore, KeepPolicy
+from mimic3d_platform.models.checkpoints import CheckpointStore, KeepPolicy, StoredCheckpoint
+from mimic3d_platform.training.background_metrics import BackgroundMetrics
 from mimic3d_platform.training.checkpoint_writer import PATIENCE_S, CheckpointWriter
 from mimic3d_platform.training.divergence import Divergence, weight_not_finite
 from mimic3d_platform.training.progress import ProgressReport, TimeEstimate
@@ -31,20 +32,30 @@ STOP_PATIENCE_S = 20.0
 
 
 class RunRecorder:
-    """Writes down what a run does; exists on rank 0."""
+    """Writes down what a run does; exists on rank 0.
 
-    def __init__(self, run: TrainingRun, state: RunState, world_size: int) -> None:
+    Args:
+        gpu: whether a measurement beside the training takes a GPU.
+        background_metrics: whether there are such measurements.
+    """
+
+    def __init__(
+        self, run: TrainingRun, state: RunState, world_size: int, *, gpu: bool, background_metrics: bool
+    ) -> None:
         self._run, self._state, self._world_size = run, state, world_size
         self._progress = Progress()
-        self._estimate = TimeEstimate(run.config)
+        self._estimate = TimeEstimate(run.config, waits_for_metrics=not background_metrics)
         self._images_per_second = 0.0
         self._data_wait_share = 0.0
         self._log = RunLog(run.mlflow, run.config, storage.join(run.runs_uri, run.name))
+        self._background = BackgroundMetrics(run, gpu, state.add_note)
+        self._measured_at: dict[int, list[int]] = {}
+        """By a checkpoint's images, the measurements that it holds."""
         self._writer = CheckpointWriter(
             CheckpointStore(run.runs_uri, run.name),
             KeepPolicy.of(run.config),
-            before=self._log.save,
-            on_stored=self._log.stored,
+            before=self._before_checkpoint,
+            on_stored=self._on_stored,
             on_error=self._note_storage_error,
         )
 
@@ -53,6 +64,7 @@ class RunRecorder:
         self._progress = resumed.progress
         nimg = resumed.progress.nimg
         self._retry(lambda: self._log.resume(nimg if resumed.checkpoint is not None else None))
+        self._retry(lambda: self._background.resume(resumed.progress))
         self._log.describe(device, self._world_size, nimg, resumed.checkpoint)
 
     def publish(self, phase: str, nimg: int, *, wait: bool = False) -> None:
@@ -104,6 +116,23 @@ class RunRecorder:
         self._log.metrics(values, nimg)
         self._estimate.took("measuring", seconds)
 
+    def measure_in_background(self, trainer: Trainer) -> bool:
+        """Begins to measure beside the training; False where an earlier measurement is still running."""
+        return self._background.start(trainer.nimg, trainer.ema)
+
+    def collect_metrics(self, nimg: int, *, wait: bool) -> None:
+        """Logs the measurement beside the training that has ended, at the images that it belongs to.
+
+        Args:
+            nimg: of the run now.
+            wait: for the measurement that still runs.
+        """
+        found = self._background.finish() if wait else self._background.collect()
+        if found is not None:
+            measured, values = found
+            self._progress.metrics[measured] = values
+            self._log.metrics(values, nimg, step=measured)
+
     def render_samples(self, trainer: Trainer, cameras: torch.Tensor, manifest: Manifest) -> None:
         """Logs a grid of samples of both branches."""
         self.publish("rendering samples", trainer.nimg)
@@ -127,6 +156,7 @@ class RunRecorder:
         weight = snapshot.not_finite()
         if weight is not None:
             self._handle_divergence(weight_not_finite(weight, nimg), nimg)
+        self._measured_at[nimg] = list(self._progress.metrics)
         facts = {
             "config": fingerprint(self._run.config),
             "data": self._run.origin.data,
@@ -171,6 +201,14 @@ class RunRecorder:
     def flush_after_failure(self) -> None:
         """Sends and stores what was logged, if that works soon."""
         self._log.flush_and_save(STOP_PATIENCE_S)
+
+    def _before_checkpoint(self) -> None:
+        self._background.wait_until_stored()
+        self._log.save()
+
+    def _on_stored(self, checkpoint: StoredCheckpoint, seconds: float) -> None:
+        self._log.stored(checkpoint, seconds)
+        self._background.forget(self._measured_at.pop(checkpoint.nimg, []))
 
     def _drain(self, nimg: int) -> None:
         self.publish("storing the last checkpoint", nimg)

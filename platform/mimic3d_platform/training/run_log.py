@@ -85,9 +85,17 @@ class RunLog:
         self.metrics({"checkpoint/store_seconds": seconds}, checkpoint.nimg)
         self._tag_stage1(checkpoint)
 
-    def metrics(self, values: Mapping[str, float], nimg: int, stage: str = "run") -> None:
-        """Logs values of the run as a whole, or of a stage."""
-        self._add(stage, nimg, Metrics(dict(values), nimg, int(time.time() * 1000)))
+    def metrics(
+        self, values: Mapping[str, float], nimg: int, stage: str = "run", *, step: int | None = None
+    ) -> None:
+        """Logs values of the run as a whole, or of a stage.
+
+        Args:
+            nimg: of the run now.
+            step: the earlier images that the values belong to, if they do.
+        """
+        now_ms = int(time.time() * 1000)
+        self._add(stage, nimg, Metrics(dict(values), nimg if step is None else step, now_ms))
 
     def picture(self, image: Image, nimg: int) -> None:
         """Logs a grid of samples."""

@@ -1,6 +1,7 @@
 """A Ray Train worker of a run: trains on its share of every batch, from the last checkpoint to the end.
 
-All ranks train and measure; rank 0 also logs, renders sample grids and stores checkpoints (`recorder`).
+All ranks train, and measure where no processor is free for that (`background_metrics`); rank 0 also logs,
+renders sample grids and stores checkpoints (`recorder`).
 `worker_failures` says what happens when a worker fails, `stop_signals` how workers learn that they are about
 to end, and `resume` where they begin.
 """
@@ -41,6 +42,10 @@ class WorkerArguments:
 
     run: TrainingRun
     state: RunState
+    gpu: bool
+    """Whether each worker has a GPU."""
+    background_metrics: bool
+    """Whether metrics are measured beside the training where they are not due at the end of a stage."""
 
 
 def train_worker(arguments: WorkerArguments) -> None:
@@ -58,7 +63,9 @@ def train_worker(arguments: WorkerArguments) -> None:
     recorder = None
     try:
         if rank == 0:
-            recorder = RunRecorder(run, state, world_size)
+            recorder = RunRecorder(
+                run, state, world_size, gpu=arguments.gpu, background_metrics=arguments.background_metrics
+            )
         TrainingLoop(arguments, recorder, signals, get_device(), rank, world_size).run()
     except BaseException as error:
         final = final_error(error, world_size)
@@ -94,6 +101,7 @@ class TrainingLoop:
         world_size: int,
     ) -> None:
         run, self.state, self.recorder, self.signals = arguments.run, arguments.state, recorder, signals
+        self.background_metrics = arguments.background_metrics
         self.config = config = run.config
         if recorder is not None:
             recorder.publish("loading networks and data", 0)
@@ -150,7 +158,8 @@ class TrainingLoop:
         """Trains to the run's end, or until it is stopped."""
         trainer, output = self.trainer, self.config.output
         if trainer.nimg == 0 and 0 not in self.progress.metrics:
-            self.measure()
+            if not (self.background_metrics and self.measure_in_background()):
+                self.measure()
             self.render_samples()
             self.report_to_ray()
         # A log line has the newest value of each scalar since the line before: some are not of every step.
@@ -176,8 +185,10 @@ class TrainingLoop:
             self.log_line(stage, scalars, images_per_second, (self.stream.wait_seconds - waited) / seconds)
             if samples:
                 self.render_samples()
-            if measures:
+            if measures and not (self.background_metrics and not ends_stage and self.measure_in_background()):
                 self.measure()
+            if self.recorder is not None:
+                self.recorder.collect_metrics(trainer.nimg, wait=trainer.finished)
             if saves and self.recorder is not None:
                 self.recorder.save(trainer, may_be_replaced=not ends_stage and signal == StopSignal.NONE)
             if measures or self.is_due(output.checkpoint_kimg):
@@ -238,6 +249,16 @@ class TrainingLoop:
             seconds = time.perf_counter() - started
             self.recorder.log_metrics(self.progress.metrics[nimg], nimg, seconds)
             self.recorder.publish("measured", nimg)
+
+    def measure_in_background(self) -> bool:
+        """Begins to measure beside the training; False where an earlier measurement is still running.
+
+        Rank 0 decides for all ranks.
+        """
+        begun = torch.tensor(self.recorder is not None and self.recorder.measure_in_background(self.trainer))
+        if self.signals.group is not None:
+            torch.distributed.broadcast(begun, src=0, group=self.signals.group)
+        return bool(begun)
 
     def render_samples(self) -> None:
         """Logs a grid of samples of both branches (rank 0)."""
