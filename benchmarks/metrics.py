@@ -20,10 +20,12 @@ from mimic3d.cameras import look_at, on_sphere
 from mimic3d.evaluation.detail import gaussian_blur
 from mimic3d.evaluation.metric import ARROWS, ViewMetric, Views
 from mimic3d.evaluation.registry import VIEWS
+from mimic3d.losses.perceptual import PerceptualDistance
 from mimic3d_platform.data.render.debian_cars import load_cars
 from mimic3d_platform.data.render.meshes import Mesh
 from mimic3d_platform.data.render.ray_caster import RayCaster
 from mimic3d_platform.data.render.recolour import recolour
+from mimic3d_platform.evaluation import feature_weights
 from mimic3d_platform.settings import get_settings
 
 SIDE, COUNT, BOX = 64, 12, 1.1
@@ -34,7 +36,12 @@ HEADLINES = ("warp_detail", "field_detail")
 Damage = Callable[[Views, Views, float], Views]
 
 
-def true_views(meshes: Sequence[Mesh], side: int = SIDE, count: int = COUNT) -> list[Views]:
+def true_views(
+    meshes: Sequence[Mesh],
+    side: int = SIDE,
+    count: int = COUNT,
+    perceptual: Callable[[Tensor, Tensor], Tensor] | None = None,
+) -> list[Views]:
     """Views of each mesh along an orbit of ±0.4 rad, each from another side."""
     found = []
     for index, mesh in enumerate(meshes):
@@ -44,7 +51,8 @@ def true_views(meshes: Sequence[Mesh], side: int = SIDE, count: int = COUNT) -> 
         images = torch.from_numpy(rendered.images).permute(0, 3, 1, 2).float() / 127.5 - 1
         depth = torch.from_numpy(rendered.depth)[:, None]
         opacity = depth.isfinite().float()
-        found.append(Views(images, cameras, BOX, depth.nan_to_num(0, posinf=0), opacity, orbit=True))
+        seen = Views(images, cameras, BOX, depth.nan_to_num(0, posinf=0), opacity, orbit=True)
+        found.append(replace(seen, perceptual=perceptual))
     return found
 
 
@@ -203,12 +211,17 @@ def main() -> None:
     parser.add_argument("--no-fields", action="store_true", help="leave out the fitted fields")
     arguments = parser.parse_args()
     started = time.monotonic()
+    network = feature_weights.best_available("perceptual")
     metrics = [
         metric
         for metric in VIEWS
-        if "both branches" not in metric.needs and not (arguments.no_fields and "field" in metric.needs)
+        if "both branches" not in metric.needs
+        and not (arguments.no_fields and "field" in metric.needs)
+        and metric.network in (None, network)
     ]
-    objects = true_views(load_cars(get_settings().home / "cache")[: arguments.objects])
+    perceptual = PerceptualDistance.from_file(feature_weights.resolve(network), network)
+    cars = load_cars(get_settings().home / "cache")[: arguments.objects]
+    objects = true_views(cars, perceptual=perceptual)
     found = calibrate(objects, metrics, lambda name: print(f"[{time.monotonic() - started:5.0f} s] {name}"))
     table = in_markdown(found, metrics)
     print(table)

@@ -85,6 +85,7 @@ class Views:
         opacity: (V, 1, R, R) in [0, 1], the object's share of a pixel; None with `depth`.
         orbit: whether the cameras are evenly spaced along an orbit, in order.
         imitated: (V, 3, R, R) in [-1, 1], the 2D branch's images of the same views; None if there are none.
+        perceptual: (N,) distances of (N, 3, R, R) images in [-1, 1] from others; None if there is no network.
     """
 
     images: Tensor
@@ -94,6 +95,7 @@ class Views:
     opacity: Tensor | None = None
     orbit: bool = False
     imitated: Tensor | None = None
+    perceptual: Callable[[Tensor, Tensor], Tensor] | None = None
 
 
 class Metric(ABC):
@@ -145,6 +147,8 @@ class ViewMetric(Metric):
     """A property of the views of one object. Parts are sums over an object, and merge by addition."""
 
     kind: ClassVar[str]
+    network: ClassVar[str | None] = None
+    """The perceptual distance that it takes from `Views.perceptual`, as `mimic3d weights` names it."""
 
     def name(self, extractor: str) -> str:
         return self.kind

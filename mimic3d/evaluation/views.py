@@ -137,6 +137,35 @@ class WarpSsim(RatioMetric):
         return total, count
 
 
+class WarpLpips(RatioMetric):
+    kind = "warp_lpips"
+    network = "lpips-vgg16"
+    needs = ("cameras", "depth")
+    direction = "down"
+    range = "0 to about 1"
+    about = "LPIPS on VGG16 of the same; pixels that cannot be compared count as equal"
+    fooled_by = "blur, and small objects, whose surroundings are equal"
+
+    @torch.no_grad()
+    def part(self, views: Views) -> Sequence[float]:
+        assert views.perceptual is not None
+        pairs = [
+            (views.images[view], torch.where(same, warped, views.images[view, None])[0])
+            for view, warped, same, _ in _warped(views, views.images)
+        ]
+        if not pairs:
+            return 0.0, 0.0
+        image, warped = (torch.stack(part) for part in zip(*pairs, strict=True))
+        return float(views.perceptual(warped, image).double().sum()), float(len(pairs))
+
+
+class WarpHed(WarpLpips):
+    kind = "warp_hed"
+    network = "hed-vgg16"
+    range = "0 to ∞"
+    about = "the same distance on HED's VGG16, measured where the network of LPIPS cannot be had"
+
+
 class WarpShare(ViewMetric):
     kind = "warp_share"
     needs = ("cameras", "depth")

@@ -16,6 +16,7 @@ from mimic3d.evaluation.views import (
     ImitationPsnr,
     StripCoherence,
     WarpDetail,
+    WarpLpips,
     WarpPsnr,
     WarpShare,
     WarpSsim,
@@ -72,6 +73,22 @@ def changed_cameras(views: Views, cameras: torch.Tensor) -> Views:
 def test_noise_lowers_agreement_monotonically(metric: ViewMetric, sphere: Views) -> None:
     found = [value(metric, noisy(sphere, strength)) for strength in (0, 0.1, 0.3, 1)]
     assert found == sorted(found, reverse=True) and found[0] > found[-1] * 1.3
+
+
+def test_a_perceptual_distance_is_the_mean_over_pairs_of_what_can_be_compared(sphere: Views) -> None:
+    def squares(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+        return (x - y).square().mean(dim=(1, 2, 3))
+
+    found = []
+    for strength in (0, 0.1, 0.3, 1):
+        views = replace(noisy(sphere, strength), perceptual=squares)
+        found.append(value(WarpLpips(), views))
+        # The same pixels as PSNR's, though over the whole image.
+        error = 4 / 10 ** (value(WarpPsnr(), views) / 10)
+        assert 0 < found[-1] < error
+    assert found == sorted(found) and found[-1] > 10 * found[0]
+    still = changed_cameras(sphere, sphere.cameras[:1].expand(COUNT, -1))
+    assert math.isnan(value(WarpLpips(), replace(still, perceptual=squares)))
 
 
 def test_blur_raises_psnr_but_not_the_agreement_of_detail(sphere: Views) -> None:

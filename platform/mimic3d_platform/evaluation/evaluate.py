@@ -216,6 +216,7 @@ def _plan(subject: Subject, data_uri: str, options: Options, cache_uri: str) -> 
     network = options.network or feature_weights.best_available("frechet")
     if network not in EXTRACTORS:
         raise UserError(f"no feature extractor is called {network!r}; known: {', '.join(EXTRACTORS)}")
+    perceptual = feature_weights.best_available("perceptual")
     images, objects = options.images or IMAGES, options.objects or OBJECTS
     if isinstance(subject, GeneratorSubject):
         images = options.images or subject.config.output.metric_images
@@ -229,13 +230,16 @@ def _plan(subject: Subject, data_uri: str, options: Options, cache_uri: str) -> 
         data=manifest,
         network=network,
         network_sha256=sha256_of_file(feature_weights.resolve(network)),
+        perceptual=perceptual,
         images=images,
         objects=objects if subject.most_objects is None else min(objects, subject.most_objects),
         views=options.views,
         view_metrics=tuple(
             metric.kind
             for metric in metric_registry.VIEWS
-            if not _lacking(metric, subject, "3d") and (options.fields or "field" not in metric.needs)
+            if not _lacking(metric, subject, "3d")
+            and (options.fields or "field" not in metric.needs)
+            and metric.network in (None, perceptual)
         ),
         seed=options.seed,
         cache_uri=cache_uri,
@@ -268,6 +272,8 @@ def _merge(plan: Plan, costs: Sequence[PartCost]) -> Measured:
         for view_metric in metric_registry.VIEWS:
             name = f"{view_metric.name(extractor)}/{branch}"
             lacking = _lacking(view_metric, subject, branch)
+            if view_metric.network not in (None, plan.perceptual):
+                lacking = f"the perceptual distance is {plan.perceptual}"
             if not lacking and view_metric.kind not in plan.view_metrics:
                 lacking = "no field is fitted (--no-fields)"
             parts = [] if lacking else list(stored(plan, VIEWS, branch_key(view_metric.kind, branch)))

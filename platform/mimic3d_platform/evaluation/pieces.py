@@ -12,7 +12,7 @@ import math
 import resource
 import time
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -21,6 +21,7 @@ from torch import Tensor
 from mimic3d.evaluation import registry
 from mimic3d.evaluation.metric import ViewMetric, Views
 from mimic3d.features.pooled import FeatureExtractor, load_extractor
+from mimic3d.losses.perceptual import PerceptualDistance
 from mimic3d_platform import storage
 from mimic3d_platform.data.format.manifest import Manifest
 from mimic3d_platform.errors import UserError
@@ -49,6 +50,7 @@ class Plan:
         data_uri, data: the data set of real images.
         network: the feature network, as `mimic3d weights` names it.
         network_sha256: of its converted weights.
+        perceptual: the network of the perceptual distance, as `mimic3d weights` names it.
         images: of the subject.
         objects: whose views are compared.
         views: of each object.
@@ -62,6 +64,7 @@ class Plan:
     data: Manifest
     network: str
     network_sha256: str
+    perceptual: str
     images: int
     objects: int
     views: int
@@ -174,7 +177,8 @@ def _view_parts(plan: Plan, piece: Piece, device: torch.device) -> dict[str, Ten
     """By metric and branch, (1, K) float64 sums over the views of the piece's object."""
     opened = plan.subject.open(plan.seed, device)
     found = {}
-    for branch, views in opened.views(piece.rows.start, plan.views).items():
+    for branch, seen in opened.views(piece.rows.start, plan.views).items():
+        views = replace(seen, perceptual=_perceptual(plan.perceptual))
         for metric in registry.VIEWS:
             if metric.kind in plan.view_metrics and can_measure(metric, views):
                 sums = torch.tensor([metric.part(views)], dtype=torch.float64)
@@ -213,6 +217,12 @@ def _extractor(network: str, digest: str, device: torch.device) -> FeatureExtrac
     if sha256_of_file(path) != digest:
         raise UserError(f"a worker has other weights of {network}: stage them with `mimic3d weights --stage`")
     return load_extractor(path, network).to(device)
+
+
+@functools.lru_cache(maxsize=1)
+def _perceptual(network: str) -> PerceptualDistance:
+    """The perceptual distance on the CPU, where views are, loaded once in a worker process."""
+    return PerceptualDistance.from_file(feature_weights.resolve(network), network)
 
 
 def concatenated(parts: Sequence[Tensor]) -> Tensor:
