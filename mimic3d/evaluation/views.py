@@ -138,7 +138,7 @@ class WarpSsim(RatioMetric):
 
 
 class WarpLpips(RatioMetric):
-    kind = "warp_lpips"
+    kind = "warp_lpips_vgg16"
     network = "lpips-vgg16"
     needs = ("cameras", "depth")
     direction = "down"
@@ -160,7 +160,7 @@ class WarpLpips(RatioMetric):
 
 
 class WarpHed(WarpLpips):
-    kind = "warp_hed"
+    kind = "warp_perceptual_hedvgg16"
     network = "hed-vgg16"
     range = "0 to ∞"
     about = "the same distance on HED's VGG16, measured where the network of LPIPS cannot be had"

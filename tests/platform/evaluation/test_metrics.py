@@ -77,9 +77,11 @@ def test_both_branches_have_every_metric_with_its_interval(of_generator: Measure
     assert of_generator.left_out["field_psnr/3d"] == "no field is fitted (--no-fields)"
     assert of_generator.left_out["imitation_psnr/2d"] == "compares the 3D branch with this one"
     network = feature_weights.best_available("perceptual")
-    used, other = ("warp_lpips", "warp_hed") if network == "lpips-vgg16" else ("warp_hed", "warp_lpips")
-    assert of_generator.estimates[f"{used}/3d"].value > 0
-    assert of_generator.left_out[f"{other}/3d"] == f"the perceptual distance is {network}"
+    used, other = "lpips_vgg16", "perceptual_hedvgg16"
+    if network != "lpips-vgg16":
+        used, other = other, used
+    assert of_generator.estimates[f"warp_{used}/3d"].value > 0
+    assert of_generator.left_out[f"warp_{other}/3d"] == f"the perceptual distance is {network}"
     assert kinds >= {
         "fd",
         "fd3d",
