@@ -18,6 +18,7 @@ from mimic3d_platform.cluster.ray_internals import Node, RayParams
 
 ATTEMPTS = 3
 HEAD_PATIENCE_S = 100.0
+KILL_PATIENCE_S = 10.0
 
 
 def main() -> None:
@@ -58,9 +59,12 @@ def _start_node(parameters: RayParams) -> Node:
         except Exception:
             if attempt == ATTEMPTS:
                 raise
-            for process in psutil.Process().children(recursive=True):
+            started = psutil.Process().children(recursive=True)
+            for process in started:
                 with contextlib.suppress(psutil.Error):
                     process.kill()
+            # Reaps them too: no dead raylet is listed beside the one of the next attempt.
+            psutil.wait_procs(started, timeout=KILL_PATIENCE_S)
     raise AssertionError("the last attempt returns or raises")
 
 

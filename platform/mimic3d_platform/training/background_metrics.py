@@ -104,9 +104,10 @@ class BackgroundMetrics:
         """
         if self._storing is not None:
             self._storing.join()
-        if self._store_error is not None and self._nimg is not None and self._weights:
+        nimg, weights = self._nimg, self._weights
+        if self._store_error is not None and nimg is not None and weights:
+            storage.write_bytes(self._file(nimg), weights)
             self._store_error = None
-            storage.write_bytes(self._file(self._nimg), self._weights)
 
     def forget(self, measured: Collection[int]) -> None:
         """Deletes the generators whose metrics a checkpoint holds; those that cannot be now are later."""

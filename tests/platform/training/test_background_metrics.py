@@ -98,6 +98,25 @@ def test_a_measurement_that_was_cut_short_is_made_again(run: TrainingRun) -> Non
     assert not storage.exists(stored)
 
 
+def test_a_checkpoint_waits_until_the_generator_is_stored(
+    run: TrainingRun, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(uri: str, content: bytes) -> None:
+        raise UserError("storage does not answer")
+
+    write = storage.write_bytes
+    monkeypatch.setattr(storage, "write_bytes", refuse)
+    metrics = BackgroundMetrics(run, gpu=False, note=print)
+    metrics.start(16, generator_of(run.config))
+    for _ in range(2):
+        with pytest.raises(UserError, match="does not answer"):
+            metrics.wait_until_stored()
+    monkeypatch.setattr(storage, "write_bytes", write)
+    metrics.wait_until_stored()
+    assert storage.list_files(f"{run.runs_uri}/run/{FOLDER}") != []
+    collected(metrics)
+
+
 @pytest.mark.parametrize("progress", [Progress(8), Progress(32, {16: {FRECHET: 1.0}})])
 def test_a_measurement_of_later_images_or_that_a_checkpoint_holds_is_forgotten(
     run: TrainingRun, progress: Progress
