@@ -98,6 +98,7 @@ class Dashboard(JobSubmissionClient):
 
         Raises:
             UnreachableError: the head does not answer, or the web socket cannot be opened or breaks.
+            UserError: the cluster does not know the job.
         """
         loop = asyncio.new_event_loop()
         chunks = self.tail_job_logs(job_id)
@@ -116,6 +117,8 @@ class Dashboard(JobSubmissionClient):
                 yield text[max(skip - received, 0) :]
                 received += len(text)
         except (aiohttp.ClientError, OSError, RuntimeError) as error:
+            if isinstance(error, aiohttp.ClientResponseError) and error.status == 404:
+                self.get_job_info(job_id)  # Raises where the cluster does not know the job.
             reason = " ".join(str(error).split())[:200] or type(error).__name__
             raise UnreachableError(
                 f"the log of {job_id} cannot be streamed from {self.cluster.url} ({reason}): "

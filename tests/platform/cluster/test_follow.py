@@ -91,7 +91,9 @@ def test_a_job_without_output_and_an_unknown_job(
     monkeypatch.setattr(dashboard_module, "STATUS_EVERY_S", 0.1)
     texts = list(dashboard.stream_log(job.id))
     assert "" in texts and "".join(texts) == dashboard.get_job_logs(job.id)
-    with pytest.raises(UserError, match="does not know the job none"):
-        jobs.follow_job(dashboard, "none", lambda text: None)
+    for status_every_s in (0.1, 60.0):  # The answer to a status comes first, or the web socket's.
+        monkeypatch.setattr(dashboard_module, "STATUS_EVERY_S", status_every_s)
+        with pytest.raises(UserError, match="does not know the job none"):
+            jobs.follow_job(dashboard, "none", lambda text: None)
     with pytest.raises(UserError, match=r"no job or run none at .*: it has data-follow-"):
         jobs.find_job(dashboard, "none")
