@@ -247,9 +247,8 @@ def cars_demo() -> Config:
     that fewer pixels and cells are empty; guided samples, since rays have few; detail planes that begin
     as zeros, so that stage 2 begins with what stage 1 has learnt; most images in stage 2, in which both
     branches learn; small batches, since the result of a few minutes depends on the number of steps; a
-    cool-down over all of stage 2, since at high rates the last steps decide how the result looks; one
-    render for both discriminators, which saves time in each step of stage 2; and Adam's moments kept from
-    stage 1, since at these rates new ones would set the networks back.
+    cool-down over all of stage 2, since at high rates the last steps decide how the result looks; and one
+    render for both discriminators, which saves time in each step of stage 2.
     """
     base = cars64()
     return replace(
@@ -284,7 +283,7 @@ def cars_demo() -> Config:
         camera=replace(base.camera, focal=1.6),
         imitation=replace(base.imitation, patch_gan_weight=0.5, share_fakes=True),
         regularization=RegularizationConfig(r1_gamma=0.1, r1_gamma_patch=0.1, density_points=250),
-        optimizer=OptimizerConfig(generator_lr=0.005, discriminator_lr=0.005, keep_moments=True),
+        optimizer=OptimizerConfig(generator_lr=0.005, discriminator_lr=0.005),
         schedule=ScheduleConfig(
             batch=4,
             stage1_kimg=0.8,
