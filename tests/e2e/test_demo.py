@@ -25,7 +25,7 @@ from mimic3d_platform.errors import UserError
 from mimic3d_platform.settings import DEFAULT_RUNS_URI
 
 # The shared runs are the set-up of the first test.
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(1500)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(2700)]
 
 TOTAL = 64
 OVERRIDES = (
@@ -75,7 +75,7 @@ def shown(options: list[str], tmp_path_factory: pytest.TempPathFactory) -> Shown
     assert said.splitlines()[-1] == "error: stopped; run the same command again to resume"
     assert not stored(MANIFEST)
     stop(options, signal.SIGKILL, a_checkpoint, logs / "killed.log")
-    run = mimic3d(*options)
+    run = mimic3d(*options, timeout=900)
     assert run.returncode == 0 and run.stderr == "", run.stderr
     folder = Path(options[2])
     return Shown(folder, run.stdout, json.loads((folder / "summary.json").read_text()))
@@ -84,7 +84,7 @@ def shown(options: list[str], tmp_path_factory: pytest.TempPathFactory) -> Shown
 def stop(options: list[str], number: int, reached: Callable[[], bool], log: Path) -> None:
     """Starts the demo and stops it by a signal once it is as far as `reached` says."""
     process = start_mimic3d(*options, log=log)
-    deadline = time.monotonic() + 240
+    deadline = time.monotonic() + 600
     while not reached():
         assert process.poll() is None and time.monotonic() < deadline, log.read_text()
         time.sleep(0.2)
@@ -161,7 +161,7 @@ def test_run_again_it_reuses_all_and_is_quick(options: list[str], shown: Shown) 
     kinds = ("grid", "orbit", "mesh")
     before = [shown.picture(kind).stat().st_mtime_ns for kind in kinds]
     started = time.monotonic()
-    run = mimic3d(*options)
+    run = mimic3d(*options, timeout=900)
     assert run.returncode == 0 and time.monotonic() - started < 60
     again = json.loads((shown.folder / "summary.json").read_text())
     assert [shown.picture(kind).stat().st_mtime_ns for kind in kinds] == before
