@@ -104,9 +104,12 @@ class BackgroundTask(Generic[Result]):
     Args:
         work: a function of an importable module.
         gpu: it takes a GPU as well as a CPU.
+    Raises:
+        UserError: no cluster is named, or it does not answer.
     """
 
     def __init__(self, work: Callable[[*Shared], Result], *arguments: *Shared, gpu: bool = False) -> None:
+        join_ray()
         import ray
 
         environment = ray.put(get_settings().export())

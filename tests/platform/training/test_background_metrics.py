@@ -14,6 +14,7 @@ from mimic3d.networks.generator import Generator, build_generator
 from mimic3d.training.checkpoint import Progress
 from mimic3d_command import mimic3d, start_mimic3d
 from mimic3d_platform import local, storage
+from mimic3d_platform.cluster.connect import join_ray
 from mimic3d_platform.cluster.tasks import BackgroundTask
 from mimic3d_platform.errors import UserError
 from mimic3d_platform.evaluation import feature_weights
@@ -133,6 +134,7 @@ def test_a_measurement_of_later_images_or_that_a_checkpoint_holds_is_forgotten(
 def test_at_the_end_a_measurement_that_finds_no_processor_is_made_by_the_worker(
     run: TrainingRun, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    join_ray()
     import ray
 
     class Holder:
