@@ -51,8 +51,8 @@ def true_views(
         images = torch.from_numpy(rendered.images).permute(0, 3, 1, 2).float() / 127.5 - 1
         depth = torch.from_numpy(rendered.depth)[:, None]
         opacity = depth.isfinite().float()
-        seen = Views(images, cameras, BOX, depth.nan_to_num(0, posinf=0), opacity, orbit=True)
-        found.append(replace(seen, perceptual=perceptual))
+        depth = depth.nan_to_num(0, posinf=0)
+        found.append(Views(images, cameras, BOX, depth, opacity, orbit=True, perceptual=perceptual))
     return found
 
 

@@ -37,7 +37,7 @@ class WorkerPlan:
     batch: int
     """Images that the workers share in equal parts."""
     spare: bool = False
-    """Whether the cluster has a processor more than all workers take."""
+    """True if the cluster has more processors than the workers take at most."""
 
     @property
     def elastic(self) -> bool:

@@ -1,4 +1,7 @@
-"""Runs work as Ray tasks on the running cluster: many numbered pieces, or one in the background."""
+"""Runs work as Ray tasks on the running cluster: many numbered pieces, or one in the background.
+
+Functions import Ray where they use it: commands that do not need it load this module too.
+"""
 
 from __future__ import annotations
 
@@ -118,7 +121,7 @@ class BackgroundTask(Generic[Result]):
         self._reference = task.remote(work, environment, *arguments)
 
     def is_done(self, timeout: float = 0.0) -> bool:
-        """Whether it has ended, within `timeout` seconds."""
+        """Waits for the task's end, `timeout` seconds at most; returns True once it has ended."""
         import ray
 
         return bool(ray.wait([self._reference], timeout=timeout)[0])
@@ -136,7 +139,7 @@ class BackgroundTask(Generic[Result]):
             return result
 
     def cancel(self) -> None:
-        """Ends it, even while it runs."""
+        """Ends the task, even while it runs."""
         import ray
 
         with contextlib.suppress(Exception):

@@ -176,11 +176,14 @@ def _features(plan: Plan, piece: Piece, device: torch.device) -> dict[str, Tenso
 def _view_parts(plan: Plan, piece: Piece, device: torch.device) -> dict[str, Tensor]:
     """By metric and branch, (1, K) float64 sums over the views of the piece's object."""
     opened = plan.subject.open(plan.seed, device)
+    metrics = [metric for metric in registry.VIEWS if metric.kind in plan.view_metrics]
+    compares = any(metric.network for metric in metrics)
+    perceptual = _perceptual(plan.perceptual) if compares else None
     found = {}
     for branch, seen in opened.views(piece.rows.start, plan.views).items():
-        views = replace(seen, perceptual=_perceptual(plan.perceptual))
-        for metric in registry.VIEWS:
-            if metric.kind in plan.view_metrics and can_measure(metric, views):
+        views = replace(seen, perceptual=perceptual)
+        for metric in metrics:
+            if can_measure(metric, views):
                 sums = torch.tensor([metric.part(views)], dtype=torch.float64)
                 found[branch_key(metric.kind, branch)] = sums
     return found

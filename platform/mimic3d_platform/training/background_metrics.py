@@ -11,9 +11,10 @@ attempt that fails loses what it was validating.
 from __future__ import annotations
 
 import contextlib
-import threading
-from collections.abc import Callable, Collection
+from collections.abc import Callable
+from dataclasses import dataclass
 
+import torch
 from safetensors.torch import load, save
 
 from mimic3d.config import Config
@@ -31,23 +32,33 @@ SUFFIX = ".safetensors"
 END_PATIENCE_S = 120.0
 
 
+@dataclass(frozen=True)
+class _Measurement:
+    """A measurement that runs: the images that it belongs to, the generator's weights, and the task."""
+
+    nimg: int
+    weights: bytes
+    task: BackgroundTask[dict[str, float]]
+
+
 class BackgroundMetrics:
     """The measurements of a run that its workers do not wait for; used by rank 0.
 
+    `store` and `checkpoint_stored` are called by the thread that stores checkpoints.
+
     Args:
-        gpu: whether a measurement takes a GPU.
+        device: of the training; a measurement takes a GPU where that is one.
         note: shows the user a line.
     """
 
-    def __init__(self, run: TrainingRun, gpu: bool, note: Callable[[str], None]) -> None:
-        self._run, self._gpu, self._note = run, gpu, note
+    def __init__(self, run: TrainingRun, device: torch.device, note: Callable[[str], None]) -> None:
+        self._run, self._device, self._note = run, device.type, note
         self._uri = storage.join(run.runs_uri, run.name, FOLDER)
-        self._nimg: int | None = None
-        """Of the measurement that runs."""
-        self._weights = b""
-        self._task: BackgroundTask[dict[str, float]] | None = None
-        self._storing: threading.Thread | None = None
-        self._store_error: UserError | None = None
+        self._running: _Measurement | None = None
+        self._unstored: dict[int, bytes] = {}
+        """By images, the weights that storage does not have yet."""
+        self._collected_at: dict[int, int] = {}
+        """By images, the images of the run when their metrics were collected; while the weights are kept."""
 
     def resume(self, progress: Progress) -> None:
         """Takes up the measurement that ran when the run was stopped; forgets those of later images.
@@ -57,96 +68,87 @@ class BackgroundMetrics:
         """
         for uri in storage.list_files(self._uri, suffix=SUFFIX):
             nimg = int(uri.rsplit("/", 1)[-1].removesuffix(SUFFIX))
-            if nimg > progress.nimg or nimg in progress.metrics or progress.nimg == 0 or self._task:
+            if nimg in progress.metrics or nimg > progress.nimg or progress.nimg == 0:
                 storage.delete_tree(uri)
             else:
                 self._start(nimg, storage.read_bytes(uri))
 
     def start(self, nimg: int, generator: Generator) -> bool:
         """Begins to measure a copy of the generator; returns False while an earlier one is measured."""
-        if self._task is not None:
+        if self._running is not None:
             return False
         weights = save({name: value.cpu().contiguous() for name, value in generator.state_dict().items()})
+        self._unstored[nimg] = weights
         self._start(nimg, weights)
-        self._storing = threading.Thread(target=self._store, args=(nimg, weights), daemon=True)
-        self._storing.start()
         return True
 
-    def collect(self) -> tuple[int, dict[str, float]] | None:
-        """The measurement that has ended, by the images that it belongs to; None for none."""
-        if self._task is None or self._nimg is None or not self._task.is_done():
+    def collect(self, now: int, *, wait: bool = False) -> tuple[int, dict[str, float]] | None:
+        """The measurement that has ended, after the images that it belongs to; None for none.
+
+        Args:
+            now: images of the run.
+            wait: for the measurement that still runs; after `END_PATIENCE_S` this process measures instead.
+        """
+        running = self._running
+        if running is None:
             return None
-        nimg = self._nimg
+        done = running.task.is_done(END_PATIENCE_S if wait else 0.0)
+        if not done and not wait:
+            return None
+        self._running, self._collected_at[running.nimg] = None, now
         try:
-            return nimg, self._task.result()
+            if done:
+                return running.nimg, running.task.result()
+            running.task.cancel()
         except UserError as error:
-            self._note(f"the metrics of {nimg} images are measured by the training's workers: {error}")
-            return nimg, self._measure_here()
-        finally:
-            self._task, self._weights = None, b""
+            self._note(
+                f"the metrics of {running.nimg} images are measured by the training's workers: {error}"
+            )
+        return running.nimg, measure_weights(*self._arguments(running.weights))
 
-    def finish(self) -> tuple[int, dict[str, float]] | None:
-        """Waits for the measurement that still runs; after `END_PATIENCE_S` this process does it instead."""
-        if self._task is None or self._nimg is None:
-            return None
-        if self._task.is_done(END_PATIENCE_S):
-            return self.collect()
-        self._task.cancel()
-        nimg, metrics = self._nimg, self._measure_here()
-        self._task, self._weights = None, b""
-        return nimg, metrics
-
-    def wait_until_stored(self) -> None:
-        """Returns once the generator that is being measured lies in storage.
+    def store(self) -> None:
+        """Stores the generators whose metrics the next checkpoint may lack.
 
         Raises:
-            UserError: it could not be stored; the same may be tried again.
+            UserError: storage does not answer; the same may be tried again.
         """
-        if self._storing is not None:
-            self._storing.join()
-        nimg, weights = self._nimg, self._weights
-        if self._store_error is not None and nimg is not None and weights:
+        for nimg, weights in list(self._unstored.items()):
             storage.write_bytes(self._file(nimg), weights)
-            self._store_error = None
+            del self._unstored[nimg]
 
-    def forget(self, measured: Collection[int]) -> None:
-        """Deletes the generators whose metrics a checkpoint holds; those that cannot be now are later."""
-        with contextlib.suppress(UserError):
-            for uri in storage.list_files(self._uri, suffix=SUFFIX):
-                if int(uri.rsplit("/", 1)[-1].removesuffix(SUFFIX)) in measured:
-                    storage.delete_tree(uri)
+    def checkpoint_stored(self, nimg: int) -> None:
+        """Deletes the generators whose metrics the checkpoint at `nimg` images holds.
+
+        One that cannot be deleted now is deleted when the run resumes.
+        """
+        for measured, collected_at in list(self._collected_at.items()):
+            if collected_at <= nimg:
+                del self._collected_at[measured]
+                with contextlib.suppress(UserError):
+                    storage.delete_tree(self._file(measured))
 
     def _start(self, nimg: int, weights: bytes) -> None:
-        run = self._run
-        self._nimg, self._weights, self._store_error = nimg, weights, None
-        self._task = BackgroundTask(
-            measure_weights, run.config, weights, run.origin.frechet, run.runs_uri, self._gpu, gpu=self._gpu
-        )
+        gpu = self._device == "cuda"
+        task = BackgroundTask(measure_weights, *self._arguments(weights), gpu=gpu)
+        self._running = _Measurement(nimg, weights, task)
 
-    def _store(self, nimg: int, weights: bytes) -> None:
-        try:
-            storage.write_bytes(self._file(nimg), weights)
-        except UserError as error:
-            self._store_error = error
+    def _arguments(self, weights: bytes) -> tuple[Config, bytes, str, str, str]:
+        run = self._run
+        return run.config, weights, run.origin.frechet, run.runs_uri, self._device
 
     def _file(self, nimg: int) -> str:
         return storage.join(self._uri, f"{nimg:09d}{SUFFIX}")
 
-    def _measure_here(self) -> dict[str, float]:
-        run = self._run
-        return measure_weights(run.config, self._weights, run.origin.frechet, run.runs_uri, self._gpu)
-
 
 def measure_weights(
-    config: Config, weights: bytes, network: str, cache_uri: str, gpu: bool
+    config: Config, weights: bytes, network: str, cache_uri: str, device: str
 ) -> dict[str, float]:
     """The metrics of a generator's weights, as `Evaluator` measures them in one process.
 
     Args:
         weights: its `state_dict` as safetensors.
-        network, cache_uri: as `Evaluator`.
+        network, cache_uri, device: as `Evaluator`.
     """
-    device = "cuda" if gpu else "cpu"
     generator = build_generator(config)
     generator.load_state_dict(load(weights))
     generator.eval().requires_grad_(False).to(device)

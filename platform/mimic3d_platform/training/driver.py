@@ -52,7 +52,7 @@ def run_workers(
         def train() -> None:
             run_train_workers(
                 train_worker,
-                WorkerArguments(run, state, plan.gpu, background_metrics),
+                WorkerArguments(run, state, background_metrics),
                 name=run.name,
                 storage_uri=run.runs_uri,
                 plan=plan,

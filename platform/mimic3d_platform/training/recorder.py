@@ -35,22 +35,26 @@ class RunRecorder:
     """Writes down what a run does; exists on rank 0.
 
     Args:
-        gpu: whether a measurement beside the training takes a GPU.
-        background_metrics: whether there are such measurements.
+        device: of the training.
+        background_metrics: measurements run beside the training, but for those at the ends of stages.
     """
 
     def __init__(
-        self, run: TrainingRun, state: RunState, world_size: int, *, gpu: bool, background_metrics: bool
+        self,
+        run: TrainingRun,
+        state: RunState,
+        world_size: int,
+        device: torch.device,
+        *,
+        background_metrics: bool,
     ) -> None:
-        self._run, self._state, self._world_size = run, state, world_size
+        self._run, self._state, self._world_size, self._device = run, state, world_size, device
         self._progress = Progress()
         self._estimate = TimeEstimate(run.config, waits_for_metrics=not background_metrics)
         self._images_per_second = 0.0
         self._data_wait_share = 0.0
         self._log = RunLog(run.mlflow, run.config, storage.join(run.runs_uri, run.name))
-        self._background = BackgroundMetrics(run, gpu, state.add_note)
-        self._measured_at: dict[int, list[int]] = {}
-        """By a checkpoint's images, the measurements that it holds."""
+        self._background = BackgroundMetrics(run, device, state.add_note)
         self._writer = CheckpointWriter(
             CheckpointStore(run.runs_uri, run.name),
             KeepPolicy.of(run.config),
@@ -59,13 +63,13 @@ class RunRecorder:
             on_error=self._note_storage_error,
         )
 
-    def begin(self, resumed: Resumed, device: torch.device) -> None:
+    def begin(self, resumed: Resumed) -> None:
         """Continues the log where the run resumes, and logs on what hardware it does."""
         self._progress = resumed.progress
         nimg = resumed.progress.nimg
         self._retry(lambda: self._log.resume(nimg if resumed.checkpoint is not None else None))
         self._retry(lambda: self._background.resume(resumed.progress))
-        self._log.describe(device, self._world_size, nimg, resumed.checkpoint)
+        self._log.describe(self._device, self._world_size, nimg, resumed.checkpoint)
 
     def publish(self, phase: str, nimg: int, *, wait: bool = False) -> None:
         """Publishes a progress report, with the speed of the last log line.
@@ -127,7 +131,9 @@ class RunRecorder:
             nimg: of the run now.
             wait: for the measurement that still runs.
         """
-        found = self._background.finish() if wait else self._background.collect()
+        if wait:
+            self.publish("measuring", nimg)
+        found = self._background.collect(nimg, wait=wait)
         if found is not None:
             measured, values = found
             self._progress.metrics[measured] = values
@@ -156,7 +162,6 @@ class RunRecorder:
         weight = snapshot.not_finite()
         if weight is not None:
             self._handle_divergence(weight_not_finite(weight, nimg), nimg)
-        self._measured_at[nimg] = list(self._progress.metrics)
         facts = {
             "config": fingerprint(self._run.config),
             "data": self._run.origin.data,
@@ -203,12 +208,12 @@ class RunRecorder:
         self._log.flush_and_save(STOP_PATIENCE_S)
 
     def _before_checkpoint(self) -> None:
-        self._background.wait_until_stored()
+        self._background.store()
         self._log.save()
 
     def _on_stored(self, checkpoint: StoredCheckpoint, seconds: float) -> None:
         self._log.stored(checkpoint, seconds)
-        self._background.forget(self._measured_at.pop(checkpoint.nimg, []))
+        self._background.checkpoint_stored(checkpoint.nimg)
 
     def _drain(self, nimg: int) -> None:
         self.publish("storing the last checkpoint", nimg)

@@ -42,10 +42,8 @@ class WorkerArguments:
 
     run: TrainingRun
     state: RunState
-    gpu: bool
-    """Whether each worker has a GPU."""
     background_metrics: bool
-    """Whether metrics are measured beside the training where they are not due at the end of a stage."""
+    """Measurements run beside the training, but for those at the ends of stages."""
 
 
 def train_worker(arguments: WorkerArguments) -> None:
@@ -60,13 +58,12 @@ def train_worker(arguments: WorkerArguments) -> None:
     context = ray.train.get_context()
     rank, world_size = context.get_world_rank(), context.get_world_size()
     signals = StopSignals(state.stop_requested, rank, world_size)
-    recorder = None
+    recorder, device = None, get_device()
     try:
         if rank == 0:
-            recorder = RunRecorder(
-                run, state, world_size, gpu=arguments.gpu, background_metrics=arguments.background_metrics
-            )
-        TrainingLoop(arguments, recorder, signals, get_device(), rank, world_size).run()
+            background_metrics = arguments.background_metrics
+            recorder = RunRecorder(run, state, world_size, device, background_metrics=background_metrics)
+        TrainingLoop(arguments, recorder, signals, device, rank, world_size).run()
     except BaseException as error:
         final = final_error(error, world_size)
         if final is not None:
@@ -150,7 +147,7 @@ class TrainingLoop:
         if recorder is not None:
             # What earlier workers of the run have half written; they are gone.
             resumption.retry(store.delete_incomplete)
-            recorder.begin(resumed, device)
+            recorder.begin(resumed)
             if (failure := self.state.begin_attempt(self.trainer.nimg)) is not None:
                 raise FinalError(failure)
 
@@ -158,8 +155,7 @@ class TrainingLoop:
         """Trains to the run's end, or until it is stopped."""
         trainer, output = self.trainer, self.config.output
         if trainer.nimg == 0 and 0 not in self.progress.metrics:
-            if not (self.background_metrics and self.measure_in_background()):
-                self.measure()
+            self.measure(ends_stage=False)
             self.render_samples()
             self.report_to_ray()
         # A log line has the newest value of each scalar since the line before: some are not of every step.
@@ -185,8 +181,8 @@ class TrainingLoop:
             self.log_line(stage, scalars, images_per_second, (self.stream.wait_seconds - waited) / seconds)
             if samples:
                 self.render_samples()
-            if measures and not (self.background_metrics and not ends_stage and self.measure_in_background()):
-                self.measure()
+            if measures:
+                self.measure(ends_stage=ends_stage)
             if self.recorder is not None:
                 self.recorder.collect_metrics(trainer.nimg, wait=trainer.finished)
             if saves and self.recorder is not None:
@@ -238,8 +234,13 @@ class TrainingLoop:
             torch.distributed.all_reduce(total)
         return {"data/bad_images": float(total)}
 
-    def measure(self) -> None:
-        """Measures both branches; all ranks take part."""
+    def measure(self, *, ends_stage: bool) -> None:
+        """Measures both branches, or has them measured beside the training; all ranks take part.
+
+        The checkpoint that ends a stage has its metrics: those are not measured beside it.
+        """
+        if self.background_metrics and not ends_stage and self.begin_in_background():
+            return
         nimg = self.trainer.nimg
         if self.recorder is not None:
             self.recorder.publish("measuring", nimg)
@@ -250,7 +251,7 @@ class TrainingLoop:
             self.recorder.log_metrics(self.progress.metrics[nimg], nimg, seconds)
             self.recorder.publish("measured", nimg)
 
-    def measure_in_background(self) -> bool:
+    def begin_in_background(self) -> bool:
         """Begins to measure beside the training; False where an earlier measurement is still running.
 
         Rank 0 decides for all ranks.

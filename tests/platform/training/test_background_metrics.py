@@ -6,7 +6,6 @@ from pathlib import Path
 
 import pytest
 import torch
-import trimesh
 
 from mimic3d.config import Config, override
 from mimic3d.config.recipes import get_recipe
@@ -24,8 +23,10 @@ from mimic3d_platform.tracking.staged_run import StagedRun
 from mimic3d_platform.training import background_metrics
 from mimic3d_platform.training.background_metrics import FOLDER, BackgroundMetrics
 from mimic3d_platform.training.run_identity import RunOrigin, TrainingRun
+from tiny_sweeps import render_box
 
 PATIENCE_S = 900
+CPU = torch.device("cpu")
 FRECHET = "fd_efficientnetlite2mid/3d"
 SETTINGS = {
     "schedule.stage1_kimg": 0.064,
@@ -40,13 +41,7 @@ SETTINGS = {
 
 @pytest.fixture(scope="module")
 def data(stack: local.StackStatus, tmp_path_factory: pytest.TempPathFactory) -> str:
-    folder = tmp_path_factory.mktemp("meshes")
-    trimesh.creation.box((1.0, 0.4, 0.5)).export(folder / "box.ply")
-    uri = f"s3://mimic3d/test-{folder.name}"
-    sizes = ("--colourings", 2, "--views", 8, "--resolution", 32, "--supersample", 2)
-    rendered = mimic3d("data", "render", uri, "--meshes", folder, *sizes)
-    assert rendered.returncode == 0, rendered.stderr
-    return uri
+    return render_box(tmp_path_factory.mktemp("meshes"))
 
 
 @pytest.fixture
@@ -68,14 +63,14 @@ def measured_here(run: TrainingRun) -> dict[str, float]:
 
 def collected(metrics: BackgroundMetrics) -> tuple[int, dict[str, float]]:
     deadline = time.monotonic() + PATIENCE_S
-    while (found := metrics.collect()) is None:
+    while (found := metrics.collect(32)) is None:
         assert time.monotonic() < deadline
         time.sleep(0.2)
     return found
 
 
 def test_the_metrics_are_those_that_the_workers_measure(run: TrainingRun) -> None:
-    metrics = BackgroundMetrics(run, gpu=False, note=print)
+    metrics = BackgroundMetrics(run, CPU, print)
     generator = generator_of(run.config)
     assert metrics.start(16, generator)
     assert not metrics.start(32, generator)
@@ -83,19 +78,20 @@ def test_the_metrics_are_those_that_the_workers_measure(run: TrainingRun) -> Non
         for parameter in generator.parameters():
             parameter.add_(1)
     assert collected(metrics) == (16, pytest.approx(measured_here(run), rel=1e-6))
-    assert metrics.collect() is None and metrics.finish() is None
+    assert metrics.collect(32, wait=True) is None
 
 
 def test_a_measurement_that_was_cut_short_is_made_again(run: TrainingRun) -> None:
-    cut = BackgroundMetrics(run, gpu=False, note=print)
+    cut = BackgroundMetrics(run, CPU, print)
     cut.start(16, generator_of(run.config))
-    cut.wait_until_stored()
+    cut.store()
     [stored] = storage.list_files(f"{run.runs_uri}/run/{FOLDER}")
-    resumed = BackgroundMetrics(run, gpu=False, note=print)
+    resumed = BackgroundMetrics(run, CPU, print)
     resumed.resume(Progress(32))
     assert collected(resumed) == (16, pytest.approx(measured_here(run), rel=1e-6))
+    resumed.checkpoint_stored(24)
     assert storage.exists(stored)
-    resumed.forget([0, 16])
+    resumed.checkpoint_stored(32)
     assert not storage.exists(stored)
 
 
@@ -107,13 +103,13 @@ def test_a_checkpoint_waits_until_the_generator_is_stored(
 
     write = storage.write_bytes
     monkeypatch.setattr(storage, "write_bytes", refuse)
-    metrics = BackgroundMetrics(run, gpu=False, note=print)
+    metrics = BackgroundMetrics(run, CPU, print)
     metrics.start(16, generator_of(run.config))
     for _ in range(2):
         with pytest.raises(UserError, match="does not answer"):
-            metrics.wait_until_stored()
+            metrics.store()
     monkeypatch.setattr(storage, "write_bytes", write)
-    metrics.wait_until_stored()
+    metrics.store()
     assert storage.list_files(f"{run.runs_uri}/run/{FOLDER}") != []
     collected(metrics)
 
@@ -122,12 +118,12 @@ def test_a_checkpoint_waits_until_the_generator_is_stored(
 def test_a_measurement_of_later_images_or_that_a_checkpoint_holds_is_forgotten(
     run: TrainingRun, progress: Progress
 ) -> None:
-    cut = BackgroundMetrics(run, gpu=False, note=print)
+    cut = BackgroundMetrics(run, CPU, print)
     cut.start(16, generator_of(run.config))
-    cut.wait_until_stored()
-    resumed = BackgroundMetrics(run, gpu=False, note=print)
+    cut.store()
+    resumed = BackgroundMetrics(run, CPU, print)
     resumed.resume(progress)
-    assert resumed.finish() is None
+    assert resumed.collect(32, wait=True) is None
     assert storage.list_files(f"{run.runs_uri}/run/{FOLDER}") == []
 
 
@@ -145,9 +141,9 @@ def test_at_the_end_a_measurement_that_finds_no_processor_is_made_by_the_worker(
     holders = [ray.remote(num_cpus=1)(Holder).remote() for _ in range(2)]
     try:
         assert all(ray.get([holder.held.remote() for holder in holders]))
-        metrics = BackgroundMetrics(run, gpu=False, note=print)
+        metrics = BackgroundMetrics(run, CPU, print)
         metrics.start(16, generator_of(run.config))
-        assert metrics.finish() == (16, pytest.approx(measured_here(run), rel=1e-6))
+        assert metrics.collect(32, wait=True) == (16, pytest.approx(measured_here(run), rel=1e-6))
     finally:
         for holder in holders:
             ray.kill(holder)
@@ -160,7 +156,7 @@ def test_a_measurement_that_ray_loses_is_made_by_the_worker_and_noted(
         raise UserError("Ray lost a task (its node died)")
 
     notes: list[str] = []
-    metrics = BackgroundMetrics(run, gpu=False, note=notes.append)
+    metrics = BackgroundMetrics(run, CPU, notes.append)
     metrics.start(16, generator_of(run.config))
     monkeypatch.setattr(BackgroundTask, "result", lost)
     assert collected(metrics) == (16, pytest.approx(measured_here(run), rel=1e-6))
