@@ -7,7 +7,7 @@ REFERENCE ?= $(wildcard ../shared/reference)
 # The root first: tests/mimic3d is no package of that name.
 SOURCES := $(CURDIR):$(CURDIR)/platform:$(CURDIR)/tests
 
-.PHONY: setup demo test chaos lint up down parity bench-data bench-viewer bench-metrics bench-method gpu-battery pretrained clean
+.PHONY: setup demo test chaos lint up down parity bench-data bench-viewer bench-metrics bench-method bench-noise gpu-battery pretrained clean
 
 setup: $(VENV)/.installed ## make the virtual environment and install the pinned packages
 
@@ -65,6 +65,11 @@ bench-method: setup ## compare the method with its baselines by the same number 
 	$(BIN)/mimic3d data render bench-method/data --resolution 32 --focal 1.6 --colourings 16 --views 12
 	$(BIN)/mimic3d weights --stage bench-method/weights
 	$(BIN)/python -m benchmarks.method --data bench-method/data --weights bench-method/weights --out bench-method --docs docs
+
+bench-noise: setup ## what random noise and jitter do to a Fréchet distance of the model that comes with the project
+	$(BIN)/mimic3d up
+	$(BIN)/mimic3d data render bench-noise --resolution 64 --focal 1.4 --colourings 32 --views 32
+	$(BIN)/python -m benchmarks.sampling_noise --data bench-noise
 
 gpu-battery: setup ## on a machine with a GPU: its tests, timings and a profile, in gpu-battery/, in five minutes
 	$(BIN)/python -m benchmarks.gpu_battery --out gpu-battery

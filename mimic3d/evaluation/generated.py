@@ -26,6 +26,8 @@ def generated_images(
     batch: int = 8,
     max_points: int = DEFAULT_MAX_POINTS,
     other_camera: bool = False,
+    noise: str = "random",
+    jitter: bool = True,
 ) -> Iterator[dict[str, Tensor]]:
     """The images that metrics compare with the reals: no truncation, noise and jitter as in training.
 
@@ -40,6 +42,8 @@ def generated_images(
         max_points: sample points in memory at a time; see `Generator.view`.
         other_camera: conditions the generator on another camera, drawn likewise, which penalises generators
             that make the object depend on the camera (CGS-GAN's FID3D).
+        noise: of the planes, as `Generator.planes`; metrics take random noise.
+        jitter: samples along rays are jittered, as metrics have them; otherwise they lie at fixed quantiles.
     Yields:
         by branch, (n, 3, R, R) uint8 on the CPU, n at most `batch`.
     """
@@ -54,9 +58,9 @@ def generated_images(
             conditioning = _random_cameras(cameras, sources).to(device)
         w = G.mapping(z.to(device), conditioning)
         with noise_of_images(seed, "metric", images):
-            planes = G.planes(w, detail="3d" in branches, noise="random")
+            planes = G.planes(w, detail="3d" in branches, noise=noise)
             rendered = {
-                branch: G.view(planes, w, camera, branch, max_points, stochastic=True).image
+                branch: G.view(planes, w, camera, branch, max_points, stochastic=jitter).image
                 for branch in branches
             }
         yield {branch: to_uint8(image).cpu() for branch, image in rendered.items()}
