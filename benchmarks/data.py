@@ -169,7 +169,7 @@ def _measure_in_process(case: Case, uri: str, count: int, seconds: float) -> Res
             memory = peak.stop()
         lines = [line for line in output.splitlines() if line.startswith("{")]
         if process.returncode or not lines:
-            print(f"{case.loader} failed:\n{log.read_text()[-3000:]}", file=sys.stderr)
+            print(f"{case.loader} failed:\n{log.read_text(encoding='utf-8')[-3000:]}", file=sys.stderr)
             return None
         return Result(**{**json.loads(lines[-1]), "memory": memory})
     finally:
@@ -278,8 +278,8 @@ def write_docs(folder: Path, medians: Mapping[Case, Result], table: str) -> None
     """Writes the table between the marks of streaming.md, and the plot beside it."""
     page = folder / "streaming.md"
     plot = "![Images per second of each loader](bench-data.png)"
-    before, _, after = page.read_text().split(MARK)
-    page.write_text(f"{before}{MARK}\n\n{table}\n\n{plot}\n\n{MARK}{after}")
+    before, _, after = page.read_text(encoding="utf-8").split(MARK)
+    page.write_text(f"{before}{MARK}\n\n{table}\n\n{plot}\n\n{MARK}{after}", encoding="utf-8")
     _plot(medians).savefig(folder / "bench-data.png", dpi=110)
 
 

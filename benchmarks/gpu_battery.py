@@ -80,7 +80,7 @@ class Battery:
         except subprocess.TimeoutExpired as error:
             text = (error.stdout or b"").decode() if isinstance(error.stdout, bytes) else str(error.stdout)
             text += "\ntimed out"
-        (self.out / "tests.log").write_text(text)
+        (self.out / "tests.log").write_text(text, encoding="utf-8")
         print(text[-3000:], flush=True)
         self.note({"part": "tests", "seconds": round(time.monotonic() - began, 1)})
 

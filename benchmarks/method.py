@@ -160,7 +160,8 @@ def main() -> None:
         f"{arguments.seed}; {arguments.images} images and {arguments.objects} objects of {arguments.views} "
         "views (±0.4 rad) are measured, with 95 % intervals. [evaluation.md](evaluation.md) says what each "
         "metric is and what fools it.\n\n"
-        f"{shown}\n![Three latents of each method from three sides](comparison.png)\n"
+        f"{shown}\n![Three latents of each method from three sides](comparison.png)\n",
+        encoding="utf-8",
     )
 
 

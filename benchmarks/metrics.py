@@ -234,7 +234,8 @@ def main() -> None:
         f"Views of {len(objects)} cars, {COUNT} of each along an orbit of ±0.4 rad at {SIDE}×{SIDE}, "
         "rendered from true meshes, then damaged, from weak to strong. Blur must not raise the headline "
         f"figures ({headlines}). Depth is as rendered but where it says otherwise.\n\n"
-        f"{table}\n![Each metric against the strength of the damage](evaluation-calibration.png)\n"
+        f"{table}\n![Each metric against the strength of the damage](evaluation-calibration.png)\n",
+        encoding="utf-8",
     )
     plot(found, metrics, arguments.docs / "evaluation-calibration.png")
 

@@ -167,7 +167,7 @@ def make_data(folder: Path) -> None:
     sizes = ("--colourings", 2, "--views", 8, "--resolution", 32, "--supersample", 2)
     process = start_mimic3d("data", "render", DATA, "--meshes", folder, *sizes, log=folder / "log.txt")
     if process.wait(600) != 0:
-        raise SystemExit((folder / "log.txt").read_text())
+        raise SystemExit((folder / "log.txt").read_text(encoding="utf-8"))
 
 
 def main() -> int:

@@ -89,7 +89,7 @@ def main() -> int:
         kill_service(home, "ray")
         started = time.monotonic()
         status = chaos.process.wait(HEAD_PATIENCE_S)
-        said = (home / f"{NAME}-01.log").read_text().splitlines()[-1]
+        said = (home / f"{NAME}-01.log").read_text(encoding="utf-8").splitlines()[-1]
         seconds = time.monotonic() - started
         rows.append((f"head killed at {at} images", f"status {status} in {seconds:.0f} s: {said}"))
         checks["one line and status 2"] = status == 2 and said.startswith("error: the Ray head at ")

@@ -17,7 +17,7 @@ def assert_no_secret_leaked(home: Path, *output: bytes) -> None:
     assert settings.aws_secret_access_key is not None and settings.ray_auth_token_path is not None
     secrets = (
         settings.aws_secret_access_key.get_secret_value().encode(),
-        settings.ray_auth_token_path.read_text().strip().encode(),
+        settings.ray_auth_token_path.read_text(encoding="utf-8").strip().encode(),
     )
     server = client()
     experiments = [experiment.experiment_id for experiment in server.search_experiments()]

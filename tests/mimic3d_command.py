@@ -45,7 +45,7 @@ def forked_mimic3d(
             process.kill()
             process.join()
             raise subprocess.TimeoutExpired(command, timeout)
-        out, err = (stream.read_text() for stream in streams)
+        out, err = (stream.read_text(encoding="utf-8") for stream in streams)
     return subprocess.CompletedProcess(command, process.exitcode, out, err)
 
 
@@ -69,7 +69,7 @@ def _run_main(command: list[str], environment: dict[str, str], stdout: Path, std
 
 def start_mimic3d(*arguments: object, log: Path, **environment: str | None) -> subprocess.Popen:
     """Starts the command with both output streams in the file `log`."""
-    with log.open("w") as out:
+    with log.open("w", encoding="utf-8") as out:
         return subprocess.Popen(
             [COMMAND, *map(str, arguments)],
             stdout=out,

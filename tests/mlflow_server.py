@@ -24,7 +24,7 @@ class MlflowServer:
         command = [sys.executable, "-m", "mlflow", "server", "--port", str(self.port), "--workers", "1"]
         command += ["--backend-store-uri", f"sqlite:///{self.folder / 'mlflow.db'}", "--serve-artifacts"]
         command += ["--artifacts-destination", str(self.folder / "artifacts")]
-        with open(self.folder / "log.txt", "a") as log:
+        with open(self.folder / "log.txt", "a", encoding="utf-8") as log:
             # Its job runners take 200 MB each, for features that are not used.
             environment = os.environ | {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
             self.process = subprocess.Popen(command, stdout=log, stderr=log, env=environment)
@@ -35,7 +35,7 @@ class MlflowServer:
                 return
             except OSError:
                 time.sleep(0.2)
-        raise TimeoutError((self.folder / "log.txt").read_text())
+        raise TimeoutError((self.folder / "log.txt").read_text(encoding="utf-8"))
 
     def stop(self) -> None:
         family = [psutil.Process(self.process.pid)]

@@ -36,7 +36,7 @@ def postgresql_server() -> Iterator[Server]:
     process = None
     try:
         programs, libraries, user = INSTALLATION, LIBRARIES, {}
-        (folder / "password").write_text(password + "\n")
+        (folder / "password").write_text(password + "\n", encoding="utf-8")
         (folder / "run").mkdir()
         if os.geteuid() == 0:
             # The other user may be unable to read the wheel's folder.
@@ -59,7 +59,7 @@ def postgresql_server() -> Iterator[Server]:
             **shared,
         )
         assert made.returncode == 0, made.stdout
-        with open(folder / "log", "w") as log:
+        with open(folder / "log", "w", encoding="utf-8") as log:
             settings = {"listen_addresses": "127.0.0.1", "port": port, "fsync": "off"}
             settings |= {"unix_socket_directories": folder / "run"}
             arguments = [part for name, value in settings.items() for part in ("-c", f"{name}={value}")]
@@ -84,7 +84,7 @@ def _make_database(port: int, password: str, process: subprocess.Popen, log: Pat
             connection = psycopg2.connect(dbname="postgres", **place)
             break
         except psycopg2.OperationalError:
-            assert process.poll() is None and time.monotonic() < deadline, log.read_text()
+            assert process.poll() is None and time.monotonic() < deadline, log.read_text(encoding="utf-8")
             time.sleep(0.2)
     connection.autocommit = True
     with contextlib.closing(connection), connection.cursor() as cursor:

@@ -16,7 +16,7 @@ OPTIONAL = {"timm"}
 def imported_by(file: Path) -> set[str]:
     """The top-level packages that a file imports anywhere."""
     names: set[str] = set()
-    for node in ast.walk(ast.parse(file.read_text())):
+    for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Import):
             names |= {alias.name.split(".")[0] for alias in node.names}
         elif isinstance(node, ast.ImportFrom) and node.module and node.level == 0:
@@ -30,7 +30,7 @@ def canonical(package: str) -> str:
 
 
 def test_every_imported_library_is_declared() -> None:
-    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     extras = project["optional-dependencies"]
     lines = project["dependencies"] + extras["server"] + extras["viewer"]
     declared = {canonical(re.split(r"[^\w.-]", line)[0]) for line in lines}

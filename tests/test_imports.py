@@ -74,7 +74,9 @@ def module_name(file: Path, folder: Path) -> str:
 def modules_of(package: str) -> dict[str, Module]:
     """The modules of a package by name."""
     folder = FOLDERS[package]
-    texts = {module_name(file, folder): file.read_text() for file in sorted(folder.rglob("*.py"))}
+    texts = {
+        module_name(file, folder): file.read_text(encoding="utf-8") for file in sorted(folder.rglob("*.py"))
+    }
     modules = {name: Module(name, text.count("\n")) for name, text in texts.items()}
     for name, text in texts.items():
         for target in imported_names(text):
@@ -156,7 +158,9 @@ def test_the_method_imports_no_platform_library() -> None:
     files = sorted((ROOT / "mimic3d").rglob("*.py"))
     assert len(files) > 20
     found = {
-        str(file.relative_to(ROOT)): {name.split(".")[0] for name in imported_names(file.read_text())}
+        str(file.relative_to(ROOT)): {
+            name.split(".")[0] for name in imported_names(file.read_text(encoding="utf-8"))
+        }
         & PLATFORM_LIBRARIES
         for file in files
     }

@@ -31,6 +31,8 @@ def test_no_tracked_file_has_paths_of_a_developer_s_machine() -> None:
 def test_source_files_are_short_enough_to_read() -> None:
     sources = [p for p in TRACKED if p.endswith(".py") and p.startswith(("mimic3d/", "platform/", "jobs/"))]
     lengths = {
-        path: len((ROOT / path).read_text().splitlines()) for path in sources if (ROOT / path).is_file()
+        path: len((ROOT / path).read_text(encoding="utf-8").splitlines())
+        for path in sources
+        if (ROOT / path).is_file()
     }
     assert {path: length for path, length in lengths.items() if length > 400} == {}

@@ -54,7 +54,7 @@ def written(folder: Path, name: str, data: str, **keys: Any) -> Path:
         "stage1": "shared",
         "objectives": [OBJECTIVE],
     }
-    path.write_text(yaml.safe_dump(base | keys, sort_keys=False))
+    path.write_text(yaml.safe_dump(base | keys, sort_keys=False), encoding="utf-8")
     return path
 
 

@@ -25,7 +25,7 @@ def save_weights(folder: str | Path, weights: Mapping[str, Tensor], config: Conf
     folder.mkdir(parents=True, exist_ok=True)
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in weights.items()}
     save_file(tensors, folder / GENERATOR_WEIGHTS)
-    (folder / CONFIG).write_text(config_to_yaml(config))
+    (folder / CONFIG).write_text(config_to_yaml(config), encoding="utf-8")
     return folder
 
 
@@ -39,7 +39,7 @@ def load_generator(folder: str | Path) -> tuple[Generator, Config]:
     for name in (CONFIG, GENERATOR_WEIGHTS):
         if not (folder / name).is_file():
             raise ValueError(f"{folder} holds no {name}: it is not a generator's folder")
-    config = config_from_yaml((folder / CONFIG).read_text(), str(folder / CONFIG))
+    config = config_from_yaml((folder / CONFIG).read_text(encoding="utf-8"), str(folder / CONFIG))
     generator = build_generator(config)
     try:
         tensors = load_file(folder / GENERATOR_WEIGHTS)

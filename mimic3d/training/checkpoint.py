@@ -50,7 +50,7 @@ class Snapshot:
             raise OSError(f"cannot write {folder / TRAINING_STATE}: {str(error).splitlines()[0]}") from error
         save_weights(folder / GENERATOR_FOLDER, self.state["ema"], self.config)
         values = asdict(self.progress) | {"config": fingerprint(self.config)}
-        (folder / PROGRESS).write_text(json.dumps(values, indent=1))
+        (folder / PROGRESS).write_text(json.dumps(values, indent=1), encoding="utf-8")
         return folder
 
     def not_finite(self) -> str | None:
@@ -84,7 +84,7 @@ def load_checkpoint(folder: str | Path, trainer: Trainer, former_configs: Collec
     folder = Path(folder)
     damaged = (OSError, RuntimeError, EOFError, ValueError, KeyError, TypeError, pickle.UnpicklingError)
     try:
-        values = json.loads((folder / PROGRESS).read_text())
+        values = json.loads((folder / PROGRESS).read_text(encoding="utf-8"))
         config = values["config"]
         metrics = {int(nimg): found for nimg, found in values["metrics"].items()}
         progress = Progress(values["nimg"], metrics, values["seconds"])

@@ -230,7 +230,7 @@ def _read_profile(name: str | None, *files: tuple[Path, int] | None) -> dict[str
 def _read_stack_file(home: Path) -> dict[str, str]:
     path = stack_file(home)
     try:
-        return dict(json.loads(path.read_text()))
+        return dict(json.loads(path.read_text(encoding="utf-8")))
     except FileNotFoundError:
         return {}
     except (OSError, ValueError) as error:

@@ -71,14 +71,14 @@ def options(own_home: Path, stack: local.StackStatus, tmp_path_factory: pytest.T
 def shown(options: list[str], tmp_path_factory: pytest.TempPathFactory) -> Shown:
     logs = tmp_path_factory.mktemp("logs")
     stop(options, signal.SIGINT, some_shards, logs / "interrupted.log")
-    said = (logs / "interrupted.log").read_text()
+    said = (logs / "interrupted.log").read_text(encoding="utf-8")
     assert said.splitlines()[-1] == "error: stopped; run the same command again to resume"
     assert not stored(MANIFEST)
     stop(options, signal.SIGKILL, a_checkpoint, logs / "killed.log")
     run = mimic3d(*options, timeout=900)
     assert run.returncode == 0 and run.stderr == "", run.stderr
     folder = Path(options[2])
-    return Shown(folder, run.stdout, json.loads((folder / "summary.json").read_text()))
+    return Shown(folder, run.stdout, json.loads((folder / "summary.json").read_text(encoding="utf-8")))
 
 
 def stop(options: list[str], number: int, reached: Callable[[], bool], log: Path) -> None:
@@ -86,7 +86,7 @@ def stop(options: list[str], number: int, reached: Callable[[], bool], log: Path
     process = start_mimic3d(*options, log=log)
     deadline = time.monotonic() + 600
     while not reached():
-        assert process.poll() is None and time.monotonic() < deadline, log.read_text()
+        assert process.poll() is None and time.monotonic() < deadline, log.read_text(encoding="utf-8")
         time.sleep(0.2)
     process.send_signal(number)
     assert process.wait(30) == (130 if number == signal.SIGINT else -number)
@@ -163,6 +163,6 @@ def test_run_again_it_reuses_all_and_is_quick(options: list[str], shown: Shown) 
     started = time.monotonic()
     run = mimic3d(*options, timeout=900)
     assert run.returncode == 0 and time.monotonic() - started < 60
-    again = json.loads((shown.folder / "summary.json").read_text())
+    again = json.loads((shown.folder / "summary.json").read_text(encoding="utf-8"))
     assert [shown.picture(kind).stat().st_mtime_ns for kind in kinds] == before
     assert {**again, "seconds": None} == {**shown.summary, "seconds": None}

@@ -23,8 +23,9 @@ from compose_spec import PyCompose
 ROOT = Path(__file__).parents[2]
 INFRA = ROOT / "infra"
 KUBERNETES = "1.36"
-KUBERAY = json.loads((INFRA / "schemas" / "kuberay.json").read_text())
-RAY_UP = json.loads((Path(ray.__file__).parent / "autoscaler" / "ray-schema.json").read_text())
+KUBERAY = json.loads((INFRA / "schemas" / "kuberay.json").read_text(encoding="utf-8"))
+RAY_SCHEMA = Path(ray.__file__).parent / "autoscaler" / "ray-schema.json"
+RAY_UP = json.loads(RAY_SCHEMA.read_text(encoding="utf-8"))
 # The secrets that docs/clusters.md creates, with their keys.
 SECRETS = {
     "ray-token": {"auth_token"},
@@ -41,7 +42,7 @@ def documents() -> list[dict[str, Any]]:
         document
         for file in sorted((INFRA / "kubernetes").glob("*.yaml"))
         if file.name != "kustomization.yaml"
-        for document in yaml.safe_load_all(file.read_text())
+        for document in yaml.safe_load_all(file.read_text(encoding="utf-8"))
     ]
 
 
@@ -186,7 +187,7 @@ def test_manifests_refer_to_secrets_that_the_docs_create() -> None:
                     file = variable["name"].endswith("_FILE")
                     assert not hidden or file or "value" not in variable, variable
     assert set(used) == set(SECRETS)
-    text = (ROOT / "docs" / "clusters.md").read_text()
+    text = (ROOT / "docs" / "clusters.md").read_text(encoding="utf-8")
     for secret, keys in SECRETS.items():
         assert f"create secret generic {secret}" in text, secret
         assert all(key in text for key in keys), (secret, keys)
@@ -208,7 +209,7 @@ def test_services_select_pods_and_each_has_a_network_policy() -> None:
 
 
 def test_the_kustomization_lists_all_manifests_and_own_images() -> None:
-    kustomization = yaml.safe_load((INFRA / "kubernetes" / "kustomization.yaml").read_text())
+    kustomization = yaml.safe_load((INFRA / "kubernetes" / "kustomization.yaml").read_text(encoding="utf-8"))
     files = {file.name for file in (INFRA / "kubernetes").glob("*.yaml")}
     assert set(kustomization["resources"]) == files - {"kustomization.yaml", "ray-job.yaml"}
     images = {c["image"] for d in documents() for t in pod_templates(d) for c in t["spec"]["containers"]}
@@ -220,7 +221,7 @@ def test_the_kustomization_lists_all_manifests_and_own_images() -> None:
 
 @pytest.mark.parametrize("name", ["aws", "on-premise"])
 def test_ray_up_files_are_valid(name: str) -> None:
-    config = yaml.safe_load((INFRA / "ray-up" / f"{name}.yaml").read_text())
+    config = yaml.safe_load((INFRA / "ray-up" / f"{name}.yaml").read_text(encoding="utf-8"))
     jsonschema.validate(config, RAY_UP)
     for edit in (
         _setting("max_worker", 3),
@@ -247,7 +248,7 @@ def compose(text: str) -> dict[str, Any]:
 
 def test_the_compose_file_is_valid_and_binds_to_loopback() -> None:
     file = INFRA / "compose" / "compose.yaml"
-    text = file.read_text()
+    text = file.read_text(encoding="utf-8")
     assert set(compose(text)["services"]) == {"postgresql", "object-storage", "buckets", "mlflow"}
     for line, wrong in (
         ("    restart: unless-stopped\n", "    restarts: unless-stopped\n"),
@@ -264,7 +265,7 @@ def test_the_compose_file_is_valid_and_binds_to_loopback() -> None:
         if build:
             context = (file.parent / build["context"]).resolve()
             assert context == ROOT and (context / build["dockerfile"]).is_file()
-    assert "infra/compose/secrets/" in (ROOT / ".gitignore").read_text()
+    assert "infra/compose/secrets/" in (ROOT / ".gitignore").read_text(encoding="utf-8")
 
 
 # Images.
@@ -275,10 +276,11 @@ def test_dockerfiles_pass_hadolint_and_copy_existing_files(name: str, tmp_path: 
     file = INFRA / "images" / f"{name}.Dockerfile"
     assert hadolint(file) == []
     wrong = tmp_path / "Dockerfile"
-    wrong.write_text(file.read_text().replace("USER 1000", "USER root") + "\nRUN cd /tmp && sudo true\n")
+    text = file.read_text(encoding="utf-8").replace("USER 1000", "USER root")
+    wrong.write_text(text + "\nRUN cd /tmp && sudo true\n", encoding="utf-8")
     assert {"DL3002", "DL3004"} <= set(hadolint(wrong))
-    ignored = (ROOT / ".dockerignore").read_text().splitlines()
-    for line in file.read_text().splitlines():
+    ignored = (ROOT / ".dockerignore").read_text(encoding="utf-8").splitlines()
+    for line in file.read_text(encoding="utf-8").splitlines():
         if line.startswith("COPY ") and "--from=" not in line:
             sources = [part for part in line.split()[1:-1] if not part.startswith("--")]
             for source in sources:
@@ -294,7 +296,7 @@ def hadolint(file: Path) -> list[str]:
 
 
 def test_images_install_the_pinned_versions() -> None:
-    constraints = (ROOT / "constraints.txt").read_text()
+    constraints = (ROOT / "constraints.txt").read_text(encoding="utf-8")
     pinned = {name.lower() for name in re.findall(r"^([\w.-]+)==", constraints, re.M)}
     assert {"psycopg2-binary", "boto3", "mlflow", "flask-wtf", "ray", "torch"} <= pinned
     ray_version = re.search(r"^ray==(.+)$", constraints, re.M)[1]
@@ -304,7 +306,7 @@ def test_images_install_the_pinned_versions() -> None:
 
 
 def test_secrets_from_files_sets_variables_for_the_command(tmp_path: Path) -> None:
-    (tmp_path / "password").write_text("s3cret $x 'y'\n")
+    (tmp_path / "password").write_text("s3cret $x 'y'\n", encoding="utf-8")
     program = INFRA / "images" / "secrets-from-files.sh"
     environment = {"PATH": os.environ["PATH"], "PGPASSWORD_FILE": str(tmp_path / "password")}
     environment["SSL_CERT_FILE"] = str(tmp_path / "password")  # A variable of another program, not a secret.

@@ -30,7 +30,7 @@ LOGIN = "a login with 'quotes' & $signs"
 def mlflow(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """Its address."""
     folder = tmp_path_factory.mktemp("mlflow")
-    dockerfile = (IMAGES / "mlflow.Dockerfile").read_text()
+    dockerfile = (IMAGES / "mlflow.Dockerfile").read_text(encoding="utf-8")
     command = json.loads(re.search(r"^CMD (\[.*)", dockerfile, re.M | re.S)[1].replace("\\\n", ""))
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
@@ -40,11 +40,13 @@ def mlflow(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     command = [here.get(part, part) for part in command]
     with postgresql_server() as database:
         place = database.url.partition("@")[2]
-        login = (IMAGES / "basic_auth.ini").read_text().replace("postgresql:5432/mlflow", place)
+        login = (
+            (IMAGES / "basic_auth.ini").read_text(encoding="utf-8").replace("postgresql:5432/mlflow", place)
+        )
         assert place in login
         files = {"login": LOGIN, "password": database.password, "session": "x" * 48, "basic_auth.ini": login}
         for name, content in files.items():
-            (folder / name).write_text(content)
+            (folder / name).write_text(content, encoding="utf-8")
         environment = {name: value for name, value in os.environ.items() if not name.startswith("MLFLOW_")}
         environment |= {
             "MLFLOW_AUTH_ADMIN_PASSWORD_FILE": str(folder / "login"),
@@ -55,7 +57,7 @@ def mlflow(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
             "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
             "PGPASSWORD_FILE": str(folder / "password"),
         }
-        with open(folder / "log", "w") as log:
+        with open(folder / "log", "w", encoding="utf-8") as log:
             server = subprocess.Popen(
                 [IMAGES / "secrets-from-files.sh", *command],
                 cwd=folder,
@@ -74,7 +76,7 @@ def mlflow(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
                 for process in family:
                     process.kill()
             server.wait()
-        said = (folder / "log").read_text() + "".join(arguments)
+        said = (folder / "log").read_text(encoding="utf-8") + "".join(arguments)
         assert not [secret for secret in (LOGIN, database.password, "x" * 48) if secret in said]
 
 
@@ -85,7 +87,7 @@ def _wait(url: str, server: subprocess.Popen, log: Path) -> None:
             urllib.request.urlopen(url, timeout=5).close()
             return
         except (OSError, urllib.error.URLError):
-            assert server.poll() is None and time.monotonic() < deadline, log.read_text()
+            assert server.poll() is None and time.monotonic() < deadline, log.read_text(encoding="utf-8")
             time.sleep(0.5)
 
 

@@ -101,7 +101,7 @@ def loss_curve(config: Config) -> dict[str, dict[str, float]]:
 
 def pinned() -> dict[str, dict[str, dict[str, float]]]:
     """The numbers in the repository, by case."""
-    return json.loads(CURVES.read_text())
+    return json.loads(CURVES.read_text(encoding="utf-8"))
 
 
 def main() -> None:
@@ -110,7 +110,7 @@ def main() -> None:
     for name, curve in curves.items():
         rows = ",\n".join(f"  {json.dumps(at)}: {json.dumps(row)}" for at, row in curve.items())
         lines.append(f" {json.dumps(name)}: {{\n{rows}\n }}")
-    CURVES.write_text("{\n" + ",\n".join(lines) + "\n}\n")
+    CURVES.write_text("{\n" + ",\n".join(lines) + "\n}\n", encoding="utf-8")
     print(f"wrote {CURVES}")
 
 

@@ -325,7 +325,7 @@ def read(file: Path) -> list[dict[str, Any]]:
         BadReference: it cannot be read, or is not a reference.
     """
     try:
-        content = json.loads(file.read_text())
+        content = json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise BadReference(f"cannot be read ({error})") from None
     references = content if isinstance(content, list) else [content]
@@ -339,7 +339,7 @@ def read(file: Path) -> list[dict[str, Any]]:
 def is_of_phases(file: Path) -> bool:
     """Whether a file holds training phases; a file that cannot be read does not."""
     try:
-        content = json.loads(file.read_text())
+        content = json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return False
     return isinstance(content, dict) and "cases" in content

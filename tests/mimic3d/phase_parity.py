@@ -386,7 +386,7 @@ def read(file: Path) -> dict[str, dict[str, Any]]:
         BadReference: it cannot be read, or is not such a file.
     """
     try:
-        content = json.loads(file.read_text())
+        content = json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise BadReference(f"cannot be read ({error})") from None
     if not isinstance(content, dict) or not isinstance(content.get("cases"), dict):

@@ -67,8 +67,8 @@ DAMAGES = {
     "missing state": lambda folder: (folder / "state.pt").unlink(),
     "missing progress": lambda folder: (folder / "progress.json").unlink(),
     "truncated progress": lambda folder: truncate(folder / "progress.json"),
-    "another progress": lambda folder: (folder / "progress.json").write_text("[]"),
-    "progress without config": lambda folder: (folder / "progress.json").write_text("{}"),
+    "another progress": lambda folder: (folder / "progress.json").write_text("[]", encoding="utf-8"),
+    "progress without config": lambda folder: (folder / "progress.json").write_text("{}", encoding="utf-8"),
     "malicious state": poison,
     "malicious archive": poison_archive,
     "state without a network": lambda folder: alter_state(folder, lambda state: state.pop("ema")),
@@ -113,8 +113,8 @@ def test_a_checkpoint_includes_the_averaged_generator(checkpoint: Path, trainer:
 
 
 def reconfigure(folder: Path) -> None:
-    text = (folder / "config.yaml").read_text()
-    (folder / "config.yaml").write_text(text.replace("w_dim: 8", "w_dim: 16"))
+    text = (folder / "config.yaml").read_text(encoding="utf-8")
+    (folder / "config.yaml").write_text(text.replace("w_dim: 8", "w_dim: 16"), encoding="utf-8")
 
 
 @pytest.mark.parametrize(
@@ -124,7 +124,7 @@ def reconfigure(folder: Path) -> None:
         (lambda folder: (folder / "generator.safetensors").unlink(), "holds no generator.safetensors"),
         (lambda folder: truncate(folder / "generator.safetensors"), "is damaged"),
         (
-            lambda folder: (folder / "config.yaml").write_text("model: {w_dimm: 3}"),
+            lambda folder: (folder / "config.yaml").write_text("model: {w_dimm: 3}", encoding="utf-8"),
             "did you mean model.w_dim",
         ),
         (reconfigure, "does not fit config.yaml"),
@@ -142,5 +142,5 @@ def test_a_damaged_generator_is_one_line(
 
 
 def test_progress_can_be_read_by_other_programs(checkpoint: Path) -> None:
-    values = json.loads((checkpoint / "progress.json").read_text())
+    values = json.loads((checkpoint / "progress.json").read_text(encoding="utf-8"))
     assert values["nimg"] == 4 and values.keys() == {"nimg", "config", "metrics", "seconds"}

@@ -190,7 +190,7 @@ def test_every_key_has_a_dotted_path_of_its_own() -> None:
 
 
 def test_every_key_is_in_the_glossary_with_its_meaning() -> None:
-    page = (Path(__file__).parents[2] / "docs" / "config.md").read_text()
+    page = (Path(__file__).parents[2] / "docs" / "config.md").read_text(encoding="utf-8")
     assert page == glossary(), "run: python -m mimic3d.config.glossary > docs/config.md"
     assert all(f"| `{key}` |" in page for key in flatten(to_dict(Config())))
 

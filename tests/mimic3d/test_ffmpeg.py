@@ -23,12 +23,12 @@ def test_all_frames_are_encoded_and_counted(tmp_path: Path) -> None:
 def test_no_child_sees_more_than_it_needs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     real, seen = ffmpeg.find_ffmpeg(), tmp_path / "seen"
     spy = tmp_path / "spy"
-    spy.write_text(f'#!/bin/sh\nenv >> "{seen}"\nexec "{real}" "$@"\n')
+    spy.write_text(f'#!/bin/sh\nenv >> "{seen}"\nexec "{real}" "$@"\n', encoding="utf-8")
     spy.chmod(0o700)
     for name, value in (SECRETS | {"IMAGEIO_FFMPEG_EXE": str(spy)}).items():
         monkeypatch.setenv(name, value)
     write_video(tmp_path / "v.mp4", FRAMES)
-    found = seen.read_text()
+    found = seen.read_text(encoding="utf-8")
     assert found.count(f"PATH={os.environ['PATH']}") == 2  # The encoder, and the count of its frames.
     assert "hunter2" not in found
 

@@ -123,10 +123,10 @@ def test_interpolation_passes_the_latents_smoothly_and_closes() -> None:
 
 def test_labels_are_read_unchanged(tmp_path) -> None:
     cameras = look_at(on_sphere(torch.linspace(0, 2, 4), torch.full((4,), 0.2), 1.7), focal=1.1)
-    (tmp_path / "list.json").write_text(json.dumps(cameras.tolist()))
-    (tmp_path / "keyed.json").write_text(json.dumps({"labels": cameras.tolist()}))
+    (tmp_path / "list.json").write_text(json.dumps(cameras.tolist()), encoding="utf-8")
+    (tmp_path / "keyed.json").write_text(json.dumps({"labels": cameras.tolist()}), encoding="utf-8")
     eg3d = {"labels": [[f"{i:03}.png", row] for i, row in enumerate(cameras.tolist())]}
-    (tmp_path / "eg3d.json").write_text(json.dumps(eg3d))
+    (tmp_path / "eg3d.json").write_text(json.dumps(eg3d), encoding="utf-8")
     np.savetxt(tmp_path / "rows.csv", cameras.numpy(), delimiter=",", fmt="%.9g")
     for name in ("list.json", "keyed.json", "eg3d.json", "rows.csv"):
         assert torch.allclose(read_cameras(tmp_path / name, SETTINGS), cameras, atol=1e-7), name
@@ -134,14 +134,16 @@ def test_labels_are_read_unchanged(tmp_path) -> None:
 
 def test_an_orbit_is_linear_between_key_frames(tmp_path) -> None:
     path, pivot = tmp_path / "orbit.json", torch.tensor(SETTINGS.pivot)
-    path.write_text(json.dumps({"yaw": [0, 1, 0], "pitch": 0.1, "frames": 5, "focal": [1, 2]}))
+    path.write_text(
+        json.dumps({"yaw": [0, 1, 0], "pitch": 0.1, "frames": 5, "focal": [1, 2]}), encoding="utf-8"
+    )
     cameras = read_cameras(path, SETTINGS)
     yaw, pitch, radius = yaw_pitch_radius(cameras, pivot)
     assert yaw.tolist() == pytest.approx([0, 0.5, 1, 0.5, 0], abs=1e-5)
     assert pitch.tolist() == pytest.approx([0.1] * 5, abs=1e-5)
     assert radius.tolist() == pytest.approx([1.7] * 5, abs=1e-5)
     assert split_label(cameras)[1][:, 0, 0].tolist() == pytest.approx([1, 1.25, 1.5, 1.75, 2])
-    (tmp_path / "orbit.csv").write_text("yaw, radius\n0, 1.5\n0.5, 2\n")
+    (tmp_path / "orbit.csv").write_text("yaw, radius\n0, 1.5\n0.5, 2\n", encoding="utf-8")
     yaw, pitch, radius = yaw_pitch_radius(read_cameras(tmp_path / "orbit.csv", SETTINGS), pivot)
     assert yaw.tolist() == pytest.approx([0, 0.5], abs=1e-5)
     assert radius.tolist() == pytest.approx([1.5, 2], abs=1e-5)
@@ -180,7 +182,7 @@ SCALED = [value * 2 for value in GOOD[:16]] + GOOD[16:]
     ],
 )
 def test_a_broken_path_is_one_clear_line(tmp_path, name, text, message) -> None:
-    (tmp_path / name).write_text(text)
+    (tmp_path / name).write_text(text, encoding="utf-8")
     assert message in refusal(read_cameras, tmp_path / name, SETTINGS)
 
 

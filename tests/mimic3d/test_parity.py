@@ -135,7 +135,7 @@ def of_another_size() -> dict:
 
 
 def test_a_reference_of_another_size_is_compared_in_every_entry(of_another_size, tmp_path) -> None:
-    (tmp_path / "other.json").write_text(json.dumps(of_another_size))
+    (tmp_path / "other.json").write_text(json.dumps(of_another_size), encoding="utf-8")
     run = report(tmp_path, "--bound", "1e-3")
     assert run.returncode == 0, run.stdout + run.stderr
     rows = run.stdout.splitlines()
@@ -176,7 +176,7 @@ def _without(section: str) -> dict:
 def test_a_broken_reference_is_one_clear_line(
     content: str, reason: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys
 ) -> None:
-    (tmp_path / "broken.json").write_text(content)
+    (tmp_path / "broken.json").write_text(content, encoding="utf-8")
     monkeypatch.setattr(sys, "argv", ["parity.py", str(tmp_path)])
     assert parity.main() == 2
     line = capsys.readouterr().err

@@ -157,7 +157,7 @@ def test_half_precision_and_numpy_numbers_are_read() -> None:
 def test_the_released_format_itself_reproduces_its_measurements(tmp_path) -> None:
     import_released(REFERENCE, tmp_path / "generator")
     generator, config = load_generator(tmp_path / "generator")
-    reference = json.loads(REFERENCE.with_suffix(".json").read_text())
+    reference = json.loads(REFERENCE.with_suffix(".json").read_text(encoding="utf-8"))
     assert generator.rendering == parity.config_of(reference).rendering
     assert config.camera.pivot == (0.0, 0.0, 0.2) and config.camera.radius == 2.7
     salt, batch = reference["salt"], reference["config"]["batch"]
@@ -428,7 +428,7 @@ def test_a_destination_that_is_taken_is_left_alone(tmp_path, released) -> None:
     file.write_bytes(released)
     taken = tmp_path / "taken"
     taken.mkdir()
-    (taken / "mine").write_text("mine")
+    (taken / "mine").write_text("mine", encoding="utf-8")
     for destination in (taken, file):
         with pytest.raises(ValueError, match="exists and is not an empty folder: name another"):
             import_released(file, destination)

@@ -107,7 +107,7 @@ def _write_details(error: Exception) -> str:
         path = default_home() / "last-error.txt"
         path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
         path.touch(mode=0o600)
-        path.write_text("".join(traceback.format_exception(error)))
+        path.write_text("".join(traceback.format_exception(error)), encoding="utf-8")
     except (OSError, UserError) as problem:
         return f"not written, {problem}"
     return str(path)

@@ -279,7 +279,9 @@ def _answers(url: str) -> bool:
     `OFFLINE_MEMORY_S`."""
     host = str(urlsplit(url).hostname)
     with contextlib.suppress(OSError, ValueError):
-        _offline.update({k: float(v) for k, v in json.loads(_offline_file().read_text()).items()})
+        _offline.update(
+            {k: float(v) for k, v in json.loads(_offline_file().read_text(encoding="utf-8")).items()}
+        )
     if time.time() - _offline.get(host, 0.0) < OFFLINE_MEMORY_S:
         return False
     answered = threading.Event()
@@ -334,7 +336,7 @@ def _store(cached: Path, data: bytes) -> None:
 def _is_whole(cached: Path, network: FeatureNetwork) -> bool:
     """Whether the cache has the network: undamaged, of the pinned file, by the present conversion."""
     try:
-        expected = _digest_file(cached).read_text().split()[:1]
+        expected = _digest_file(cached).read_text(encoding="utf-8").split()[:1]
         if expected != [sha256_of_file(cached)]:
             return False
         with safe_open(cached, framework="numpy") as file:

@@ -58,7 +58,7 @@ def report_page(subjects: Sequence[ReportSubject]) -> str:
     """The report as HTML, with all pictures in it."""
     import jinja2
 
-    template = resources.files("mimic3d_platform.evaluation").joinpath(_TEMPLATE).read_text()
+    template = resources.files("mimic3d_platform.evaluation").joinpath(_TEMPLATE).read_text(encoding="utf-8")
     environment = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
     environment.filters["data_uri"] = _data_uri
     first = subjects[0].measured

@@ -179,7 +179,7 @@ def _generator_subject(uri: str, generator: str, data_uri: str | None) -> tuple[
         folder = model_uris.generator_folder(fetched)
         if not (folder / CONFIG).is_file():
             raise UserError(f"{uri} is no generator (it has no {CONFIG}): name a generator's folder or model")
-        config = config_from_yaml((folder / CONFIG).read_text(), f"{uri}/{CONFIG}")
+        config = config_from_yaml((folder / CONFIG).read_text(encoding="utf-8"), f"{uri}/{CONFIG}")
         try:
             branches = load_generator(folder)[0].branches
         except ValueError as error:

@@ -64,7 +64,7 @@ def sqlalchemy_url(url: str) -> str:
 
 def _read_record(stack: Stack) -> dict[str, str]:
     try:
-        return dict(json.loads((stack.folder / "mlflow" / "database.json").read_text()))
+        return dict(json.loads((stack.folder / "mlflow" / "database.json").read_text(encoding="utf-8")))
     except (FileNotFoundError, ValueError):
         return {}
 

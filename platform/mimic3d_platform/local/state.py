@@ -94,7 +94,7 @@ class Stack:
         stack = cls(home)
         path = stack.folder / "state.json"
         try:
-            document = json.loads(path.read_text())
+            document = json.loads(path.read_text(encoding="utf-8"))
             stack.runtime = Path(document["runtime"]) if document["runtime"] else None
             for name, record in document["services"].items():
                 leader = Leader(record["pid"], record["created"]) if record["pid"] else None
@@ -200,7 +200,7 @@ def credentials(stack: Stack) -> dict[str, str]:
     """Returns the stack's secrets by the names of their variables; generates those that are missing."""
     path = stack.folder / "credentials.json"
     try:
-        kept = dict(json.loads(path.read_text()))
+        kept = dict(json.loads(path.read_text(encoding="utf-8")))
     except (FileNotFoundError, ValueError):
         kept = {}
     generated = {
@@ -257,7 +257,7 @@ def delete_runtime(stack: Stack) -> None:
 def last_error(log: Path) -> str:
     """Returns the last line of a log that looks like an error, else its last line; 200 characters at most."""
     try:
-        lines = log.read_text(errors="replace")[-20000:].splitlines()
+        lines = log.read_text(encoding="utf-8", errors="replace")[-20000:].splitlines()
     except OSError:
         return ""
     lines = [line.strip() for line in lines if line.strip()]

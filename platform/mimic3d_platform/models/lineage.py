@@ -53,7 +53,7 @@ def read_lineage(folder: Path) -> Lineage:
 
 def write_lineage(folder: Path, lineage: Mapping[str, object]) -> None:
     """Writes a lineage into a generator's folder."""
-    (folder / LINEAGE).write_text(json.dumps(lineage, indent=1, ensure_ascii=False) + "\n")
+    (folder / LINEAGE).write_text(json.dumps(lineage, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 def lineage_of_run(run_id: str, config: Config, former: Lineage) -> Lineage:

@@ -53,7 +53,7 @@ def write_model_card(
 ) -> None:
     """Writes the model card into a generator's folder; a README that someone wrote there is its last part."""
     file = folder / MODEL_CARD
-    notes = file.read_text(errors="replace") if file.is_file() else ""
+    notes = file.read_text(encoding="utf-8", errors="replace") if file.is_file() else ""
     if notes.startswith(_FIRST_LINE):
         notes = notes.partition(f"\n{_NOTES}\n")[2]
     lines = [_FIRST_LINE, "", f"# {name}", "", *_summary(config, branches), *_metrics(metrics)]
@@ -66,7 +66,7 @@ def write_model_card(
     lines += _use(name)
     if notes.strip():
         lines += ["", _NOTES, "", notes.strip()]
-    file.write_text("\n".join(lines) + "\n")
+    file.write_text("\n".join(lines) + "\n", encoding="utf-8")
 
 
 def _summary(config: Config, branches: Sequence[str]) -> list[str]:

@@ -134,7 +134,7 @@ def _verify_manifest(folder: Path, uri: str) -> None:
     if not manifest.is_file():
         return
     try:
-        listed = dict(json.loads(manifest.read_text())["files"])
+        listed = dict(json.loads(manifest.read_text(encoding="utf-8"))["files"])
     except (ValueError, KeyError, TypeError):
         raise UserError(f"the checkpoint {uri} is damaged: {MANIFEST} is unreadable; name another") from None
     found = sha256_of_files(folder, leave_out=[MANIFEST])

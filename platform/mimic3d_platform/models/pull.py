@@ -130,7 +130,7 @@ def _pull(version: ModelVersion, uri: str, destination: Path) -> Path:
                 if not any(path.is_file() for path in staging.rglob("*")):
                     shutil.rmtree(staging, ignore_errors=True)
                 raise
-            (staging / DIGESTS).write_text(format_sha256sums(wanted))
+            (staging / DIGESTS).write_text(format_sha256sums(wanted), encoding="utf-8")
             _install(staging, destination, wanted)
             shutil.rmtree(staging)
     return destination

@@ -132,7 +132,7 @@ def _register(source: _Source, name: str, run_id: str, metrics: Mapping[str, flo
         with _logged_model(mlflow_client, source, name, run, step) as (model_id, place):
             lineage = _write_files(source, place, name, run, model_id, metrics)
             digests = format_sha256sums(sha256_of_files(place, leave_out=[DIGESTS]))
-            (place / DIGESTS).write_text(digests)
+            (place / DIGESTS).write_text(digests, encoding="utf-8")
             mlflow_client.log_model_artifacts(model_id, str(place))
             log_metrics(mlflow_client, run_id, metrics, step, model_id)
             text = description(name, source.config, source.generator.branches, metrics, lineage)[

@@ -65,23 +65,23 @@ def write_report(
     """
     folder.mkdir(parents=True, exist_ok=True)
     best = best_trials(sweep, trials)
-    (folder / "sweep.yaml").write_text(sweep_to_yaml(sweep))
-    (folder / TABLE).write_text(_csv(sweep, trials))
+    (folder / "sweep.yaml").write_text(sweep_to_yaml(sweep), encoding="utf-8")
+    (folder / TABLE).write_text(_csv(sweep, trials), encoding="utf-8")
     ordered = [*best, *(trial for trial in trials if trial not in best)]
     header, rows = table(sweep, ordered)
-    (folder / MARKDOWN).write_text(_markdown(header, rows))
+    (folder / MARKDOWN).write_text(_markdown(header, rows), encoding="utf-8")
     configs = []
     # Every trial on a Pareto front has a config; with one objective, only the best trial.
     for place, trial in enumerate(best if len(sweep.objectives) > 1 else best[:1]):
         file = WINNER if place == 0 else f"front-{trial.index:03d}.yaml"
         config = trial_config(sweep, trial, stage1_uri, trials)
-        (folder / file).write_text(config_to_yaml(config))
+        (folder / file).write_text(config_to_yaml(config), encoding="utf-8")
         configs.append((file, trial))
     pictures = plots.save_plots(sweep, trials, best, folder)
     if grids := _grids(sweep, best[:_MAX_GRIDS], folder):
         plots.save_side_by_side(grids, folder / BEST)
         pictures.insert(0, BEST)
-    (folder / PAGE).write_text(_page(sweep, name, trials, header, rows, configs, pictures))
+    (folder / PAGE).write_text(_page(sweep, name, trials, header, rows, configs, pictures), encoding="utf-8")
     return best
 
 

@@ -106,7 +106,7 @@ def _require_same_networks(folder: Path, uri: str, base: Config) -> None:
     file = model_uris.generator_folder(folder) / CONFIG
     if not file.is_file():
         return
-    found = asdict(config_from_yaml(file.read_text(), str(file)).model)
+    found = asdict(config_from_yaml(file.read_text(encoding="utf-8"), str(file)).model)
     for key, wanted in asdict(base.model).items():
         if key not in _MAY_DIFFER and not key.startswith("discriminator") and found[key] != wanted:
             raise ValueError(f"{uri} has model.{key} {found[key]}, the sweep {wanted}; make them the same")

@@ -33,7 +33,7 @@ def places(stack: local.StackStatus, tmp_path_factory: pytest.TempPathFactory) -
     for folder in (meshes, broken, root / "empty"):
         folder.mkdir()
     trimesh.creation.box((1.0, 0.4, 0.5)).export(meshes / "box.ply")
-    (broken / "words.obj").write_text("v 0 0 0\nf 1 2 3\n")
+    (broken / "words.obj").write_text("v 0 0 0\nf 1 2 3\n", encoding="utf-8")
     (broken / "noise.glb").write_bytes(np.random.default_rng(0).bytes(500))
     data = f"s3://mimic3d/test-cli-{root.name}"
     render_dataset(data, 32, colourings=1, views=4, seed=0, meshes=meshes, supersample=1)
@@ -56,7 +56,7 @@ def places(stack: local.StackStatus, tmp_path_factory: pytest.TempPathFactory) -
             parameter.zero_()
     save_generator(root / "void", generator, config)
     (root / "noise.yaml").write_bytes(b"\xa4\xff")
-    (root / "list.yaml").write_text("- schedule\n")
+    (root / "list.yaml").write_text("- schedule\n", encoding="utf-8")
     claim_run(str(root / "runs"), "taken", config, RunOrigin("another"))
     return {"root": str(root), "data": data, "home": str(root / "home"), "recipe": RECIPE}
 

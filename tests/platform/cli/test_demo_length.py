@@ -46,7 +46,7 @@ def test_a_run_that_has_begun_keeps_its_length(machine: dict[str, float], tmp_pa
     begun = length()
     folder = tmp_path / run_name(resolve_config("cars-continued", DATA, begun))
     folder.mkdir()
-    (folder / "config.yaml").write_text("")
+    (folder / "config.yaml").write_text("", encoding="utf-8")
     machine["seconds"] = 0.1
     assert length() == begun
     assert length("seed=1") != begun  # Another run.

@@ -72,7 +72,7 @@ def test_runs_are_listed_with_how_far_they_are(tmp_path: Path) -> None:
     for images in (400, 800):
         folder = tmp_path / "begun" / "checkpoints" / f"{images:09d}-abc"
         folder.mkdir(parents=True)
-        (folder / "manifest.json").write_text("{}")
+        (folder / "manifest.json").write_text("{}", encoding="utf-8")
     (tmp_path / "begun" / "checkpoints" / "000001200-abd").mkdir()  # It was not written to its end.
     write_result(str(tmp_path), TrainingResult("done", "id", "uri", {4000: {"fid/3d": 12.5}}, 1.0))
     _, *rows = cells(run("runs", "list", tmp_path))
@@ -114,7 +114,7 @@ def test_a_run_is_shown_compared_and_deleted_unless_it_is_needed(tmp_path: Path)
 def test_a_trial_of_a_sweep_is_deleted_by_force_only(tmp_path: Path) -> None:
     claim_run(str(tmp_path), "scales-000", get_recipe("cars-demo"), RunOrigin("data"))
     (tmp_path / "scales").mkdir()
-    (tmp_path / "scales" / "sweep.yaml").write_text("{}")
+    (tmp_path / "scales" / "sweep.yaml").write_text("{}", encoding="utf-8")
     assert "a trial of the sweep scales" in refusal("runs", "delete", "scales-000", "--runs", tmp_path)
     run("runs", "delete", "scales-000", "--runs", tmp_path, "--force")
     assert not (tmp_path / "scales-000").exists()
@@ -138,7 +138,7 @@ def test_data_sets_are_listed_whole_and_half_written(tmp_path: Path) -> None:
             writer.write({"image": b"", "identity": "nobody"})
     (tmp_path / "half" / MANIFEST).unlink()
     (tmp_path / "other").mkdir()
-    (tmp_path / "other" / MANIFEST).write_text(json.dumps({"name": "of another program"}))
+    (tmp_path / "other" / MANIFEST).write_text(json.dumps({"name": "of another program"}), encoding="utf-8")
     (tmp_path / "other" / "table.parquet").write_bytes(b"PAR1")
     heads, *rows = cells(run("data", "list", tmp_path))
     assert [row[0] for row in rows] == [str(tmp_path / name) for name in ("a", "deep/b", "half")]

@@ -46,11 +46,11 @@ def stack_of_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.delenv(name)
     monkeypatch.setenv("MIMIC3D_HOME", str(tmp_path))
     monkeypatch.setenv("HOME", str(tmp_path))
-    (tmp_path / "token").write_text("the-stack-s-token\n")
+    (tmp_path / "token").write_text("the-stack-s-token\n", encoding="utf-8")
     stored = {"RAY_ADDRESS": "127.0.0.1:21000", "RAY_API_SERVER_ADDRESS": URL, "RAY_AUTH_MODE": "token"}
     stored["RAY_AUTH_TOKEN_PATH"] = str(tmp_path / "token")
     stack_file(tmp_path).parent.mkdir()
-    stack_file(tmp_path).write_text(json.dumps(stored))
+    stack_file(tmp_path).write_text(json.dumps(stored), encoding="utf-8")
 
 
 def test_the_local_stack_and_its_token_are_the_default() -> None:
@@ -92,7 +92,7 @@ def test_an_invalid_address_is_one_line_without_its_password(address: str) -> No
 
 
 def test_an_empty_or_missing_token_file_is_one_line(tmp_path: Path) -> None:
-    (tmp_path / "token").write_text("\n")
+    (tmp_path / "token").write_text("\n", encoding="utf-8")
     with pytest.raises(UserError, match="is empty"):
         find_cluster()
     (tmp_path / "token").unlink()
@@ -139,7 +139,7 @@ def test_the_resolved_config_is_uploaded_and_no_secret(
 def test_the_resolved_sweep_is_uploaded_and_parses_to_the_same(tmp_path: Path) -> None:
     sent = sweep_job(SweepOptions(ROOT / "sweeps" / "imitation.yaml", "s3://mimic3d/x", ["seed=3"]))
     assert sent.command == "python -m jobs.sweep sweep.yaml --name imitation"
-    (tmp_path / "sweep.yaml").write_text(sent.files["sweep.yaml"])
+    (tmp_path / "sweep.yaml").write_text(sent.files["sweep.yaml"], encoding="utf-8")
     there = load_sweep(tmp_path / "sweep.yaml")
     assert there == load_sweep(ROOT / "sweeps" / "imitation.yaml", "s3://mimic3d/x", ["seed=3"])
     assert there.config["seed"] == 3 and there.config["data"]["uri"] == "s3://mimic3d/x"
@@ -157,7 +157,7 @@ def test_small_files_are_uploaded_folders_refused(tmp_path: Path, monkeypatch: p
     monkeypatch.chdir(tmp_path)
     root = typer.main.get_command(app)
     (tmp_path / "deep").mkdir()
-    (tmp_path / "deep" / "note.yaml").write_text("a: 1\n")
+    (tmp_path / "deep" / "note.yaml").write_text("a: 1\n", encoding="utf-8")
     sent = command_job(root, "data", ["inspect", "s3://mimic3d/x", "--sheet=deep/note.yaml"])
     assert sent.files == {"note.yaml": "a: 1\n"} and sent.arguments[-1] == "--sheet=note.yaml"
     for arguments, words in (

@@ -35,7 +35,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(3600)]
 
 ROOT = Path(__file__).parents[3]
 # The README's commands for a cluster.
-README = (ROOT / "README.md").read_text()
+README = (ROOT / "README.md").read_text(encoding="utf-8")
 BLOCK = re.search(r"^## Submit to a cluster\n.*?^```sh\n(.*?)^```", README, re.M | re.S)
 UP, TRAIN, *FIND = [shlex.split(line)[1:] for line in BLOCK[1].splitlines()]
 DATA, NAME = (TRAIN[TRAIN.index(option) + 1] for option in ("--data", "--name"))
@@ -93,8 +93,8 @@ def cluster(own_home: Path) -> Iterator[Cluster]:
             arguments = (*UP, "--mlflow-database", database.url)
             up = mimic3d(*arguments, timeout=PATIENCE_S, **environment, PGPASSWORD=database.password)
             assert up.returncode == 0, up.stderr
-            stored = json.loads(stack_file(home).read_text())
-            token = Path(stored["RAY_AUTH_TOKEN_PATH"]).read_text().strip()
+            stored = json.loads(stack_file(home).read_text(encoding="utf-8"))
+            token = Path(stored["RAY_AUTH_TOKEN_PATH"]).read_text(encoding="utf-8").strip()
             yield Cluster(home, stored["RAY_API_SERVER_ADDRESS"], token, database, environment)
         finally:
             processes = stack_processes(home)
@@ -166,14 +166,14 @@ def test_the_job_of_a_run_can_be_left_listed_and_stopped(
     log = tmp_path / "log"
     first = start_mimic3d(*arguments, log=log, **cluster.environment)
     try:
-        wait_for(lambda: "MLflow: " in log.read_text() or first.poll() is not None)
-        assert first.poll() is None, log.read_text()
+        wait_for(lambda: "MLflow: " in log.read_text(encoding="utf-8") or first.poll() is not None)
+        assert first.poll() is None, log.read_text(encoding="utf-8")
         first.send_signal(signal.SIGINT)
         assert first.wait(timeout=PATIENCE_S) == 130
     finally:
         first.kill()
         first.wait()
-    said = log.read_text()
+    said = log.read_text(encoding="utf-8")
     assert "detached" in said and "keeps running" in said and "Traceback" not in said
     again = cluster.run(*arguments, "--detach")
     assert again.returncode == 0 and "runs already at" in again.stdout
@@ -207,10 +207,10 @@ def test_tracked_sources_are_uploaded_on_request(
     subprocess.run(["git", "clone", "--quiet", "--no-hardlinks", ROOT, checkout], check=True)
     entry = checkout / "jobs" / "data.py"
     marked = "from pathlib import Path; print('sent:', sorted(p.name for p in Path('jobs').iterdir()))\n"
-    entry.write_text(
-        entry.read_text().replace('if __name__ == "__main__":', f"{marked}\nif __name__ == '__main__':")
-    )
-    (checkout / "jobs" / "notes.txt").write_text("untracked")
+    text = entry.read_text(encoding="utf-8")
+    text = text.replace('if __name__ == "__main__":', f"{marked}\nif __name__ == '__main__':")
+    entry.write_text(text, encoding="utf-8")
+    (checkout / "jobs" / "notes.txt").write_text("untracked", encoding="utf-8")
     paths = os.pathsep.join([str(checkout), str(checkout / "platform")])
     run = cluster.run("submit", "data", "inspect", DATA, "--with-code", PYTHONPATH=paths)
     assert run.returncode == 0, run.stdout + run.stderr
@@ -220,16 +220,18 @@ def test_tracked_sources_are_uploaded_on_request(
 def test_no_secret_is_in_dashboard_logs_or_arguments(
     cluster: Cluster, trained: subprocess.CompletedProcess
 ) -> None:
-    secrets = set(json.loads((cluster.home / "stack" / "credentials.json").read_text()).values())
+    credentials = (cluster.home / "stack" / "credentials.json").read_text(encoding="utf-8")
+    secrets = set(json.loads(credentials).values())
     secrets.add(cluster.database.password)
     texts = [json.dumps(cluster.jobs()), cluster.run("jobs", "list").stdout, trained.stdout]
     texts += [" ".join(process.cmdline()) for process in alive(stack_processes(cluster.home))]
-    texts += [log.read_text(errors="replace") for log in (cluster.home / "stack" / "logs").iterdir()]
+    logs = (cluster.home / "stack" / "logs").iterdir()
+    texts += [log.read_text(encoding="utf-8", errors="replace") for log in logs]
     runtime = Stack.load(cluster.home).runtime
     assert runtime
     logs = [log for log in (runtime / "ray").glob("session_2*/logs/**/*") if log.is_file()]
     assert len(logs) > 10
-    texts += [log.read_text(errors="replace") for log in logs]
+    texts += [log.read_text(encoding="utf-8", errors="replace") for log in logs]
     assert not [secret for secret in secrets if any(secret in text for text in texts)]
     assert (cluster.home / "stack" / "mlflow" / "pgpass").stat().st_mode & 0o777 == 0o600
 
@@ -250,7 +252,7 @@ def test_an_invalid_job_is_one_line_before_anything_starts(
     cluster: Cluster, case: str, tmp_path: Path
 ) -> None:
     line, changes, *words = REFUSED[case]
-    s3 = json.loads(stack_file(cluster.home).read_text())["AWS_ENDPOINT_URL"]
+    s3 = json.loads(stack_file(cluster.home).read_text(encoding="utf-8"))["AWS_ENDPOINT_URL"]
     places = {"url": cluster.url, "s3": s3, "none": str(tmp_path)}
     before = len(cluster.jobs())
     arguments = ["submit", "train", "cars-demo", "--name", "never", *line.format(**places).split()]

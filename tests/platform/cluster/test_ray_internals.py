@@ -14,7 +14,11 @@ PRIVATE = ("_private", "_raylet", "_internal")
 
 def imports(file: Path) -> dict[str, str]:
     """The names that a file imports from modules, with the modules."""
-    nodes = [node for node in ast.walk(ast.parse(file.read_text())) if isinstance(node, ast.ImportFrom)]
+    nodes = [
+        node
+        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8")))
+        if isinstance(node, ast.ImportFrom)
+    ]
     return {alias.name: node.module or "" for node in nodes for alias in node.names}
 
 

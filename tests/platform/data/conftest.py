@@ -17,8 +17,8 @@ def mesh_folder(tmp_path: Path) -> Path:
     """car.obj with car.mtl (red body, window above, black below), deep/ball.glb (green), box.ply (blue)."""
     folder = tmp_path / "meshes"
     (folder / "deep").mkdir(parents=True)
-    (folder / "car.obj").write_text(OBJ)
-    (folder / "car.mtl").write_text(MTL)
+    (folder / "car.obj").write_text(OBJ, encoding="utf-8")
+    (folder / "car.mtl").write_text(MTL, encoding="utf-8")
     ball = trimesh.creation.icosphere(subdivisions=2, radius=3.0)
     green = trimesh.visual.material.PBRMaterial(name="paint", baseColorFactor=[20, 200, 30, 255])
     ball.visual = trimesh.visual.TextureVisuals(material=green)

@@ -23,7 +23,7 @@ PARTS = {
 def imports_of(file: Path) -> set[tuple[str, ...]]:
     """The platform's modules that a file imports, wherever in the file, as tuples of names."""
     modules = set()
-    for node in ast.walk(ast.parse(file.read_text())):
+    for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Import):
             modules |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom) and node.module == PACKAGE:

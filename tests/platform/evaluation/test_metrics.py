@@ -144,7 +144,7 @@ def test_the_same_images_in_a_folder_a_zip_and_a_data_set_have_the_same_metrics(
         file.parent.mkdir(parents=True, exist_ok=True)
         file.write_bytes(png(PICTURES[row]))
         labels.append([file.relative_to(folder).as_posix(), camera_of(300 * row).tolist()])
-    (folder / "dataset.json").write_text(json.dumps({"labels": labels}))
+    (folder / "dataset.json").write_text(json.dumps({"labels": labels}), encoding="utf-8")
     with zipfile.ZipFile(tmp_path / "images.zip", "w") as archive:
         for file in folder.rglob("*.*"):
             archive.write(file, file.relative_to(folder))
@@ -197,7 +197,7 @@ def test_bad_subjects_are_one_line(reals: str, cache: str, tmp_path: Path) -> No
     with pytest.raises(UserError, match="name the data set of real images with --data"):
         open_subject(str(alone), None, 0)
     (tmp_path / "text").mkdir()
-    (tmp_path / "text" / "a.txt").write_text("no image")
+    (tmp_path / "text" / "a.txt").write_text("no image", encoding="utf-8")
     with pytest.raises(UserError, match="holds no image"):
         open_subject(str(tmp_path / "text"), reals, 0)
     with pytest.raises(UserError, match="there is nothing at"):

@@ -48,7 +48,7 @@ def test_the_password_is_in_private_places_alone(stack_of_mine: Stack) -> None:
 
 def test_secrets_of_an_older_stack_stay(stack_of_mine: Stack) -> None:
     former = {"AWS_ACCESS_KEY_ID": "old", "AWS_SECRET_ACCESS_KEY": "kept"}
-    (stack_of_mine.folder / "credentials.json").write_text(json.dumps(former))
+    (stack_of_mine.folder / "credentials.json").write_text(json.dumps(former), encoding="utf-8")
     found = credentials(stack_of_mine)
     assert found.items() >= former.items() and found["MLFLOW_TRACKING_PASSWORD"]
     assert credentials(stack_of_mine) == found

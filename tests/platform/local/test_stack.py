@@ -136,9 +136,11 @@ def test_private_files_are_readable_by_their_owner_only(home: Path) -> None:
 
 
 def test_no_secret_is_in_arguments_or_logs(home: Path) -> None:
-    secrets = set(json.loads((home / "stack" / "credentials.json").read_text()).values())
+    secrets = set(json.loads((home / "stack" / "credentials.json").read_text(encoding="utf-8")).values())
     texts = [" ".join(process.cmdline()) for process in alive(stack_processes(home))]
-    texts += [log.read_text(errors="replace") for log in (home / "stack" / "logs").iterdir()]
+    texts += [
+        log.read_text(encoding="utf-8", errors="replace") for log in (home / "stack" / "logs").iterdir()
+    ]
     assert not [secret for secret in secrets if any(secret in text for text in texts)]
 
 
@@ -207,14 +209,17 @@ def test_down_leaves_no_process_and_up_keeps_the_data(home: Path) -> None:
     run = output_of(python(LOG_A_RUN, home)).split()[0]
     storage.write_bytes("s3://mimic3d/kept.bin", os.urandom(10 * 2**20))
     kept = storage.read_bytes("s3://mimic3d/kept.bin")
-    before, secret = local.status(home).services, stack_file(home).read_text()
+    before, secret = local.status(home).services, stack_file(home).read_text(encoding="utf-8")
     were = stack_processes(home)
     gone = local.down(home)
     assert not gone.running and not alive(were) and not stack_processes(home)
     assert not local.down(home).running  # A second stop is no error.
     again = local.up(home, nodes=2, cpus=1)
     assert again.healthy and "ray-2" in again.services
-    assert again.services["mlflow"].url == before["mlflow"].url and stack_file(home).read_text() == secret
+    assert (
+        again.services["mlflow"].url == before["mlflow"].url
+        and stack_file(home).read_text(encoding="utf-8") == secret
+    )
     assert storage.read_bytes("s3://mimic3d/kept.bin") == kept
     assert output_of(python(READ_A_RUN, home, run)) == "kept"
 
@@ -260,7 +265,7 @@ def test_zero_nodes_or_cpus_is_one_line(number: dict[str, int], tmp_path: Path) 
 
 def test_a_damaged_state_is_one_line(tmp_path: Path) -> None:
     (tmp_path / "stack").mkdir()
-    (tmp_path / "stack" / "state.json").write_text('{"services": 3')
+    (tmp_path / "stack" / "state.json").write_text('{"services": 3', encoding="utf-8")
     assert "state.json is damaged" in error_of(local.status, tmp_path)
 
 

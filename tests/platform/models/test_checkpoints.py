@@ -30,7 +30,7 @@ def store(tmp_path: Path) -> CheckpointStore:
 def put(store: CheckpointStore, folder: Path, nimg: int, **facts: object) -> StoredCheckpoint:
     (folder / "generator").mkdir(parents=True, exist_ok=True)
     (folder / "state.pt").write_bytes(b"state at %d" % nimg * 100)
-    (folder / "generator" / "config.yaml").write_text("seed: 1\n")
+    (folder / "generator" / "config.yaml").write_text("seed: 1\n", encoding="utf-8")
     return store.put(folder, store.new_name(nimg), nimg, facts)
 
 
@@ -57,7 +57,7 @@ def test_a_stored_checkpoint_is_listed_and_fetched(store: CheckpointStore, tmp_p
     [
         lambda folder: (folder / "state.pt").write_bytes((folder / "state.pt").read_bytes()[:50]),
         lambda folder: (folder / "generator" / "config.yaml").unlink(),
-        lambda folder: (folder / "generator" / "config.yaml").write_text("seed: 2\n"),
+        lambda folder: (folder / "generator" / "config.yaml").write_text("seed: 2\n", encoding="utf-8"),
         lambda folder: (folder / MANIFEST).write_bytes(b'{"nimg": 8'),
     ],
     ids=["truncated", "missing", "another", "manifest"],
@@ -190,7 +190,7 @@ def test_a_checkpoint_is_stored_once_storage_is_back(s3_folder: str, monkeypatch
 
 
 def test_an_error_that_is_not_transient_is_raised_at_the_next_save(tmp_path: Path) -> None:
-    (tmp_path / "runs").write_text("no folder")
+    (tmp_path / "runs").write_text("no folder", encoding="utf-8")
     writer = CheckpointWriter(CheckpointStore(str(tmp_path / "runs"), "run"), KeepPolicy())
     writer.save(snapshot(8), {})
     with pytest.raises(UserError, match=str(tmp_path / "runs")):

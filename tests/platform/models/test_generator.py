@@ -51,7 +51,7 @@ def test_a_registered_generator_is_downloaded_once_and_again_if_its_files_change
     weights = Generator.load(folder).network.state_dict()
     assert all(torch.equal(weights[key], value) for key, value in loaded.network.state_dict().items())
     for config in (default_home() / "models").glob("*/config.yaml"):
-        config.write_text("seed: 1\n")
+        config.write_text("seed: 1\n", encoding="utf-8")
     Generator.load(f"models:/{name}/1")
     assert count == 2
 
@@ -65,7 +65,7 @@ def test_a_model_that_is_not_there_is_one_line(tmp_path: Path) -> None:
 
 def test_the_examples_of_the_page_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    examples = re.findall(r"```python\n(.*?)```", PAGE.read_text(), flags=re.DOTALL)
+    examples = re.findall(r"```python\n(.*?)```", PAGE.read_text(encoding="utf-8"), flags=re.DOTALL)
     runnable = [example for example in examples if "models:/" not in example]
     assert len(runnable) >= 4
     names: dict[str, object] = {}

@@ -55,7 +55,7 @@ def tampered_list(uri: str, tmp_path: Path, change: Callable[[str], str]) -> Non
     listed = tmp_path / "listed"
     listed.mkdir(exist_ok=True)
     pull_module._download(version, "SHA256SUMS", str(listed))
-    text = change((listed / "SHA256SUMS").read_text())
+    text = change((listed / "SHA256SUMS").read_text(encoding="utf-8"))
     put(uri, tmp_path, "SHA256SUMS", text.encode())
     client().set_model_version_tag(version.name, version.version, registry.DIGEST_TAG, sha256(text.encode()))
 
@@ -140,7 +140,7 @@ def test_a_pull_replaces_the_former_model_and_removes_what_a_killed_pull_left(
     pulled = tmp_path / "pulled"
     (pulled / ".pull-killed").mkdir(parents=True)
     for name in ("training.safetensors", "generator.safetensors", "lineage.json", "mine.txt"):
-        (pulled / name).write_text("former")
+        (pulled / name).write_text("former", encoding="utf-8")
     pull(uri, pulled)
     found = {path.relative_to(pulled).as_posix() for path in pulled.rglob("*") if path.is_file()}
     assert found == {
@@ -153,7 +153,7 @@ def test_a_pull_replaces_the_former_model_and_removes_what_a_killed_pull_left(
     }
     assert not (pulled / ".pull-killed").exists()
     load_generator(pulled)
-    (pulled / "config.yaml").write_text("recipe: other\n")
+    (pulled / "config.yaml").write_text("recipe: other\n", encoding="utf-8")
     with pytest.raises(UserError, match=r"config.yaml is not the file that was pulled; pull the model again"):
         verify_folder(pulled)
 

@@ -123,7 +123,7 @@ def test_plain_clients_need_nothing_but_the_address_of_mlflow(
     hide = _WITHOUT_MIMIC3D.format(platform=str(root / "platform"), root=str(root))
     sitecustomize = tmp_path / "hidden" / "sitecustomize.py"
     sitecustomize.parent.mkdir()
-    sitecustomize.write_text(hide)
+    sitecustomize.write_text(hide, encoding="utf-8")
     keep = ("PATH", "HOME", "MLFLOW_TRACKING_URI", "MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_PASSWORD")
     environment = {key: os.environ[key] for key in keep if key in os.environ}
     environment |= {"PYTHONPATH": str(sitecustomize.parent), "MLFLOW_DISABLE_TELEMETRY": "true"}
@@ -145,9 +145,9 @@ def test_plain_clients_need_nothing_but_the_address_of_mlflow(
     run("mlflow", "artifacts", "download", "-u", uri, "-d", str(tmp_path / "downloaded"))
     assert (tmp_path / "downloaded" / "generator.safetensors").is_file()
     request = {"dataframe_split": {"columns": ["seed", "yaw"], "data": [[1, 0.3]]}, "params": {"size": 12}}
-    (tmp_path / "in.json").write_text(json.dumps(request))
+    (tmp_path / "in.json").write_text(json.dumps(request), encoding="utf-8")
     run(*f"mlflow models predict -m {uri} -i in.json -o out.json --env-manager local".split())
-    [row] = json.loads((tmp_path / "out.json").read_text())["predictions"]
+    [row] = json.loads((tmp_path / "out.json").read_text(encoding="utf-8"))["predictions"]
     assert pixels(base64.b64decode(row["image"])).shape == (12, 12, 3)
 
     port = 5000 + os.getpid() % 1000 + 20_000

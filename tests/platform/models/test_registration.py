@@ -45,8 +45,8 @@ def test_a_version_holds_generator_cards_lineage_previews_and_shows_them(
         "previews/texture.png",
     ]
     assert sha256_of_file(pulled / "generator.safetensors") == before["generator.safetensors"]
-    assert json.loads((pulled / "lineage.json").read_text())["run_id"] == run_id
-    card = (pulled / "README.md").read_text()
+    assert json.loads((pulled / "lineage.json").read_text(encoding="utf-8"))["run_id"] == run_id
+    card = (pulled / "README.md").read_text(encoding="utf-8")
     assert "| `fd_mobilenetv2/3d` | 40 (38.5 to 41.5) |" in card and "previews/grid.png" in card
     assert imageio.imread(pulled / "previews" / "grid.png").std() > 5
 
@@ -102,7 +102,7 @@ def test_a_folder_that_no_run_made_is_registered_with_a_run_of_its_own_and_its_o
     folder = generator_folder("imported")
     origin = {"file": "cars.pkl", "sha256": "ab" * 32}
     write_lineage(folder, {"imported_from": origin})
-    (folder / "README.md").write_text("Made by hand.\n")
+    (folder / "README.md").write_text("Made by hand.\n", encoding="utf-8")
     (folder / "notes.pkl").write_bytes(b"a pickle")
     assert register_folder(folder, name) == register_folder(folder, name) == 1
     [version] = registry.versions_of(name)
@@ -111,17 +111,17 @@ def test_a_folder_that_no_run_made_is_registered_with_a_run_of_its_own_and_its_o
     pulled = Path(pull(f"models:/{name}/1", tmp_path / "pulled"))
     assert not (pulled / "notes.pkl").exists() and "notes.pkl" not in verify_version(f"models:/{name}/1")
     assert load_generator(pulled)[1] == load_generator(folder)[1]
-    lineage = json.loads((pulled / "lineage.json").read_text())
+    lineage = json.loads((pulled / "lineage.json").read_text(encoding="utf-8"))
     assert lineage["imported_from"] == origin and "previous" not in lineage
-    card = (pulled / "README.md").read_text()
+    card = (pulled / "README.md").read_text(encoding="utf-8")
     assert "imported from: `cars.pkl`" in card and card.endswith("Made by hand.\n")
 
     # Registered again from what was pulled, it keeps where it comes from.
     assert register_folder(pulled, f"{name}-again") == 1
     again = Path(pull(f"models:/{name}-again/1", tmp_path / "again"))
-    lineage = json.loads((again / "lineage.json").read_text())
+    lineage = json.loads((again / "lineage.json").read_text(encoding="utf-8"))
     assert lineage["previous"]["run_id"] == version.run_id and lineage["imported_from"] == origin
-    card = (again / "README.md").read_text()
+    card = (again / "README.md").read_text(encoding="utf-8")
     assert card.count("Made by hand.") == 1 and card.count("## Use") == 1
 
 

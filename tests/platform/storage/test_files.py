@@ -251,7 +251,7 @@ def stored(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
             monkeypatch.delenv(name)
     monkeypatch.setenv("MIMIC3D_HOME", str(tmp_path))
     stack_file(tmp_path).parent.mkdir()
-    stack_file(tmp_path).write_text(STORED)
+    stack_file(tmp_path).write_text(STORED, encoding="utf-8")
 
 
 def test_the_stack_fills_what_the_environment_leaves_open(stored, monkeypatch) -> None:
@@ -278,7 +278,7 @@ def test_a_pair_of_keys_is_never_mixed(stored, monkeypatch) -> None:
 
 
 def test_a_damaged_stack_file_is_one_line(stored, tmp_path: Path) -> None:
-    stack_file(tmp_path).write_text("{")
+    stack_file(tmp_path).write_text("{", encoding="utf-8")
     assert str(stack_file(tmp_path)) in error_of(get_settings)
 
 

@@ -40,7 +40,7 @@ def profile(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str, s
 
     def write(config: str, credentials: str = "") -> None:
         for variable, content in (("AWS_CONFIG_FILE", config), ("AWS_SHARED_CREDENTIALS_FILE", credentials)):
-            (tmp_path / variable).write_text(content)
+            (tmp_path / variable).write_text(content, encoding="utf-8")
             monkeypatch.setenv(variable, str(tmp_path / variable))
 
     return write
@@ -106,7 +106,8 @@ def test_the_stack_wins_over_a_profile_and_keeps_its_keys(profile, monkeypatch, 
     stack_file(tmp_path / "home").parent.mkdir(parents=True)
     stack_file(tmp_path / "home").write_text(
         '{"AWS_ENDPOINT_URL": "http://127.0.0.1:20001", "AWS_ACCESS_KEY_ID": "stack", '
-        '"AWS_SECRET_ACCESS_KEY": "stack-secret"}'
+        '"AWS_SECRET_ACCESS_KEY": "stack-secret"}',
+        encoding="utf-8",
     )
     monkeypatch.setenv("AWS_PROFILE", "lab")
     assert get_settings().s3_endpoint == "http://127.0.0.1:20001"
@@ -132,7 +133,7 @@ def test_a_profiles_endpoint_and_keys_reach_a_real_store(
             ("AWS_CONFIG_FILE", config),
             ("AWS_SHARED_CREDENTIALS_FILE", f"[lab]\n{keys}"),
         ):
-            (tmp_path / variable).write_text(content)
+            (tmp_path / variable).write_text(content, encoding="utf-8")
             patched.setenv(variable, str(tmp_path / variable))
         patched.setenv("MIMIC3D_HOME", str(tmp_path / "home"))
         patched.setenv("AWS_PROFILE", "lab")

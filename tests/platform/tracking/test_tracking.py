@@ -123,7 +123,7 @@ def test_metrics_files_and_tags_arrive(experiment, tmp_path):
     assert _points(run_id, "fd_mobilenetv2/3d") == [(0, 40)]
     where = client().download_artifacts(run_id, "", str(tmp_path))
     assert Path(where, "samples/000320.png").read_bytes() == b"a picture"
-    assert Path(where, "note.txt").read_text() == "hello"
+    assert Path(where, "note.txt").read_text(encoding="utf-8") == "hello"
     assert client().get_run(run_id).data.tags["place"] == "s3://somewhere"
 
 

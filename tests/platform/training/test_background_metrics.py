@@ -178,7 +178,7 @@ def test_a_run_that_was_killed_has_the_metrics_of_one_whose_workers_measure(
     while not [
         uri for uri in storage.list_files(f"{run}/{FOLDER}") if not uri.endswith("/000000000.safetensors")
     ]:
-        assert killed.poll() is None and time.monotonic() < deadline, log.read_text()
+        assert killed.poll() is None and time.monotonic() < deadline, log.read_text(encoding="utf-8")
         time.sleep(0.05)
     killed.kill()
     killed.wait()

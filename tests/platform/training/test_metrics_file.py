@@ -17,7 +17,9 @@ def loss(nimg: int, value: float = 0.5, stage: str = "stage1") -> LogLine:
 
 def stored(folder: Path) -> list[dict]:
     segments = sorted((folder / "metrics").glob("*.jsonl"))
-    return [json.loads(line) for segment in segments for line in segment.read_text().splitlines()]
+    return [
+        json.loads(line) for segment in segments for line in segment.read_text(encoding="utf-8").splitlines()
+    ]
 
 
 def test_lines_are_json_that_needs_no_mlflow(tmp_path: Path) -> None:
@@ -35,7 +37,7 @@ def test_lines_are_json_that_needs_no_mlflow(tmp_path: Path) -> None:
         {"stage": "run", "nimg": 16, "tag": "mimic3d.workers", "value": "2"},
     ]
     assert (tmp_path / "samples" / "000000016.png").read_bytes() == b"pixels"
-    assert json.loads((tmp_path / "metrics" / "sent.json").read_text()) == {"run": 1}
+    assert json.loads((tmp_path / "metrics" / "sent.json").read_text(encoding="utf-8")) == {"run": 1}
 
 
 def test_a_resumed_run_gets_what_mlflow_has_yet_to_take_and_drops_later_lines(tmp_path: Path) -> None:

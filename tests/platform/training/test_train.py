@@ -125,11 +125,11 @@ def story(stack: local.StackStatus, own_home: Path, tmp_path_factory: pytest.Tem
         arguments=arguments,
         disk_full=disk_full,
         truncated=truncated,
-        disturbed=(root / "disturbed.log").read_text(),
+        disturbed=(root / "disturbed.log").read_text(encoding="utf-8"),
         stored_without_mlflow=stored_without_mlflow,
         told=told,
         in_time=in_time,
-        resumed=(root / "resumed.log").read_text(),
+        resumed=(root / "resumed.log").read_text(encoding="utf-8"),
         steady=steady,
         results=results,
     )
@@ -158,7 +158,7 @@ def kill_after_a_checkpoint(arguments: list[str], log: Path) -> None:
     store = CheckpointStore(DEFAULT_RUNS_URI, "stopped")
     deadline = time.monotonic() + PATIENCE_S
     while len(store.all()) < 2:
-        assert process.poll() is None and time.monotonic() < deadline, log.read_text()
+        assert process.poll() is None and time.monotonic() < deadline, log.read_text(encoding="utf-8")
         time.sleep(0.1)
     process.kill()
     process.wait()
@@ -188,7 +188,7 @@ def disturb(
             newest = [stored.nimg for stored in store.all() if not stored.uri.endswith(truncated)][-1]
             if newest >= nimg:
                 return newest
-            assert alive() and time.monotonic() < deadline, log.read_text()
+            assert alive() and time.monotonic() < deadline, log.read_text(encoding="utf-8")
             time.sleep(0.1)
 
     try:
@@ -203,7 +203,7 @@ def disturb(
         at = wait_until("stopped", told["worker"][1] + 8, alive)
         started = time.monotonic()
         process.terminate()
-        assert process.wait(PATIENCE_S) == 130, log.read_text()
+        assert process.wait(PATIENCE_S) == 130, log.read_text(encoding="utf-8")
         in_time = time.monotonic() - started < STOP_PATIENCE_S
         told["driver"] = (at, store.all()[-1].nimg)
         return stored_without_mlflow, told, in_time
@@ -224,11 +224,11 @@ def finish_while_storage_is_cut(arguments: list[str], home: Path, log: Path) -> 
         wait_until("stopped", 1, lambda: process.poll() is None)
         kill_service(home, "s3")
         deadline = time.monotonic() + PATIENCE_S
-        while f": {end} of {TOTAL} images" not in log.read_text():
-            assert process.poll() is None and time.monotonic() < deadline, log.read_text()
+        while f": {end} of {TOTAL} images" not in log.read_text(encoding="utf-8"):
+            assert process.poll() is None and time.monotonic() < deadline, log.read_text(encoding="utf-8")
             time.sleep(0.2)
         local.up(home)
-        assert process.wait(PATIENCE_S) == 0, log.read_text()
+        assert process.wait(PATIENCE_S) == 0, log.read_text(encoding="utf-8")
     finally:
         process.kill()
         process.wait()

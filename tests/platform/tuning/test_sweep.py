@@ -50,7 +50,8 @@ PBT = {"name": "pbt", "population": 4, "interval_kimg": 0.8}
 def written(folder: Path, **changes: object) -> Path:
     path = folder / "sweep.yaml"
     path.write_text(
-        yaml.safe_dump({key: value for key, value in (BASE | changes).items() if value is not None})
+        yaml.safe_dump({key: value for key, value in (BASE | changes).items() if value is not None}),
+        encoding="utf-8",
     )
     return path
 
@@ -330,7 +331,7 @@ def test_records_are_read_back_unchanged(tmp_path: Path) -> None:
     for trial in trials:
         records.put(trial)
     assert TrialRecords(str(tmp_path)).all() == trials
-    (tmp_path / "trials" / "001.json").write_text("{}")
+    (tmp_path / "trials" / "001.json").write_text("{}", encoding="utf-8")
     with pytest.raises(UserError, match=r"001\.json is no record of a trial"):
         TrialRecords(str(tmp_path))
 
@@ -395,7 +396,7 @@ def test_a_named_stage1_is_verified_before_anything_starts(tmp_path: Path) -> No
 
 
 def test_a_sweep_file_resolves_to_one_that_depends_on_no_other(tmp_path: Path) -> None:
-    (tmp_path / "base.yaml").write_text("schedule: {stage2_kimg: 6.4, stage1_kimg: 3.2}\n")
+    (tmp_path / "base.yaml").write_text("schedule: {stage2_kimg: 6.4, stage1_kimg: 3.2}\n", encoding="utf-8")
     sweep = loaded(tmp_path, recipe=None, config="base.yaml", overrides={"seed": 3})
     again = parse_sweep(sweep_to_yaml(sweep), "stored")
     assert again == sweep and again.base.seed == 3 and again.base.schedule.stage2_kimg == 6.4
@@ -414,12 +415,12 @@ def test_a_report_holds_tables_pictures_and_a_config_that_trains(tmp_path: Path,
     trials = simulated(sweep, stop_every=3, fail=(2,))
     best = write_report(sweep, "s", trials, "s3://runs/stage1", tmp_path / "report")
     folder = tmp_path / "report"
-    config = config_from_yaml((folder / WINNER).read_text(), WINNER)
+    config = config_from_yaml((folder / WINNER).read_text(encoding="utf-8"), WINNER)
     assert config == trial_config(sweep, best[0], "s3://runs/stage1", trials)
-    lines = (folder / TABLE).read_text().splitlines()
+    lines = (folder / TABLE).read_text(encoding="utf-8").splitlines()
     assert len(lines) == len(trials) + 1 and "imitation.lpips_weight" in lines[0] and METRIC in lines[0]
-    assert (folder / MARKDOWN).read_text().splitlines()[2].startswith(f"| {best[0].index} |")
-    page = (folder / PAGE).read_text()
+    assert (folder / MARKDOWN).read_text(encoding="utf-8").splitlines()[2].startswith(f"| {best[0].index} |")
+    page = (folder / PAGE).read_text(encoding="utf-8")
     names = ["parallel", "parameters", "importance", "curves", *(["front"] if objectives == 2 else [])]
     pictures = [f"{name}.png" for name in names]
     for picture in pictures:

@@ -68,12 +68,14 @@ def swept(cars: str, tmp_path_factory: pytest.TempPathFactory) -> Swept:
     process = start_mimic3d(*command, log=root / "killed.log")
     deadline = time.monotonic() + PATIENCE_S
     while not (ended := ended_trials("scales")):
-        assert process.poll() is None and time.monotonic() < deadline, (root / "killed.log").read_text()
+        assert process.poll() is None and time.monotonic() < deadline, (root / "killed.log").read_text(
+            encoding="utf-8"
+        )
         time.sleep(0.2)
     process.kill()
     process.wait()
     run = mimic3d(*command, timeout=PATIENCE_S)
-    said = (root / "killed.log").read_text()
+    said = (root / "killed.log").read_text(encoding="utf-8")
     return Swept(file, root / "report", ended, said, run, mimic3d(*command, timeout=PATIENCE_S))
 
 

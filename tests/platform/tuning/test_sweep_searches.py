@@ -93,11 +93,13 @@ def test_successive_halving_stops_the_worse_and_resumes_after_ctrl_c(
     process = start_mimic3d(*command, log=tmp_path / "log")
     deadline = time.monotonic() + PATIENCE_S
     while sum(trial.ended for trial in records("halved")) < 2 or records("halved")[-1].ended:
-        assert process.poll() is None and time.monotonic() < deadline, (tmp_path / "log").read_text()
+        assert process.poll() is None and time.monotonic() < deadline, (tmp_path / "log").read_text(
+            encoding="utf-8"
+        )
         time.sleep(0.2)
     process.send_signal(signal.SIGINT)
     assert process.wait(timeout=PATIENCE_S) == 130
-    said = (tmp_path / "log").read_text()
+    said = (tmp_path / "log").read_text(encoding="utf-8")
     assert said.splitlines()[-1].startswith("error: stopped; run the same command again"), said
     parent = run_of("halved").info
     assert parent.status == "KILLED"
@@ -140,4 +142,6 @@ def test_tpe_searches_for_a_front_within_a_budget_of_images(stage1: str, cars: s
     front = [name for name in names if name.startswith("front-")]
     assert {WINNER, "front.png"} <= names and len(front) < 4
     for name in (WINNER, *front):
-        assert config_from_yaml((tmp_path / "report" / name).read_text(), name).start.startswith(stage1)
+        assert config_from_yaml(
+            (tmp_path / "report" / name).read_text(encoding="utf-8"), name
+        ).start.startswith(stage1)

@@ -165,6 +165,6 @@ def test_the_page_exports_the_picture_and_a_path(window: Window, tmp_path) -> No
     window.page.get_by_text("Path through 1 views").wait_for()
     file = tmp_path / "cameras.json"
     file.write_bytes(window.download("Camera path"))
-    assert len(json.loads(file.read_text())["labels"]) == 48
+    assert len(json.loads(file.read_text(encoding="utf-8"))["labels"]) == 48
     assert read_cameras(file, get_recipe("cars-small").camera).shape == (48, 25)
     assert window.errors == [] and window.outside == []

@@ -128,10 +128,10 @@ def test_the_command_serves_the_page_until_it_is_interrupted(tmp_path: Path) -> 
     process = start_mimic3d("view", "--no-open", log=log)
     try:
         deadline = time.monotonic() + 240
-        while "http://" not in log.read_text():
-            assert process.poll() is None and time.monotonic() < deadline, log.read_text()
+        while "http://" not in log.read_text(encoding="utf-8"):
+            assert process.poll() is None and time.monotonic() < deadline, log.read_text(encoding="utf-8")
             time.sleep(0.2)
-        line = log.read_text().splitlines()[-1]
+        line = log.read_text(encoding="utf-8").splitlines()[-1]
         assert line.startswith("builtin:cars is at http://127.0.0.1:")
         url = line.split(" at ")[1].split()[0]
         with urllib.request.urlopen(url, timeout=60) as answer:
@@ -141,4 +141,4 @@ def test_the_command_serves_the_page_until_it_is_interrupted(tmp_path: Path) -> 
     finally:
         process.kill()
         process.wait()
-    assert log.read_text().splitlines()[1:] == ["the viewer has ended"]
+    assert log.read_text(encoding="utf-8").splitlines()[1:] == ["the viewer has ended"]

@@ -128,14 +128,14 @@ def test_a_set_that_is_being_replaced_is_whole_until_the_new_manifest(tmp_path: 
 def test_other_people_s_files_are_left_alone(tmp_path: Path, write_set) -> None:
     for name in ("thesis.parquet", "part-00000.parquet/notes.txt"):
         (tmp_path / "mine" / name).parent.mkdir(parents=True)
-        (tmp_path / "mine" / name).write_text("mine")
+        (tmp_path / "mine" / name).write_text("mine", encoding="utf-8")
         with pytest.raises(UserError, match=rf"holds other files \({name}\) and no data set"):
             write_set(tmp_path / "mine", 5)
         shutil.rmtree(tmp_path / "mine")
     write_set(tmp_path / "set", 5)
     for name in ("set/sheet.png", "set/old/part-00001.parquet", "set/extra.parquet"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
-        (tmp_path / name).write_text("mine")
+        (tmp_path / name).write_text("mine", encoding="utf-8")
     write_set(tmp_path / "set", 6, overwrite=True)
     assert (tmp_path / "set/sheet.png").exists() and (tmp_path / "set/extra.parquet").exists()
     assert (tmp_path / "set/old/part-00001.parquet").exists()
@@ -168,7 +168,7 @@ def test_sets_of_older_versions_are_read_and_replaced(tmp_path: Path, write_set)
     manifest = write_set(folder, 5)
     (folder / MANIFEST).unlink()
     (folder / FORMER_MANIFEST).write_bytes(manifest.to_json())
-    (folder / FORMER_CARD).write_text("the card")
+    (folder / FORMER_CARD).write_text("the card", encoding="utf-8")
     assert open_dataset(str(folder)) == manifest and read_card(str(folder)) == b"the card"
     with pytest.raises(UserError, match="already holds a data set"):
         write_set(folder, 6)

@@ -118,10 +118,10 @@ def test_hugging_face(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPa
 
 
 def test_the_documentation_s_table_is_ingested_as_it_stands(tmp_path: Path) -> None:
-    text = (Path(__file__).parents[4] / "docs" / "data.md").read_text()
+    text = (Path(__file__).parents[4] / "docs" / "data.md").read_text(encoding="utf-8")
     table = text.split("```csv\n")[1].split("```")[0]
     (tmp_path / "set" / "red").mkdir(parents=True)
-    (tmp_path / "set" / "cameras.csv").write_text(table)
+    (tmp_path / "set" / "cameras.csv").write_text(table, encoding="utf-8")
     (tmp_path / "set" / "red" / "0001.png").write_bytes(png(picture(1, 4)))
     manifest = ingest_dataset(str(tmp_path / "set"), str(tmp_path / "out"), here=True)
     assert manifest.count == 1 and manifest.columns[-2:] == ["weight", "paint"]

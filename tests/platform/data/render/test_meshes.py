@@ -61,7 +61,7 @@ def test_a_colouring_changes_the_paint_and_little_else(mesh_folder: Path) -> Non
 def test_a_broken_mesh_is_skipped_by_name(
     mesh_folder: Path, caplog: pytest.LogCaptureFixture, name: str, content: str
 ) -> None:
-    (mesh_folder / name).write_text(content)
+    (mesh_folder / name).write_text(content, encoding="utf-8")
     assert len(load_folder(mesh_folder)) == 3
     assert len(caplog.records) == 1 and name in caplog.text and "skipped" in caplog.text
 
@@ -71,7 +71,7 @@ def test_no_usable_mesh(tmp_path: Path) -> None:
         load_folder(tmp_path / "none")
     with pytest.raises(UserError, match="it has no mesh file"):
         load_folder(tmp_path)
-    (tmp_path / "a.obj").write_text("v 0 0 0\n")
+    (tmp_path / "a.obj").write_text("v 0 0 0\n", encoding="utf-8")
     with pytest.raises(UserError, match="none of its 1 mesh files can be used"):
         load_folder(tmp_path)
 
@@ -130,7 +130,7 @@ def test_the_cars_are_fetched_where_apt_knows_no_packages_yet(
 ) -> None:
     empty = tmp_path / "lists"
     (empty / "partial").mkdir(parents=True)
-    (tmp_path / "apt.conf").write_text(f'Dir::State::lists "{empty}";\n')
+    (tmp_path / "apt.conf").write_text(f'Dir::State::lists "{empty}";\n', encoding="utf-8")
     monkeypatch.setenv("APT_CONFIG", str(tmp_path / "apt.conf"))
 
     package = fetch_package(tmp_path / "cache")

@@ -51,7 +51,7 @@ def render_set(uri: str, folder: Path, **changes) -> tuple[Manifest, list[int]]:
 def test_a_set_is_rendered_reused_and_guarded(
     stack, s3_folder: str, mesh_folder: Path, tmp_path: Path
 ) -> None:
-    (mesh_folder / "broken.obj").write_text("f 1 2 3")
+    (mesh_folder / "broken.obj").write_text("f 1 2 3", encoding="utf-8")
     manifest, progress = render_set(s3_folder, mesh_folder)
     assert manifest == open_dataset(s3_folder)
     assert (manifest.count, manifest.identities, manifest.resolution) == (IMAGES, 72, 16)

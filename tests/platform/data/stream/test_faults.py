@@ -237,7 +237,7 @@ def test_a_damaged_cache_is_mended(cache: Path, folder: str) -> None:
 def test_a_cache_that_cannot_be_made_is_one_line(
     loaders: int, tmp_path: Path, folder: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    (tmp_path / "file").write_text("no folder")
+    (tmp_path / "file").write_text("no folder", encoding="utf-8")
     monkeypatch.setenv("MIMIC3D_CACHE", str(tmp_path / "file"))
     assert f"cannot keep shards in {tmp_path / 'file'}: " in first_error(folder, loaders=loaders)
 

@@ -54,14 +54,14 @@ def test_a_folder_that_is_no_sound_data_set_is_one_line(folder: Path, tmp_path: 
     shard.unlink()
     with pytest.raises(ValueError, match=r"cannot be read \(No such file"):
         LocalShards(folder)
-    (folder / "_manifest.parquet").write_text("{}")
+    (folder / "_manifest.parquet").write_text("{}", encoding="utf-8")
     with pytest.raises(ValueError, match=r"_manifest.parquet is damaged"):
         LocalShards(folder)
 
 
 @pytest.mark.slow
 def test_the_page_on_local_training_runs_without_the_platform(folder: Path, tmp_path: Path) -> None:
-    page = (ROOT / "docs" / "local.md").read_text()
+    page = (ROOT / "docs" / "local.md").read_text(encoding="utf-8")
     code = "".join(re.findall(r"```python\n(.*?)```", page, re.S)).replace("range(2048)", "range(4)")
     small = {
         "schedule.stage1_kimg": 0.008,

@@ -208,7 +208,7 @@ def test_a_stream_counts_images_and_waiting(uri: str) -> None:
 
 def test_the_example_in_the_docs_runs(tmp_path: Path, write_set, capsys) -> None:
     write_set(tmp_path / "set", 64)
-    page = (Path(__file__).parents[4] / "docs" / "streaming.md").read_text()
+    page = (Path(__file__).parents[4] / "docs" / "streaming.md").read_text(encoding="utf-8")
     example = page.split("```python\n")[1].split("```")[0]
     assert "s3://bucket/set" in example
     seen: list[torch.Size] = []
