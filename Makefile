@@ -4,6 +4,8 @@ VENV := .venv
 BIN := $(VENV)/bin
 # A folder of reference numbers (JSON); without one, the figures in the repository.
 REFERENCE ?= $(wildcard ../shared/reference)
+# Multiplies the lengths of bench-method's trainings.
+TIMES ?= 1
 # The root first: tests/mimic3d is no package of that name.
 SOURCES := $(CURDIR):$(CURDIR)/platform:$(CURDIR)/tests
 
@@ -60,11 +62,11 @@ bench-viewer: setup ## latencies of the viewer's pictures on this machine
 bench-metrics: setup ## calibrate the metrics of consistency on true meshes; writes docs/evaluation-calibration.md
 	$(BIN)/python -m benchmarks.metrics --docs docs
 
-bench-method: setup ## compare the method with its baselines by the same number of images; writes docs/comparison.md
+bench-method: setup ## compare the method with its baselines by the same number of images; writes docs/results.md
 	@$(BIN)/mimic3d up
 	$(BIN)/mimic3d data render bench-method/data --resolution 32 --focal 1.6 --colourings 16 --views 12
 	$(BIN)/mimic3d weights --stage bench-method/weights
-	$(BIN)/python -m benchmarks.method --data bench-method/data --weights bench-method/weights --out bench-method --docs docs
+	$(BIN)/python -m benchmarks.method --data bench-method/data --weights bench-method/weights --out bench-method --docs docs --times $(TIMES)
 
 bench-noise: setup ## what random noise and jitter do to a Fréchet distance of the model that comes with the project
 	$(BIN)/mimic3d up

@@ -1,8 +1,9 @@
 """Compares the method with its baselines by the same number of images: `make bench-method`.
 
 EG3D, EpiGRAF's patch GAN, joint training and the two stages train networks of one size on one data set, with
-one seed, in one process each and without services; then `mimic3d evaluate`'s metrics judge every branch. A
-training that was stopped resumes. Writes docs/comparison.md and its picture.
+one seed, in one process each and without services; then `mimic3d evaluate`'s metrics judge every branch, at
+the end and on the way. A training that was stopped resumes, and what was measured is not measured again.
+Writes docs/results.md and its pictures.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from matplotlib.figure import Figure
 
 from benchmarks.pretrained import Run
 from mimic3d.checkpoints.generator_folder import load_generator
@@ -46,16 +48,31 @@ SHOWN = (
     ("silhouette_iou", "silhouette_iou"),
     ("floaters", "floaters"),
 )
+# Of the curves: what the metric's name begins with, and its panel's title.
+CURVES = (("fd_", "Fréchet distance ↓"), ("warp_detail", "warp_detail ↑"))
+POINTS = 8
 SEEDS, VIEWS = 3, 3
+# By images seen in thousands, the estimate of each metric's full name.
+Curve = dict[float, dict[str, Estimate]]
 
 
 @dataclass(frozen=True)
 class Trained:
-    """A baseline or the method, and where its generator lies."""
+    """A baseline or the method, and where its generators lie."""
 
     name: str
     config: Config
-    folder: Path
+    out: Path
+
+    @property
+    def folder(self) -> Path:
+        """The last generator's."""
+        return self.out / "export"
+
+    @property
+    def snapshots(self) -> dict[float, Path]:
+        """The generators on the way, by images seen in thousands."""
+        return {int(each.name) / 1000: each for each in sorted((self.out / "snapshots").iterdir())}
 
 
 def longer(config: Config, times: float, seed: int) -> Config:
@@ -63,7 +80,8 @@ def longer(config: Config, times: float, seed: int) -> Config:
     lengths = ("stage1_kimg", "stage2_kimg", "cooldown_kimg")
     schedule = {f"schedule.{key}": getattr(config.schedule, key) * times for key in lengths}
     anneal = {"imitation.patch_anneal_kimg": config.imitation.patch_anneal_kimg * times}
-    return override(config, {**schedule, **anneal, "seed": seed})
+    often = {"output.metric_kimg": config.total_nimg / 1000 * times / POINTS}
+    return override(config, {**schedule, **anneal, **often, "seed": seed})
 
 
 def train(name: str, arguments: argparse.Namespace) -> Trained:
@@ -73,14 +91,61 @@ def train(name: str, arguments: argparse.Namespace) -> Trained:
     if not (out / "export" / "config.yaml").is_file():
         run = Run(config, arguments.data, arguments.weights, out, arguments.device, graphs=False)
         run.train(float("inf"), checkpoint_seconds=60.0, metric_images=0)
-    return Trained(name, config, out / "export")
+    return Trained(name, config, out)
 
 
-def judge(trained: Trained, arguments: argparse.Namespace) -> Measured:
-    """Measures every branch of a generator."""
-    options = Options(images=arguments.images, objects=arguments.objects, views=arguments.views, here=True)
-    subject, data = open_subject(str(trained.folder), str(arguments.data), options.seed)
+def judge(folder: Path, arguments: argparse.Namespace, *, on_the_way: bool = False) -> Measured:
+    """Measures every branch of a generator; without fitted fields on the way."""
+    options = Options(
+        images=arguments.images,
+        objects=arguments.objects,
+        views=arguments.views,
+        fields=not on_the_way,
+        here=True,
+    )
+    subject, data = open_subject(str(folder), str(arguments.data), options.seed)
     return measure(subject, data, options, cache_uri=str(arguments.out))
+
+
+def curve(trained: Trained, arguments: argparse.Namespace) -> Curve:
+    """The metrics on the way, of the branches that had been trained by then."""
+    stage1 = trained.config.schedule.stage1_kimg
+    points = {}
+    for kimg, folder in trained.snapshots.items():
+        estimates = judge(folder, arguments, on_the_way=True).estimates
+        points[kimg] = {
+            name: each for name, each in estimates.items() if kimg > stage1 or name.endswith("/2d")
+        }
+    return points
+
+
+def plot(curves: Sequence[tuple[str, Curve]], path: Path) -> None:
+    """Draws each metric's panel over the images seen: a colour for each method, dashes for the 2D branch."""
+    figure = Figure(figsize=(9, 3.6), layout="constrained")
+    for axes, (prefix, title) in zip(figure.subplots(1, len(CURVES)), CURVES, strict=True):
+        for number, (method, points) in enumerate(curves):
+            for branch, style in (("2d", "--"), ("3d", "-")):
+                found = [
+                    (kimg, estimate)
+                    for kimg, estimates in points.items()
+                    for name, estimate in estimates.items()
+                    if _is(name, prefix, branch)
+                ]
+                if not found:
+                    continue
+                kimgs = [kimg for kimg, _ in found]
+                label, colour = f"{method}, {branch.upper()}", f"C{number}"
+                axes.plot(
+                    kimgs, [each.value for _, each in found], style, color=colour, label=label, marker="."
+                )
+                lows, highs = [each.low for _, each in found], [each.high for _, each in found]
+                axes.fill_between(kimgs, lows, highs, color=colour, alpha=0.12, linewidth=0)
+        axes.set_title(title, fontsize=10)
+        axes.set_xlabel("images seen, thousands", fontsize=9)
+        axes.grid(alpha=0.3)
+    figure.axes[0].set_yscale("log")
+    figure.axes[0].legend(fontsize=7)
+    figure.savefig(path, dpi=110)
 
 
 def table(found: Sequence[tuple[str, Measured]]) -> str:
@@ -113,22 +178,51 @@ def _cell(estimate: Estimate | None) -> str:
 
 
 @torch.no_grad()
-def draw(trained: Sequence[Trained], path: Path) -> None:
-    """Draws a row for each method and branch: three latents from three sides."""
+def draw(folders: Sequence[tuple[str, Path]], path: Path, branches: Sequence[str] = ("2d", "3d")) -> None:
+    """Draws a row for each generator and branch: three latents from three sides."""
     rows, captions = [], []
-    for each in trained:
-        generator, config = load_generator(each.folder)
+    for caption, folder in folders:
+        generator, config = load_generator(folder)
         cameras = turntable(config.camera, VIEWS + 1)[:VIEWS]
         w = generator.mapping(latents_of_seeds(config.model, range(SEEDS)), cameras[:1].expand(SEEDS, -1))
         planes = generator.planes(w)
-        for branch in generator.branches:
+        for branch in (branch for branch in generator.branches if branch in branches):
             views = [
                 generator.view(planes, w, camera.expand(SEEDS, -1), branch).image.clamp(-1, 1)
                 for camera in cameras
             ]
             rows.append([views[side][seed] for seed in range(SEEDS) for side in range(VIEWS)])
-            captions.append(f"{each.name}, {branch.upper()}")
-    image_grid(rows, captions=captions).save(path)
+            captions.append(f"{caption}, {branch.upper()}")
+    image_grid(rows, captions=captions, min_panel=64).save(path)
+
+
+PAGE = """# Results
+
+For people who want to know what the imitation buys, and what training looks like. `{command}` trains,
+measures and writes this page, without a GPU; so the networks are small.
+
+## The method beside its baselines
+
+Networks of one size at 32×32, {kimg:g} thousand images of one data set of cars each, seed {seed}; {images}
+images and {objects} objects of {views} views (±0.4 rad) are measured, with 95 % intervals. The Fréchet
+distance is on the features of {extractor}; [evaluation.md](evaluation.md) says what each metric is.
+
+{table}
+![Three latents of each method from three sides, 2D and 3D branches](results-methods.png)
+
+*Three latents of each method, each from three sides.*
+
+## On the way
+
+![Fréchet distance and warp_detail of each branch over the images seen](results-curves.png)
+
+*The same metrics over the images seen; bands are 95 % intervals. A branch is drawn once it is trained: the 3D
+branch of the two stages from {stage1:g} thousand images on.*
+
+![The two stages' generator at some points of its training](results-training.png)
+
+*The two stages' generator on the way, both branches.*
+"""
 
 
 def main() -> None:
@@ -136,7 +230,7 @@ def main() -> None:
     parser.add_argument("--data", type=Path, required=True, help="a folder of shards, images of 32×32")
     parser.add_argument("--weights", type=Path, required=True, help="folder of feature networks' safetensors")
     parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--docs", type=Path, help="write the page and its picture here")
+    parser.add_argument("--docs", type=Path, help="write the page and its pictures here")
     parser.add_argument("--only", nargs="*", default=list(METHODS), choices=list(METHODS))
     parser.add_argument("--times", type=float, default=1.0, help="multiplies the recipes' lengths")
     parser.add_argument("--images", type=int, default=512)
@@ -146,23 +240,30 @@ def main() -> None:
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     arguments = parser.parse_args()
     trained = [train(name, arguments) for name in arguments.only]
-    found = [(each.name, judge(each, arguments)) for each in trained]
+    found = [(each.name, judge(each.folder, arguments)) for each in trained]
     shown = table(found)
     print(shown)
+    curves = [(each.name, curve(each, arguments)) for each in trained]
     if arguments.docs is None:
         return
-    draw(trained, arguments.docs / "comparison.png")
-    kimg = trained[-1].config.total_nimg / 1000
-    (arguments.docs / "comparison.md").write_text(
-        "# The method beside its baselines\n\n"
-        "For people who want to know what the imitation buys. `make bench-method` writes this page.\n\n"
-        f"Networks of one size at 32×32, {kimg:g} thousand images of one data set of cars each, seed "
-        f"{arguments.seed}; {arguments.images} images and {arguments.objects} objects of {arguments.views} "
-        "views (±0.4 rad) are measured, with 95 % intervals. [evaluation.md](evaluation.md) says what each "
-        "metric is and what fools it.\n\n"
-        f"{shown}\n![Three latents of each method from three sides](comparison.png)\n",
-        encoding="utf-8",
+    method = trained[-1]
+    draw([(each.name, each.folder) for each in trained], arguments.docs / "results-methods.png")
+    plot(curves, arguments.docs / "results-curves.png")
+    points = [(f"{kimg:g} kimg", folder) for kimg, folder in method.snapshots.items()][:: POINTS // 4]
+    draw(points, arguments.docs / "results-training.png")
+    times = "" if arguments.times == 1 else f" TIMES={arguments.times:g}"
+    page = PAGE.format(
+        command=f"make bench-method{times}",
+        kimg=method.config.total_nimg / 1000,
+        stage1=method.config.schedule.stage1_kimg,
+        seed=arguments.seed,
+        images=arguments.images,
+        objects=arguments.objects,
+        views=arguments.views,
+        extractor=found[-1][1].facts["extractor"],
+        table=shown,
     )
+    (arguments.docs / "results.md").write_text(page, encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -9,6 +9,7 @@ its folder; `--minutes` ends it early, with a checkpoint. In the folder:
     checkpoint/    the training checkpoint, replaced every `--checkpoint-seconds`
     stage1/        the training checkpoint that ended stage 1
     samples/       PNG grids, latents by cameras, both branches
+    snapshots/     generators' folders by images seen, one at each measurement
     log.jsonl      a JSON object a line: losses, speed, Fréchet distances
     export/        a generator's folder with the averaged generator and, in training.safetensors, the networks
                    that another training starts from (`--set start=…`), all in float16
@@ -103,6 +104,7 @@ class Run:
                 self.picture()
             often = config.output.metric_kimg
             if trainer.stage != stage or (often is not None and due(trainer.nimg, often, batch)):
+                self.snapshot()
                 self.measure(metric_images)
             if trainer.stage != stage:
                 self.save("stage1")
@@ -113,6 +115,7 @@ class Run:
                 since = max(since, written)
         self.save("checkpoint")
         self.export()
+        self.snapshot()
         self.picture()
         self.measure(metric_images)
         self.log({"event": "end", "finished": trainer.finished})
@@ -133,6 +136,11 @@ class Run:
         parts = {"generator": trainer.generator, "dual": trainer.dual, "patch": trainer.patch}
         tensors = {f"{part}.{key}": x for part, network in parts.items() for key, x in half(network).items()}
         save_file(tensors, folder / TRAINING_NETWORKS)
+
+    def snapshot(self) -> None:
+        """Writes the averaged generator as it is now."""
+        folder = self.out / "snapshots" / f"{self.trainer.nimg:08d}"
+        save_weights(folder, half(self.trainer.ema), self.config)
 
     @torch.no_grad()
     def picture(self) -> None:

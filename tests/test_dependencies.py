@@ -7,6 +7,8 @@ import tomllib
 from importlib.metadata import packages_distributions
 from pathlib import Path
 
+from source_files import syntax_tree
+
 ROOT = Path(__file__).parents[1]
 OWN = {"mimic3d", "mimic3d_platform", "jobs"}
 # Optional networks for the imitation loss.
@@ -16,7 +18,7 @@ OPTIONAL = {"timm"}
 def imported_by(file: Path) -> set[str]:
     """The top-level packages that a file imports anywhere."""
     names: set[str] = set()
-    for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+    for node in ast.walk(syntax_tree(file)):
         if isinstance(node, ast.Import):
             names |= {alias.name.split(".")[0] for alias in node.names}
         elif isinstance(node, ast.ImportFrom) and node.module and node.level == 0:

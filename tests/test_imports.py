@@ -12,6 +12,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from source_files import syntax_tree
+
 ROOT = Path(__file__).parents[1]
 PLATFORM_LIBRARIES = {"ray", "mlflow", "boto3", "s3fs", "pyarrow", "mimic3d_platform"}
 HEAVY = {"torch", "torchvision", "ray", "mlflow", "pyarrow", "trimesh", "viser", "pydantic"}
@@ -74,12 +76,12 @@ def module_name(file: Path, folder: Path) -> str:
 def modules_of(package: str) -> dict[str, Module]:
     """The modules of a package by name."""
     folder = FOLDERS[package]
-    texts = {
-        module_name(file, folder): file.read_text(encoding="utf-8") for file in sorted(folder.rglob("*.py"))
+    files = {module_name(file, folder): file for file in sorted(folder.rglob("*.py"))}
+    modules = {
+        name: Module(name, file.read_text(encoding="utf-8").count("\n")) for name, file in files.items()
     }
-    modules = {name: Module(name, text.count("\n")) for name, text in texts.items()}
-    for name, text in texts.items():
-        for target in imported_names(text):
+    for name, file in files.items():
+        for target in imported_names(file):
             # `from package import name` imports the module of that name, or the package that defines it.
             known = target if target in modules else target.rpartition(".")[0]
             if known in modules and known != name:
@@ -87,9 +89,9 @@ def modules_of(package: str) -> dict[str, Module]:
     return modules
 
 
-def imported_names(text: str) -> Iterator[str]:
-    """The dotted names that a source text imports, at the top, in functions and for type checking."""
-    for node in ast.walk(ast.parse(text)):
+def imported_names(file: Path) -> Iterator[str]:
+    """The dotted names that a source file imports, at the top, in functions and for type checking."""
+    for node in ast.walk(syntax_tree(file)):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom) and node.module:
@@ -158,9 +160,7 @@ def test_the_method_imports_no_platform_library() -> None:
     files = sorted((ROOT / "mimic3d").rglob("*.py"))
     assert len(files) > 20
     found = {
-        str(file.relative_to(ROOT)): {
-            name.split(".")[0] for name in imported_names(file.read_text(encoding="utf-8"))
-        }
+        str(file.relative_to(ROOT)): {name.split(".")[0] for name in imported_names(file)}
         & PLATFORM_LIBRARIES
         for file in files
     }

@@ -20,7 +20,7 @@ from mimic3d_platform.errors import UserError
 from mimic3d_platform.settings import get_settings
 from postgresql_server import postgresql_server
 
-pytestmark = pytest.mark.timeout(600)
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
 IMAGES = Path(__file__).parents[2] / "infra" / "images"
 LOGIN = "a login with 'quotes' & $signs"

@@ -134,6 +134,7 @@ def of_another_size() -> dict:
     return reference
 
 
+@pytest.mark.slow
 def test_a_reference_of_another_size_is_compared_in_every_entry(of_another_size, tmp_path) -> None:
     (tmp_path / "other.json").write_text(json.dumps(of_another_size), encoding="utf-8")
     run = report(tmp_path, "--bound", "1e-3")

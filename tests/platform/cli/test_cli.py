@@ -171,6 +171,7 @@ def test_a_service_that_is_not_there_is_one_line(case: str, places: dict[str, st
     assert not storage.exists(f"{DEFAULT_RUNS_URI}/never")
 
 
+@pytest.mark.slow
 def test_broken_meshes_are_skipped_and_named(places: dict[str, str], tmp_path: Path) -> None:
     shutil.copytree(Path(places["root"], "broken"), tmp_path / "mixed")
     shutil.copy(Path(places["root"], "meshes", "box.ply"), tmp_path / "mixed")

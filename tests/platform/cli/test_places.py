@@ -103,6 +103,7 @@ def test_state_and_cache_lie_on_this_machine(monkeypatch: pytest.MonkeyPatch) ->
         default_home()
 
 
+@pytest.mark.slow
 def test_a_model_is_pulled_into_object_storage_and_used_from_there(
     generator: Path, s3_folder: str, tmp_path: Path
 ) -> None:

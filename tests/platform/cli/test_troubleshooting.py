@@ -4,6 +4,8 @@ import ast
 import re
 from pathlib import Path
 
+from source_files import syntax_tree
+
 ROOT = Path(__file__).parents[3]
 PAGE = (ROOT / "docs" / "troubleshooting.md").read_text(encoding="utf-8")
 ELLIPSIS = "…"
@@ -13,7 +15,7 @@ def messages() -> str:
     """All texts of the sources, a line each; what is filled in is an ellipsis."""
     lines = []
     for file in sorted([*(ROOT / "platform").rglob("*.py"), *(ROOT / "mimic3d").rglob("*.py")]):
-        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+        for node in ast.walk(syntax_tree(file)):
             if isinstance(node, ast.JoinedStr):
                 parts = [part.value if isinstance(part, ast.Constant) else ELLIPSIS for part in node.values]
                 lines.append("".join(map(str, parts)))

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from mimic3d_platform.cluster import ray_internals
+from source_files import syntax_tree
 
 ROOT = Path(__file__).parents[3]
 FILE = ROOT / "platform" / "mimic3d_platform" / "cluster" / "ray_internals.py"
@@ -14,11 +15,7 @@ PRIVATE = ("_private", "_raylet", "_internal")
 
 def imports(file: Path) -> dict[str, str]:
     """The names that a file imports from modules, with the modules."""
-    nodes = [
-        node
-        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8")))
-        if isinstance(node, ast.ImportFrom)
-    ]
+    nodes = [node for node in ast.walk(syntax_tree(file)) if isinstance(node, ast.ImportFrom)]
     return {alias.name: node.module or "" for node in nodes for alias in node.names}
 
 

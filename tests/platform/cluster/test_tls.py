@@ -12,6 +12,7 @@ from mimic3d_platform.errors import UserError
 from tls_proxy import TlsProxy, self_signed
 
 
+@pytest.mark.slow
 def test_jobs_behind_tls(stack: local.StackStatus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     certificate, key = self_signed(tmp_path)
     known = find_cluster()

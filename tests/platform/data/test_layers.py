@@ -4,6 +4,7 @@ import ast
 from pathlib import Path
 
 import mimic3d_platform.data
+from source_files import syntax_tree
 
 FOLDER = Path(mimic3d_platform.data.__file__).parent
 PACKAGE = "mimic3d_platform"
@@ -23,7 +24,7 @@ PARTS = {
 def imports_of(file: Path) -> set[tuple[str, ...]]:
     """The platform's modules that a file imports, wherever in the file, as tuples of names."""
     modules = set()
-    for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+    for node in ast.walk(syntax_tree(file)):
         if isinstance(node, ast.Import):
             modules |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom) and node.module == PACKAGE:

@@ -185,6 +185,7 @@ def server(tmp_path, monkeypatch) -> Iterator[MlflowServer]:
             server.stop()
 
 
+@pytest.mark.slow
 def test_what_is_logged_during_an_outage_arrives_after_it(server):
     run_id = start_or_resume_run("outage", "run")
     logger = RunLogger(run_id)

@@ -25,6 +25,7 @@ from mimic3d_platform.training.background_metrics import FOLDER, BackgroundMetri
 from mimic3d_platform.training.run_identity import RunOrigin, TrainingRun
 from tiny_sweeps import render_box
 
+pytestmark = pytest.mark.slow
 PATIENCE_S = 900
 CPU = torch.device("cpu")
 FRECHET = "fd_efficientnetlite2mid/3d"
@@ -164,7 +165,6 @@ def test_a_measurement_that_ray_loses_is_made_by_the_worker_and_noted(
     assert note.startswith("the metrics of 16 images are measured by the training's workers: Ray lost a task")
 
 
-@pytest.mark.slow
 @pytest.mark.timeout(3600)
 def test_a_run_that_was_killed_has_the_metrics_of_one_whose_workers_measure(
     data: str, tmp_path: Path
