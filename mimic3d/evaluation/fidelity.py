@@ -5,7 +5,12 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from mimic3d.evaluation.frechet import FeatureStatistics, frechet_distance, kernel_distance
+from mimic3d.evaluation.frechet import (
+    FeatureStatistics,
+    frechet_distance,
+    gaussian_kernel_distance,
+    kernel_distance,
+)
 from mimic3d.evaluation.metric import (
     BLOCKS,
     Estimate,
@@ -107,6 +112,25 @@ class KernelDistance(FidelityMetric):
             raise ValueError(f"a kernel distance with an interval needs {2 * BLOCKS} images of either kind")
         without = without_each_block(generated, lambda rows: kernel_distance(reals, rows))
         return jackknife(kernel_distance(reals, generated), without, len(generated))
+
+
+class ClipKernelDistance(FidelityMetric):
+    kind, extractor = "cmmd", "clipvitl14"
+    needs = ("images",)
+    direction = "down"
+    range = "0 to ∞"
+    about = (
+        "maximum mean discrepancy of CLIP's embeddings with a Gaussian kernel of bandwidth 10, times 1000 "
+        "(CMMD: Jayasumana et al., 2024)"
+    )
+    fooled_by = "copies of the reals; what CLIP does not name"
+
+    def estimate(self, features: FeatureSets) -> Estimate:
+        reals, generated = features.reals, features.generated
+        if len(generated) < 2 * BLOCKS:
+            raise ValueError(f"a kernel distance with an interval needs {2 * BLOCKS} images")
+        without = without_each_block(generated, lambda rows: gaussian_kernel_distance(reals, rows))
+        return jackknife(gaussian_kernel_distance(reals, generated), without, len(generated))
 
 
 class Precision(FidelityMetric):

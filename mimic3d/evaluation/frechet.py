@@ -2,7 +2,8 @@
 
 FID (Heusel et al., 2017) is the Fréchet distance between normal distributions fitted to the two sets of
 features; KID (Binkowski et al., 2018) is a squared maximum mean discrepancy with a cubic kernel. The metrics
-have these names on the Inception of 2015 only; on other features they are `fd_…` and `kd_…`.
+have these names on the Inception of 2015 only; on other features they are `fd_…` and `kd_…`. CMMD is a
+maximum mean discrepancy of CLIP's features with a Gaussian kernel.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 
@@ -141,3 +143,20 @@ def kernel_distance(a: Tensor, b: Tensor, block: int = 4096) -> float:
         return (kernel_sum(x, x) - diagonal) / (len(x) * (len(x) - 1))
 
     return float(within(a) + within(b) - 2 * kernel_sum(a, b) / (len(a) * len(b)))
+
+
+def gaussian_kernel_distance(
+    a: Tensor, b: Tensor, bandwidth: float = 10.0, scale: float = 1000.0, block: int = 4096
+) -> float:
+    """`scale` times the squared MMD of unit vectors (n, D) and (m, D) with a Gaussian kernel: CMMD.
+
+    As published (Jayasumana et al., 2024, sec. 4), it has the diagonals in it, so it is not negative.
+    """
+    a, b = F.normalize(a.double()), F.normalize(b.double())
+
+    def mean(x: Tensor, y: Tensor) -> float:
+        # Of unit vectors, the squared distance is 2 - 2 x·y. That of the kernel from 1 is kept, being small.
+        total = sum(torch.expm1((rows @ y.T - 1) / bandwidth**2).sum() for rows in x.split(block))
+        return float(total) / (len(x) * len(y))
+
+    return scale * (mean(a, a) + mean(b, b) - 2 * mean(a, b))

@@ -129,6 +129,8 @@ class FidelityMetric(Metric):
     """In place of `kind` on the extractor of the published protocol."""
     of_all_images: ClassVar[bool] = False
     """True if any number of images can be merged; metrics that compare pairs take a bounded number."""
+    extractor: ClassVar[str | None] = None
+    """The only extractor on whose features it is defined, by its name in metrics; None for any."""
 
     def name(self, extractor: str) -> str:
         protocol = extractor == PROTOCOL_EXTRACTOR and self.protocol_kind

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from mimic3d.evaluation.fidelity import (
     Authenticity,
+    ClipKernelDistance,
     Coverage,
     Density,
     FrechetDistance,
@@ -41,6 +42,7 @@ FIDELITY: tuple[FidelityMetric, ...] = (
     FrechetDistance(),
     OtherCameraFrechetDistance(),
     KernelDistance(),
+    ClipKernelDistance(),
     Precision(),
     Recall(),
     Density(),
@@ -84,7 +86,7 @@ def table() -> str:
     for metric in METRICS:
         if isinstance(metric, FidelityMetric):
             protocol = f"`{metric.protocol_kind}`, " if metric.protocol_kind else ""
-            shown = f"{protocol}`{metric.kind}_EXTRACTOR`"
+            shown = f"{protocol}`{metric.kind}_{metric.extractor or 'EXTRACTOR'}`"
         else:
             shown = f"`{metric.name('')}`"
         cells = (

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 import tempfile
-from abc import ABC, abstractmethod
 from pathlib import Path
 
 import torch
@@ -13,22 +12,8 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from mimic3d.features import imagenet
 from mimic3d.features.efficientnet_lite import MIDDLE, efficientnet_lite2_middle
-
-
-class FeatureExtractor(nn.Module, ABC):
-    """A network with fixed weights, from images to feature vectors.
-
-    Attributes:
-        name: its name in metrics (`fd_<name>/3d`).
-        dim: features per image.
-    """
-
-    name: str
-    dim: int
-
-    @abstractmethod
-    def forward(self, images: Tensor) -> Tensor:
-        """(N, 3, H, W) uint8 RGB of any size to (N, dim) float32."""
+from mimic3d.features.extractor import FeatureExtractor, check_images, load_state, one_line
+from mimic3d.features.vision_transformer import ClipFeatures, DinoV2Features
 
 
 class MobileNetV2Features(FeatureExtractor):
@@ -57,10 +42,7 @@ class MobileNetV2Features(FeatureExtractor):
         with torch.device("meta"):
             self.features = mobilenet_v2().features
         own = {key.removeprefix("features."): value for key, value in weights.items()}
-        try:
-            self.features.load_state_dict(own, assign=True)
-        except RuntimeError as error:
-            raise ValueError(f"these are not the weights of MobileNetV2: {_one_line(error)}") from None
+        load_state(self.features, own, "MobileNetV2")
         self.register_buffer("mean", torch.tensor(imagenet.MEAN).view(1, 3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(imagenet.STD).view(1, 3, 1, 1), persistent=False)
         self.requires_grad_(False).eval()
@@ -69,7 +51,7 @@ class MobileNetV2Features(FeatureExtractor):
 
     @torch.no_grad()
     def forward(self, images: Tensor) -> Tensor:
-        _check_images(images)
+        check_images(images)
         size = (self.input_size, self.input_size)
         images = nn.functional.interpolate(images.float() / 255, size=size, mode="bilinear", antialias=True)
         return self.features((images - self.mean) / self.std).mean(dim=(2, 3))
@@ -97,16 +79,13 @@ class EfficientNetLite2MiddleFeatures(FeatureExtractor):
         super().__init__()
         with torch.device("meta"):
             self.features = efficientnet_lite2_middle()
-        try:
-            self.features.load_state_dict(weights, assign=True)
-        except RuntimeError as error:
-            raise ValueError(f"these are not the weights of EfficientNet-Lite2: {_one_line(error)}") from None
+        load_state(self.features, weights, "EfficientNet-Lite2")
         self.requires_grad_(False).eval()
         self.to(memory_format=torch.channels_last)
 
     @torch.no_grad()
     def forward(self, images: Tensor) -> Tensor:
-        _check_images(images)
+        check_images(images)
         size = (self.input_size, self.input_size)
         images = nn.functional.interpolate(images.float(), size=size, mode="bilinear", antialias=True)
         return self.features((images - 127) / 128).mean(dim=(2, 3))
@@ -145,19 +124,26 @@ class InceptionFeatures(FeatureExtractor):
             try:
                 self.network = FeatureExtractorInceptionV3(self.name, ["2048"], file.name)
             except RuntimeError as error:
-                raise ValueError(f"these are not the weights of Inception-v3: {_one_line(error)}") from None
+                raise ValueError(f"these are not the weights of Inception-v3: {one_line(error)}") from None
 
     @torch.no_grad()
     def forward(self, images: Tensor) -> Tensor:
-        _check_images(images)
+        check_images(images)
         return self.network(images)[0]
 
 
 # Name of the feature weights (as in `mimic3d weights`) -> the extractor that uses them.
 EXTRACTORS: dict[
-    str, type[InceptionFeatures] | type[EfficientNetLite2MiddleFeatures] | type[MobileNetV2Features]
+    str,
+    type[InceptionFeatures]
+    | type[DinoV2Features]
+    | type[ClipFeatures]
+    | type[EfficientNetLite2MiddleFeatures]
+    | type[MobileNetV2Features],
 ] = {
     "inception-2015-12-05": InceptionFeatures,
+    "dinov2-vitl14": DinoV2Features,
+    "clip-vitl14-336": ClipFeatures,
     "efficientnetlite2mid": EfficientNetLite2MiddleFeatures,
     "mobilenetv2": MobileNetV2Features,
 }
@@ -174,13 +160,3 @@ def load_extractor(path: str | Path, name: str) -> FeatureExtractor:
     if name not in EXTRACTORS:
         raise ValueError(f"no feature extractor is called {name!r}; known: {', '.join(EXTRACTORS)}")
     return EXTRACTORS[name](load_file(path))
-
-
-def _check_images(images: Tensor) -> None:
-    if images.dtype != torch.uint8 or images.ndim != 4 or images.shape[1] != 3:
-        raise ValueError(f"features need uint8 images (N, 3, H, W); got {images.dtype} {tuple(images.shape)}")
-
-
-def _one_line(error: Exception) -> str:
-    lines = str(error).strip().splitlines()
-    return " ".join(lines[1].split())[:200] if len(lines) > 1 else lines[0]

@@ -1,5 +1,7 @@
 """Metrics of fidelity equal torch-fidelity's, and their intervals hold what another sample gives."""
 
+from pathlib import Path
+
 import pytest
 import torch
 from torch_fidelity.metric_fid import fid_features_to_statistics, fid_statistics_to_metric
@@ -8,6 +10,7 @@ from torch_fidelity.metric_prc import prc_features_to_metric
 
 from mimic3d.evaluation.fidelity import (
     Authenticity,
+    ClipKernelDistance,
     Coverage,
     Density,
     FrechetDistance,
@@ -19,6 +22,7 @@ from mimic3d.evaluation.fidelity import (
 from mimic3d.evaluation.frechet import FeatureStatistics, frechet_distance
 from mimic3d.evaluation.metric import FeatureSets
 from mimic3d.evaluation.registry import FIDELITY, METRICS, table
+from mimic3d.features.vision_transformer import ClipFeatures
 
 torch.set_num_threads(1)
 
@@ -125,13 +129,32 @@ def test_too_few_images_are_said_beside_the_number() -> None:
 def test_names_have_the_extractor_and_only_the_inception_of_2015_gives_fid_and_kid() -> None:
     names = [metric.name("inception2015") for metric in FIDELITY]
     assert names[:3] == ["fid_inception2015", "fid3d_inception2015", "kid_inception2015"]
-    names = [metric.name("mobilenetv2") for metric in FIDELITY]
+    names = [metric.name("mobilenetv2") for metric in FIDELITY if metric.extractor is None]
     assert names[:4] == ["fd_mobilenetv2", "fd3d_mobilenetv2", "kd_mobilenetv2", "precision_mobilenetv2"]
+    [cmmd] = [metric for metric in FIDELITY if metric.extractor is not None]
+    assert cmmd.extractor == ClipFeatures.name and cmmd.name(ClipFeatures.name) == "cmmd_clipvitl14"
     with pytest.raises(ValueError, match="another camera"):
         OtherCameraFrechetDistance().estimate(sets(normal(40, 0), normal(40, 1)))
+
+
+def test_cmmd_is_its_definition_and_small_for_images_of_one_distribution() -> None:
+    reals, generated = normal(50, 0, dim=8), normal(40, 1, dim=8) + 0.5
+
+    def kernel(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+        a, b = a / a.norm(dim=1, keepdim=True), b / b.norm(dim=1, keepdim=True)
+        return torch.exp(-torch.cdist(a, b).square() / (2 * 10**2)).mean()
+
+    a, b = reals.double(), generated.double()
+    expected = 1000 * (kernel(a, a) + kernel(b, b) - 2 * kernel(a, b))
+    measured = ClipKernelDistance().estimate(sets(reals, generated))
+    assert measured.value == pytest.approx(float(expected), rel=1e-6)
+    same = ClipKernelDistance().estimate(sets(reals, normal(40, 2, dim=8)))
+    assert 0 <= same.value < measured.low
 
 
 def test_the_table_has_every_metric_with_its_arrow() -> None:
     lines = table().splitlines()[2:]
     assert len(lines) == len(METRICS)
     assert all(("↑" in line) != ("↓" in line) for line in lines)
+    page = Path(__file__).parents[2] / "docs" / "evaluation.md"
+    assert table() in page.read_text(encoding="utf-8"), "python -m mimic3d.evaluation.registry prints it"

@@ -146,6 +146,8 @@ def _mlflow() -> list[Finding]:
 def _weights() -> list[Finding]:
     found = []
     for network in feature_weights.describe():
+        if network.on_request and not network.ready:
+            continue
         name = f"weights {network.name}"
         remedy = (
             "" if network.ready else f"fetched at first use; `mimic3d weights {network.name}` fetches it now"

