@@ -26,10 +26,11 @@ def generated_images(
     batch: int = 8,
     max_points: int = DEFAULT_MAX_POINTS,
     other_camera: bool = False,
+    truncation: float = 1.0,
     noise: str = "random",
     jitter: bool = True,
 ) -> Iterator[dict[str, Tensor]]:
-    """The images that metrics compare with the reals: no truncation, noise and jitter as in training.
+    """The images that metrics compare with the reals: noise and jitter as in training.
 
     Cameras are drawn from the data set's labels. Image i is a function of (seed, i) alone: it depends neither
     on the batch nor on how workers share the indices.
@@ -42,6 +43,7 @@ def generated_images(
         max_points: sample points in memory at a time; see `Generator.view`.
         other_camera: conditions the generator on another camera, drawn likewise, which penalises generators
             that make the object depend on the camera (CGS-GAN's FID3D).
+        truncation: as `Mapping.forward`; metrics take none, which is 1.
         noise: of the planes, as `Generator.planes`; metrics take random noise.
         jitter: samples along rays are jittered, as metrics have them; otherwise they lie at fixed quantiles.
     Yields:
@@ -56,7 +58,7 @@ def generated_images(
         camera = conditioning = _random_cameras(cameras, sources).to(device)
         if other_camera:
             conditioning = _random_cameras(cameras, sources).to(device)
-        w = G.mapping(z.to(device), conditioning)
+        w = G.mapping(z.to(device), conditioning, truncation)
         with noise_of_images(seed, "metric", images):
             planes = G.planes(w, detail="3d" in branches, noise=noise)
             rendered = {

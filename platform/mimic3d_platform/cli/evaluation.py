@@ -11,7 +11,7 @@ from mimic3d_platform.cli.app import app
 from mimic3d_platform.console import Console
 
 if TYPE_CHECKING:
-    from mimic3d_platform.evaluation.evaluate import Evaluation
+    from mimic3d_platform.evaluation.evaluate import Evaluation, Options
 
 _WHAT = (
     "a generator (its folder, a checkpoint, a run's folder, models:/NAME@ALIAS, builtin:cars) or images (a "
@@ -43,6 +43,10 @@ Network = Annotated[
 Workers = Annotated[
     int | None, typer.Option(help="Ray tasks at a time; all GPUs, else all CPUs, by default.", min=1)
 ]
+Truncation = Annotated[
+    bool,
+    typer.Option("--truncation", help="Also measure fidelity over truncation, for the report's curves."),
+]
 DataOption = Annotated[
     str | None,
     typer.Option(help="The data set of real images; that of the generator's training by default."),
@@ -67,12 +71,16 @@ def evaluate(
     seed: Seed = 0,
     network: Network = None,
     workers: Workers = None,
+    truncation: Truncation = False,
     out: Out = None,
     report: Report = None,
 ) -> None:
     """Measure a generator or images against a data set; also logs the metrics to MLflow."""
+    from mimic3d_platform.evaluation.evaluate import Options
+
     console = Console()
-    found = _measure(subject, data, images, identities, views, fields, seed, network, workers, console)
+    options = Options(images, identities, views, network, fields, seed, workers, truncation=truncation)
+    found = _measure(subject, data, options, console)
     header = ("metric", "value", "95 % interval", "of", "note")
     console.table(header, found.measured.rows())
     _say_run(found, console)
@@ -90,45 +98,32 @@ def compare(
     seed: Seed = 0,
     network: Network = None,
     workers: Workers = None,
+    truncation: Truncation = False,
     out: Out = None,
     report: Report = None,
 ) -> None:
     """Measure several generators or sets of images in the same way, side by side."""
     from mimic3d_platform.errors import UserError
+    from mimic3d_platform.evaluation.evaluate import Options
     from mimic3d_platform.evaluation.measured import comparison
 
     if len(subjects) < 2:
         raise UserError(f"compare needs two subjects or more, and got {subjects[0]}: use `mimic3d evaluate`")
     console = Console()
-    found = [
-        _measure(subject, data, images, identities, views, fields, seed, network, workers, console)
-        for subject in subjects
-    ]
+    options = Options(images, identities, views, network, fields, seed, workers, truncation=truncation)
+    found = [_measure(subject, data, options, console) for subject in subjects]
     console.table(*comparison([each.measured for each in found]))
     for each in found:
         _say_run(each, console)
     _write(found, out, report)
 
 
-def _measure(
-    subject: str,
-    data: str | None,
-    images: int | None,
-    identities: int | None,
-    views: int,
-    fields: bool,
-    seed: int,
-    network: str | None,
-    workers: int | None,
-    console: Console,
-) -> Evaluation:
-    from mimic3d_platform.evaluation.evaluate import Options
+def _measure(subject: str, data: str | None, options: Options, console: Console) -> Evaluation:
     from mimic3d_platform.evaluation.evaluate import evaluate as measure
     from mimic3d_platform.settings import use_services
 
     use_services()
     console.say(f"measuring {subject}")
-    options = Options(images, identities, views, network, fields, seed, workers)
     with console.progress("measured", "pieces") as advance:
         return measure(subject, data, options, on_progress=advance)
 

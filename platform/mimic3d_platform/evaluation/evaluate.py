@@ -38,6 +38,7 @@ from mimic3d_platform.evaluation.report_pictures import draw_pictures
 from mimic3d_platform.evaluation.subject import Subject
 from mimic3d_platform.evaluation.subjects import GeneratorSubject, open_subject
 from mimic3d_platform.evaluation.training_curves import training_curves
+from mimic3d_platform.evaluation.truncation import TRUNCATIONS, truncation_curves
 from mimic3d_platform.models import registry
 from mimic3d_platform.settings import DEFAULT_RUNS_URI
 from mimic3d_platform.storage.digests import sha256_of_file
@@ -66,6 +67,7 @@ class Options:
         objects: whose views are compared.
         views: of each object.
         network: the feature network; the best available when None.
+        truncation: whether fidelity is measured over truncation too, of generators.
         fields: whether radiance fields are fitted to the views, which takes a CPU some ten seconds an object.
         seed: of everything that is drawn.
         workers: Ray tasks at once; as many as the cluster has GPUs, else CPUs, when None.
@@ -80,6 +82,7 @@ class Options:
     seed: int = SEED
     workers: int | None = None
     here: bool = False
+    truncation: bool = False
 
 
 @dataclass(frozen=True)
@@ -244,6 +247,7 @@ def _plan(subject: Subject, data_uri: str, options: Options, cache_uri: str) -> 
         seed=options.seed,
         cache_uri=cache_uri,
         gpu=not options.here and _cluster_has_gpus(),
+        truncations=TRUNCATIONS if options.truncation and "truncation" in subject.has else (),
     )
 
 
@@ -298,7 +302,8 @@ def _merge(plan: Plan, costs: Sequence[PartCost]) -> Measured:
         "data fingerprint": plan.data.fingerprint,
         "real images": plan.data.count,
     }
-    return Measured(subject.uri, estimates, directions, left_out, facts, sum_costs(costs))
+    curves = truncation_curves(plan, statistics, reals)
+    return Measured(subject.uri, estimates, directions, left_out, facts, sum_costs(costs), curves)
 
 
 def _reals(plan: Plan) -> tuple[FeatureStatistics, Tensor]:

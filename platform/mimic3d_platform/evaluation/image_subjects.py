@@ -73,7 +73,9 @@ class _OpenDataset:
     def __init__(self, subject: DatasetSubject) -> None:
         self._subject = subject
 
-    def images(self, rows: Sequence[int], *, other_camera: bool) -> dict[str, Tensor]:
+    def images(
+        self, rows: Sequence[int], *, other_camera: bool = False, truncation: float = 1.0
+    ) -> dict[str, Tensor]:
         subject = self._subject
         order = permutation(subject.seed, "images", size=subject.manifest.count)
         return {IMAGES: read_rows(subject.uri, subject.manifest, order[list(rows)])}
@@ -144,7 +146,9 @@ class _OpenFiles:
     def __init__(self, subject: FilesSubject) -> None:
         self._subject = subject
 
-    def images(self, rows: Sequence[int], *, other_camera: bool) -> dict[str, Tensor]:
+    def images(
+        self, rows: Sequence[int], *, other_camera: bool = False, truncation: float = 1.0
+    ) -> dict[str, Tensor]:
         return {IMAGES: torch.stack([torch.from_numpy(image) for image in self._read(rows)])}
 
     def views(self, number: int, count: int) -> dict[str, Views]:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from mimic3d.evaluation.metric import Estimate
+
+Curves = Mapping[str, Sequence[tuple[float, float]]]
+"""By metric, its values by images seen in training, or by truncation."""
 
 
 @dataclass(frozen=True)
@@ -34,6 +37,7 @@ class Measured:
         left_out: by name, why a metric was not measured.
         facts: data set, sample sizes, seed and digests, for the run's params and tags.
         costs: of the parts, wherever and whenever they were measured.
+        truncation: the curves over truncation, where they were asked for.
     """
 
     subject: str
@@ -42,6 +46,7 @@ class Measured:
     left_out: dict[str, str]
     facts: dict[str, str | int] = field(default_factory=dict)
     costs: list[PartCost] = field(default_factory=list)
+    truncation: Curves = field(default_factory=dict)
 
     def flat(self) -> dict[str, float]:
         """NAME, NAME_low and NAME_high of each metric, as they are logged."""

@@ -34,7 +34,10 @@ from mimic3d_platform.storage.digests import sha256_of_file, sha256_of_json
 FOLDER = "evaluations"
 REALS, GENERATED, OTHER_CAMERA, VIEWS = "reals", "generated", "other camera", "views"
 # Images of a piece; a generator takes longer for one than a data set.
-_ROWS = {REALS: 512, GENERATED: 64, OTHER_CAMERA: 64, VIEWS: 1}
+_ROWS = {REALS: 512, VIEWS: 1}
+_GENERATED_ROWS = 64
+# Images of each truncation, at most: precision and recall need no more to show a trend.
+TRUNCATED_IMAGES = 1024
 _READ_AT_ONCE = 64
 # To be raised when a metric or the views of an object change, so that older pieces are not reused.
 VERSION = 2
@@ -55,6 +58,7 @@ class Plan:
         objects: whose views are compared.
         views: of each object.
         view_metrics: the kinds of the metrics of views.
+        truncations: below 1, with which images are generated for the curve of fidelity over truncation.
         cache_uri: the folder below which the pieces are stored.
         gpu: whether tasks use a GPU.
     """
@@ -72,6 +76,12 @@ class Plan:
     seed: int
     cache_uri: str
     gpu: bool = False
+    truncations: tuple[float, ...] = ()
+
+    @property
+    def truncated_images(self) -> int:
+        """The images of each truncation."""
+        return min(self.images, TRUNCATED_IMAGES)
 
     def pieces(self) -> list[Piece]:
         """All pieces, those of real images first."""
@@ -80,10 +90,12 @@ class Plan:
             counts[OTHER_CAMERA] = self.images
         if self.view_metrics:
             counts[VIEWS] = self.objects
+        counts |= {truncated(truncation): self.truncated_images for truncation in self.truncations}
+        sizes = {what: _ROWS.get(what, _GENERATED_ROWS) for what in counts}
         return [
-            Piece(what, range(start, min(start + _ROWS[what], count)))
+            Piece(what, range(start, min(start + sizes[what], count)))
             for what, count in counts.items()
-            for start in range(0, count, _ROWS[what])
+            for start in range(0, count, sizes[what])
         ]
 
     def uri_of(self, piece: Piece) -> str:
@@ -98,12 +110,17 @@ class Plan:
         return storage.join(self.cache_uri, FOLDER, f"{sha256_of_json(inputs)[:32]}.safetensors")
 
 
+def truncated(truncation: float) -> str:
+    """What pieces of images of a truncation are."""
+    return f"truncated {truncation:g}"
+
+
 @dataclass(frozen=True)
 class Piece:
     """Consecutive images of one kind, or objects.
 
     Attributes:
-        what: `REALS`, `GENERATED`, `OTHER_CAMERA` or `VIEWS`.
+        what: `REALS`, `GENERATED`, `OTHER_CAMERA`, `VIEWS` or that of a truncation.
     """
 
     what: str
@@ -169,7 +186,8 @@ def _features(plan: Plan, piece: Piece, device: torch.device) -> dict[str, Tenso
         features = [extractor(read_rows(plan.data_uri, plan.data, rows).to(device)) for rows in parts]
         return {REALS: torch.cat(features).cpu()}
     opened = plan.subject.open(plan.seed, device)
-    images = opened.images(piece.rows, other_camera=piece.what == OTHER_CAMERA)
+    truncation = next((each for each in plan.truncations if truncated(each) == piece.what), 1.0)
+    images = opened.images(piece.rows, other_camera=piece.what == OTHER_CAMERA, truncation=truncation)
     return {branch: _checked(extractor(pixels.to(device)).cpu(), plan) for branch, pixels in images.items()}
 
 

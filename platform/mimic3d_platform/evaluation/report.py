@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import base64
 import io
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib import metadata, resources
 
 from mimic3d.evaluation.metric import Estimate
-from mimic3d_platform.evaluation.measured import Measured, estimates_by_metric
+from mimic3d_platform.evaluation.measured import Curves, Measured, estimates_by_metric
 from mimic3d_platform.evaluation.published import PUBLISHED, published_for
 from mimic3d_platform.evaluation.report_pictures import Picture
 
@@ -19,9 +19,6 @@ _TEMPLATE = "report.html.jinja"
 # Metrics of a training that are drawn over the images seen, by how their names begin.
 CURVES = ("fid_", "fd_", "warp_detail/", "warp_psnr/")
 _WIDTH, _HEIGHT, _MARGIN = 190, 14, 6
-
-Curves = Mapping[str, Sequence[tuple[int, float]]]
-"""By metric, its values by images consumed."""
 
 
 @dataclass(frozen=True)
@@ -68,7 +65,16 @@ def report_page(subjects: Sequence[ReportSubject]) -> str:
         rows=_rows([subject.measured for subject in subjects]),
         width=_WIDTH + 2 * _MARGIN,
         height=_HEIGHT,
-        curves=[(subject, _plot(subject.curves)) for subject in subjects if subject.curves],
+        curves=[
+            (f"Training of {subject.measured.subject}", _training_plot(subject.curves))
+            for subject in subjects
+            if subject.curves
+        ]
+        + [
+            (f"Truncation of {subject.measured.subject}", _truncation_plot(subject.measured.truncation))
+            for subject in subjects
+            if subject.measured.truncation
+        ],
         published=published,
         published_head=PUBLISHED[0],
         why_not_published=why,
@@ -122,8 +128,17 @@ def _cell(
     )
 
 
-def _plot(curves: Curves) -> Picture:
-    """Every curve of a training over the images seen, a panel for each metric, a line for each branch."""
+def _training_plot(curves: Curves) -> Picture:
+    curves = {name: [(nimg / 1000, value) for nimg, value in points] for name, points in curves.items()}
+    return _plot(curves, "Over the images seen in training", "images seen, thousands")
+
+
+def _truncation_plot(curves: Curves) -> Picture:
+    return _plot(curves, "Over truncation: what is lost in variety, and won in quality", "truncation")
+
+
+def _plot(curves: Curves, caption: str, axis: str) -> Picture:
+    """All curves, a panel for each metric, a line for each branch."""
     from matplotlib.figure import Figure
 
     kinds = list(dict.fromkeys(name.partition("/")[0] for name in curves))
@@ -132,16 +147,14 @@ def _plot(curves: Curves) -> Picture:
         for name, points in curves.items():
             metric, _, branch = name.partition("/")
             if metric == kind:
-                axes.plot(
-                    [nimg / 1000 for nimg, _ in points], [v for _, v in points], marker=".", label=branch
-                )
+                axes.plot([x for x, _ in points], [y for _, y in points], marker=".", label=branch)
         axes.set_title(kind, fontsize=10)
-        axes.set_xlabel("images seen, thousands", fontsize=9)
+        axes.set_xlabel(axis, fontsize=9)
         axes.legend(fontsize=9)
         axes.grid(alpha=0.3)
     buffer = io.BytesIO()
     figure.savefig(buffer, format="svg")
-    return "Over the images seen in training", "image/svg+xml", buffer.getvalue()
+    return caption, "image/svg+xml", buffer.getvalue()
 
 
 def _data_uri(picture: Picture) -> str:

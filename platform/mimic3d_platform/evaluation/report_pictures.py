@@ -35,7 +35,7 @@ def draw_pictures(_: int, plan: Plan) -> list[Picture]:
     count = min(SAMPLES, plan.images)
     reals = read_rows(plan.data_uri, plan.data, np.linspace(0, plan.data.count - 1, SAMPLES).astype(int))
     pictures = [_png("Real images", _sheet(reals))]
-    samples = opened.images(range(count), other_camera=False)
+    samples = opened.images(range(count))
     for branch, images in samples.items():
         pictures.append(_png(f"Samples, {branch}", _sheet(images.cpu())))
     if plan.objects and "cameras" in plan.subject.has:

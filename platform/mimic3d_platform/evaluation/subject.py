@@ -19,8 +19,15 @@ class Opened(Protocol):
 
     branches: tuple[str, ...]
 
-    def images(self, rows: Sequence[int], *, other_camera: bool) -> dict[str, Tensor]:
-        """By branch, (n, 3, R, R) uint8: the images of these numbers."""
+    def images(
+        self, rows: Sequence[int], *, other_camera: bool = False, truncation: float = 1.0
+    ) -> dict[str, Tensor]:
+        """By branch, (n, 3, R, R) uint8: the images of these numbers.
+
+        Args:
+            other_camera, truncation: as `mimic3d.evaluation.generated.generated_images`; only generators heed
+                them.
+        """
 
     def views(self, number: int, count: int) -> dict[str, Views]:
         """By branch, at most `count` views of object `number`."""

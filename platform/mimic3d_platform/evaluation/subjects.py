@@ -62,7 +62,7 @@ class GeneratorSubject:
     @property
     def has(self) -> frozenset[Need]:
         both: tuple[Need, ...] = ("both branches",) if len(self.branches) == 2 else ()
-        return frozenset(("images", "two cameras", "cameras", "orbit", "depth", *both))
+        return frozenset(("images", "two cameras", "truncation", "cameras", "orbit", "depth", *both))
 
     def open(self, seed: int, device: torch.device) -> Opened:
         allow_tf32(self.config.model.allow_tf32)
@@ -85,7 +85,9 @@ class _OpenGenerator:
         self.branches = generator.branches
         self._generator, self._cameras, self._config, self._seed = generator, cameras, config, seed
 
-    def images(self, rows: Sequence[int], *, other_camera: bool) -> dict[str, Tensor]:
+    def images(
+        self, rows: Sequence[int], *, other_camera: bool = False, truncation: float = 1.0
+    ) -> dict[str, Tensor]:
         parts = list(
             generated_images(
                 self._generator,
@@ -94,6 +96,7 @@ class _OpenGenerator:
                 seed=self._seed,
                 batch=GENERATED_AT_ONCE,
                 other_camera=other_camera,
+                truncation=truncation,
             )
         )
         return {branch: torch.cat([part[branch] for part in parts]) for branch in self.branches}

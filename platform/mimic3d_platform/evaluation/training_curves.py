@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from mimic3d_platform import storage, tracking
-from mimic3d_platform.evaluation.report import CURVES, Curves
+from mimic3d_platform.evaluation.measured import Curves
+from mimic3d_platform.evaluation.report import CURVES
 from mimic3d_platform.tracking.server import client, tracking_errors
 
 if TYPE_CHECKING:

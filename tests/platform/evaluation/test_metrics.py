@@ -2,6 +2,7 @@
 
 import json
 import zipfile
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -107,6 +108,22 @@ def test_both_branches_have_every_metric_with_its_interval(of_generator: Measure
     )
     [row] = [row for row in of_generator.rows() if row[0] == "fd_efficientnetlite2mid/3d ↓"]
     assert row[3:] == ("24", "24 images for 120 dimensions: biased upwards")
+
+
+def test_fidelity_over_truncation_ends_in_the_metrics_without_it(
+    of_generator: Measured, generator: str, reals: str, cache: str
+) -> None:
+    found = measured(generator, None, cache, replace(OPTIONS, truncation=True))
+    assert found.estimates == of_generator.estimates and not of_generator.truncation
+    for branch in ("2d", "3d"):
+        for kind in ("fd", "precision", "recall"):
+            name = f"{kind}_efficientnetlite2mid/{branch}"
+            points = dict(found.truncation[name])
+            assert list(points) == [0.5, 0.7, 0.85, 1.0]
+            assert points[1.0] == found.estimates[name].value
+    distances = dict(found.truncation["fd_efficientnetlite2mid/3d"])
+    assert len(set(distances.values())) == 4, "each truncation has images of its own"
+    assert not measured(reals, reals, cache, replace(OPTIONS, truncation=True)).truncation
 
 
 def test_a_run_measures_the_same_distance_while_it_trains(

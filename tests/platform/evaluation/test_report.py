@@ -1,6 +1,7 @@
 """The report is one HTML file with every number, its interval and every picture, and needs no network."""
 
 import re
+from dataclasses import replace
 from html.parser import HTMLParser
 
 from mimic3d.evaluation.metric import Estimate
@@ -69,6 +70,13 @@ def test_a_report_has_numbers_intervals_notes_pictures_curves_and_costs() -> Non
         "\n", ""
     )  # 12.8 s of 256 images: 50 s per thousand.
     assert not re.search(r"(?:src|href)=\"(?!data:|http://mlflow/run)", page)
+
+
+def test_a_curve_over_truncation_is_drawn_where_it_was_measured() -> None:
+    found = replace(measured("m", 300.0), truncation={"fd_x/3d": [(0.5, 400.0), (1.0, 300.0)]})
+    page = report_page([subject(found), subject(measured("n", 300.0))])
+    assert "Truncation of m" in page and "Truncation of n" not in page
+    assert len(Tags(page).sources) == 2 + 3
 
 
 def test_a_comparison_marks_the_best_only_beyond_the_intervals() -> None:
