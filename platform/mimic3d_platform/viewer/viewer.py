@@ -20,7 +20,7 @@ from mimic3d_platform.viewer.server import LOOPBACK, start_server, stop_server, 
 
 # Of the first view, radians, where the model is to be seen from all sides: neither quite from the side nor
 # from the front.
-_FIRST_YAW = 0.6
+FIRST_YAW = 0.6
 
 
 class Viewer:
@@ -78,7 +78,7 @@ class Viewer:
 
     def _set_scene(self) -> None:
         settings = self._session.model.config.camera
-        yaw = _FIRST_YAW if settings.yaw_range >= 1.5 else 0.0
+        yaw = FIRST_YAW if settings.yaw_range >= 1.5 else 0.0
         camera = at_yaw(settings, torch.tensor([yaw], dtype=torch.float64))[0]
         pose, _ = split_label(camera)
         server = self._server

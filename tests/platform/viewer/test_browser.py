@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import io
 import json
 import shutil
@@ -11,12 +12,16 @@ from dataclasses import dataclass, field
 
 import numpy as np
 import pytest
+import torch
+import trimesh
 from PIL import Image
 
 from mimic3d.config.recipes import get_recipe
 from mimic3d.export.camera_files import read_cameras
+from mimic3d.export.orbits import at_yaw
+from mimic3d_platform.viewer.dataset_views import DatasetView
 from mimic3d_platform.viewer.model_source import load_model
-from mimic3d_platform.viewer.viewer import Viewer
+from mimic3d_platform.viewer.viewer import FIRST_YAW, Viewer
 
 sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
@@ -168,3 +173,50 @@ def test_the_page_exports_the_picture_and_a_path(window: Window, tmp_path) -> No
     assert len(json.loads(file.read_text(encoding="utf-8"))["labels"]) == 48
     assert read_cameras(file, get_recipe("cars-small").camera).shape == (48, 25)
     assert window.errors == [] and window.outside == []
+
+
+def test_the_mesh_lies_over_the_picture_and_is_exported_as_the_video_is(window: Window) -> None:
+    window.choose("Channel", "colour")
+    window.choose("Branch", "3D branch")
+    plain = window.at_rest()
+    window.choose("Mesh", "wireframe")
+    meshed = window.until(is_other_than(plain))
+    lines = (meshed[..., 2] - meshed[..., 0] > 60) & (plain[..., 2] - plain[..., 0] < 30)
+    assert lines[110:190, 110:190].mean() > 0.2 > lines[:15].mean(), "blue lines, on the car alone"
+    window.choose("Mesh", "off")
+    window.until(lambda picture: bool(np.abs(picture - plain).mean() < 2))
+    mesh = trimesh.load(io.BytesIO(window.download("Mesh")), file_type="glb", force="mesh")
+    assert len(mesh.faces) > 1000
+    assert window.download("Video")[4:8] == b"ftyp"
+    assert window.errors == [] and window.outside == []
+
+
+def test_a_camera_of_the_data_set_is_clicked_and_looked_from(browser: sync_api.Browser) -> None:
+    model = load_model("builtin:cars")
+    settings = model.config.camera
+    near = dataclasses.replace(settings, radius=settings.radius / 2)
+    camera = at_yaw(near, torch.tensor([FIRST_YAW + 0.1], dtype=torch.float64))[0]
+    green = np.zeros((64, 64, 3), dtype=np.uint8) + np.array([0, 200, 0], dtype=np.uint8)
+    view = DatasetView(7, tuple(camera.tolist()), green)
+    viewer = Viewer(model, views=[view])
+    try:
+        window = Window(browser.new_page(viewport={"width": 800, "height": 480}), viewer.url)
+        cameras = window.page.get_by_label("Cameras", exact=True)
+        cameras.uncheck()
+        window.until(is_car)
+        without = window.at_rest()
+        cameras.check()
+        shown = window.until(is_other_than(without))
+        rows, columns = np.nonzero(
+            (shown[..., 1] - shown[..., 0] > 60) & (shown[..., 1] - shown[..., 2] > 60)
+        )
+        assert len(rows) > 50, "the image stands in the camera's frustum"
+        box = window.page.locator("canvas").first.bounding_box()
+        assert box is not None
+        left, top = box["x"] + box["width"] / 2 - 150, box["y"] + box["height"] / 2 - 150
+        window.page.mouse.click(left + float(np.median(columns)), top + float(np.median(rows)))
+        window.page.get_by_text("Real image, row 7").wait_for()
+        window.until(is_other_than(shown))
+        assert window.errors == [] and window.outside == []
+    finally:
+        viewer.close()
