@@ -19,7 +19,18 @@ from torch import Tensor
 from mimic3d.evaluation.frechet import FeatureStatistics, covariance_root
 from mimic3d.randomness import counter_generator
 
-Need = Literal["images", "two cameras", "truncation", "cameras", "orbit", "depth", "both branches", "field"]
+Need = Literal[
+    "images",
+    "two cameras",
+    "truncation",
+    "cameras",
+    "orbit",
+    "depth",
+    "both branches",
+    "field",
+    "density",
+    "known shapes",
+]
 Direction = Literal["up", "down"]
 
 ARROWS: Mapping[Direction, str] = {"up": "↑", "down": "↓"}

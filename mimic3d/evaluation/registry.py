@@ -26,6 +26,7 @@ from mimic3d.evaluation.fitted_field import (
 )
 from mimic3d.evaluation.geometry import FieldDepth, FieldNormals, Floaters, SilhouetteOverlap
 from mimic3d.evaluation.metric import ARROWS, FidelityMetric, Metric, ViewMetric
+from mimic3d.evaluation.shapes import ShapeChamfer, ShapeFScore, ShapeMetric
 from mimic3d.evaluation.views import (
     ImitationDetail,
     ImitationPsnr,
@@ -72,7 +73,9 @@ VIEWS: tuple[ViewMetric, ...] = (
 )
 # Measured of `views.two_views` while a run trains.
 TRAINING_VIEWS: tuple[ViewMetric, ...] = (WarpDetail(), WarpPsnr(), WarpShare())
-METRICS: tuple[Metric, ...] = (*FIDELITY, *VIEWS)
+# Measured where the meshes are given that a data set was rendered from.
+SHAPES: tuple[ShapeMetric, ...] = (ShapeChamfer(), ShapeFScore())
+METRICS: tuple[Metric, ...] = (*FIDELITY, *VIEWS, *SHAPES)
 
 
 def with_arrow(name: str, metric: Metric) -> str:

@@ -47,6 +47,12 @@ Truncation = Annotated[
     bool,
     typer.Option("--truncation", help="Also measure fidelity over truncation, for the report's curves."),
 ]
+Meshes = Annotated[
+    str | None,
+    typer.Option(
+        help="Also compare shapes with the meshes that the data set was rendered from: a folder, or `cars`."
+    ),
+]
 DataOption = Annotated[
     str | None,
     typer.Option(help="The data set of real images; that of the generator's training by default."),
@@ -72,6 +78,7 @@ def evaluate(
     network: Network = None,
     workers: Workers = None,
     truncation: Truncation = False,
+    meshes: Meshes = None,
     out: Out = None,
     report: Report = None,
 ) -> None:
@@ -79,7 +86,17 @@ def evaluate(
     from mimic3d_platform.evaluation.evaluate import Options
 
     console = Console()
-    options = Options(images, identities, views, network, fields, seed, workers, truncation=truncation)
+    options = Options(
+        images,
+        identities,
+        views,
+        network,
+        fields,
+        seed,
+        workers,
+        truncation=truncation,
+        known_shapes=meshes,
+    )
     found = _measure(subject, data, options, console)
     header = ("metric", "value", "95 % interval", "of", "note")
     console.table(header, found.measured.rows())
@@ -99,6 +116,7 @@ def compare(
     network: Network = None,
     workers: Workers = None,
     truncation: Truncation = False,
+    meshes: Meshes = None,
     out: Out = None,
     report: Report = None,
 ) -> None:
@@ -110,7 +128,17 @@ def compare(
     if len(subjects) < 2:
         raise UserError(f"compare needs two subjects or more, and got {subjects[0]}: use `mimic3d evaluate`")
     console = Console()
-    options = Options(images, identities, views, network, fields, seed, workers, truncation=truncation)
+    options = Options(
+        images,
+        identities,
+        views,
+        network,
+        fields,
+        seed,
+        workers,
+        truncation=truncation,
+        known_shapes=meshes,
+    )
     found = [_measure(subject, data, options, console) for subject in subjects]
     console.table(*comparison([each.measured for each in found]))
     for each in found:

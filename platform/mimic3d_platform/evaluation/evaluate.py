@@ -19,11 +19,13 @@ from mimic3d_platform.cluster.tasks import run_pieces
 from mimic3d_platform.data.format.dataset import open_dataset
 from mimic3d_platform.errors import UserError
 from mimic3d_platform.evaluation import feature_weights
+from mimic3d_platform.evaluation.known_shapes import load_known_shapes
 from mimic3d_platform.evaluation.measured import Measured, PartCost
 from mimic3d_platform.evaluation.pieces import (
     GENERATED,
     OTHER_CAMERA,
     REALS,
+    SHAPES,
     VIEWS,
     Plan,
     branch_key,
@@ -67,6 +69,7 @@ class Options:
         objects: whose views are compared.
         views: of each object.
         network: the feature network; the best available when None.
+        known_shapes: a folder of the meshes that the data set was rendered from, or `known_shapes.CARS`.
         truncation: whether fidelity is measured over truncation too, of generators.
         fields: whether radiance fields are fitted to the views, which takes a CPU some ten seconds an object.
         seed: of everything that is drawn.
@@ -83,6 +86,7 @@ class Options:
     workers: int | None = None
     here: bool = False
     truncation: bool = False
+    known_shapes: str | None = None
 
 
 @dataclass(frozen=True)
@@ -248,6 +252,9 @@ def _plan(subject: Subject, data_uri: str, options: Options, cache_uri: str) -> 
         cache_uri=cache_uri,
         gpu=not options.here and _cluster_has_gpus(),
         truncations=TRUNCATIONS if options.truncation and "truncation" in subject.has else (),
+        known_shapes=load_known_shapes(options.known_shapes)
+        if options.known_shapes and "density" in subject.has
+        else None,
     )
 
 
@@ -290,6 +297,14 @@ def _merge(plan: Plan, costs: Sequence[PartCost]) -> Measured:
                 estimates[name] = view_metric.estimate(concatenated(parts), plan.seed)
             except ValueError as error:
                 left_out[name] = str(error)
+        if plan.known_shapes is not None:
+            for shape_metric in metric_registry.SHAPES:
+                name = f"{shape_metric.name(extractor)}/{branch}"
+                directions[name] = ARROWS[shape_metric.direction]
+                try:
+                    estimates[name] = shape_metric.estimate(concatenated(list(stored(plan, SHAPES, branch))))
+                except ValueError as error:
+                    left_out[name] = str(error)
     facts: dict[str, str | int] = {
         "data": plan.data_uri,
         "resolution": plan.data.resolution,

@@ -67,7 +67,7 @@ class DatasetSubject:
         return _OpenDataset(self)
 
 
-class _OpenDataset:
+class _OpenDataset(Opened):
     branches: tuple[str, ...] = (IMAGES,)
 
     def __init__(self, subject: DatasetSubject) -> None:
@@ -140,7 +140,7 @@ class FilesSubject:
         return _OpenFiles(self)
 
 
-class _OpenFiles:
+class _OpenFiles(Opened):
     branches: tuple[str, ...] = (IMAGES,)
 
     def __init__(self, subject: FilesSubject) -> None:

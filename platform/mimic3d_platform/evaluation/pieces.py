@@ -20,6 +20,8 @@ from torch import Tensor
 
 from mimic3d.evaluation import registry
 from mimic3d.evaluation.metric import ViewMetric, Views
+from mimic3d.evaluation.shapes import compare_with_nearest, surface_points
+from mimic3d.export.marching_cubes import NoSurfaceError
 from mimic3d.features.pooled import FeatureExtractor, load_extractor
 from mimic3d.losses.perceptual import PerceptualDistance
 from mimic3d_platform import storage
@@ -27,14 +29,16 @@ from mimic3d_platform.data.format.manifest import Manifest
 from mimic3d_platform.errors import UserError
 from mimic3d_platform.evaluation import feature_weights
 from mimic3d_platform.evaluation.image_subjects import read_rows
+from mimic3d_platform.evaluation.known_shapes import KnownShapes
 from mimic3d_platform.evaluation.measured import PartCost
 from mimic3d_platform.evaluation.subject import Subject
 from mimic3d_platform.storage.digests import sha256_of_file, sha256_of_json
 
 FOLDER = "evaluations"
 REALS, GENERATED, OTHER_CAMERA, VIEWS = "reals", "generated", "other camera", "views"
+SHAPES = "shapes"
 # Images of a piece; a generator takes longer for one than a data set.
-_ROWS = {REALS: 512, VIEWS: 1}
+_ROWS = {REALS: 512, VIEWS: 1, SHAPES: 1}
 _GENERATED_ROWS = 64
 # Images of each truncation, at most: precision and recall need no more to show a trend.
 TRUNCATED_IMAGES = 1024
@@ -58,6 +62,7 @@ class Plan:
         objects: whose views are compared.
         views: of each object.
         view_metrics: the kinds of the metrics of views.
+        known_shapes: with which generated surfaces are compared.
         truncations: below 1, with which images are generated for the curve of fidelity over truncation.
         cache_uri: the folder below which the pieces are stored.
         gpu: whether tasks use a GPU.
@@ -77,6 +82,7 @@ class Plan:
     cache_uri: str
     gpu: bool = False
     truncations: tuple[float, ...] = ()
+    known_shapes: KnownShapes | None = None
 
     @property
     def truncated_images(self) -> int:
@@ -90,6 +96,8 @@ class Plan:
             counts[OTHER_CAMERA] = self.images
         if self.view_metrics:
             counts[VIEWS] = self.objects
+        if self.known_shapes is not None:
+            counts[SHAPES] = self.objects
         counts |= {truncated(truncation): self.truncated_images for truncation in self.truncations}
         sizes = {what: _ROWS.get(what, _GENERATED_ROWS) for what in counts}
         return [
@@ -105,8 +113,12 @@ class Plan:
             inputs += [self.data.fingerprint, self.network_sha256]
         else:
             inputs += [self.subject.digest, self.seed, self.data.fingerprint]
-            views = [self.views, *self.view_metrics]
-            inputs += views if piece.what == VIEWS else [self.network_sha256]
+            if piece.what == VIEWS:
+                inputs += [self.views, *self.view_metrics]
+            elif piece.what == SHAPES and self.known_shapes is not None:
+                inputs.append(self.known_shapes.digest)
+            else:
+                inputs.append(self.network_sha256)
         return storage.join(self.cache_uri, FOLDER, f"{sha256_of_json(inputs)[:32]}.safetensors")
 
 
@@ -120,7 +132,7 @@ class Piece:
     """Consecutive images of one kind, or objects.
 
     Attributes:
-        what: `REALS`, `GENERATED`, `OTHER_CAMERA`, `VIEWS` or that of a truncation.
+        what: `REALS`, `GENERATED`, `OTHER_CAMERA`, `VIEWS`, `SHAPES` or that of a truncation.
     """
 
     what: str
@@ -142,7 +154,8 @@ def measure_piece(index: int, plan: Plan) -> PartCost:
     else:
         began = time.perf_counter()
         device = torch.device("cuda" if plan.gpu and torch.cuda.is_available() else "cpu")
-        measured = _view_parts(plan, piece, device) if piece.what == VIEWS else _features(plan, piece, device)
+        measure = {VIEWS: _view_parts, SHAPES: _shape_parts}.get(piece.what, _features)
+        measured = measure(plan, piece, device)
         cost = torch.tensor([time.perf_counter() - began, _peak_megabytes()], dtype=torch.float64)
         storage.write_bytes(uri, save(measured | {_COST: cost}))
     return PartCost(piece.what, len(piece.rows), *cost.tolist())
@@ -204,6 +217,21 @@ def _view_parts(plan: Plan, piece: Piece, device: torch.device) -> dict[str, Ten
             if can_measure(metric, views):
                 sums = torch.tensor([metric.part(views)], dtype=torch.float64)
                 found[branch_key(metric.kind, branch)] = sums
+    return found
+
+
+def _shape_parts(plan: Plan, piece: Piece, device: torch.device) -> dict[str, Tensor]:
+    """By branch, (1, 3) float64 of `shapes.compare_with_nearest`; NaN of an object without a surface."""
+    assert plan.known_shapes is not None
+    opened = plan.subject.open(plan.seed, device)
+    found = {}
+    for branch in opened.branches:
+        try:
+            points = surface_points(*opened.surface(piece.rows.start, branch))
+            compared = compare_with_nearest(points, plan.known_shapes.points)
+        except NoSurfaceError:
+            compared = (math.nan, math.nan, -1)
+        found[branch] = torch.tensor([compared], dtype=torch.float64)
     return found
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Protocol
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -31,6 +32,15 @@ class Opened(Protocol):
 
     def views(self, number: int, count: int) -> dict[str, Views]:
         """By branch, at most `count` views of object `number`."""
+
+    def surface(self, number: int, branch: str) -> tuple[np.ndarray, np.ndarray]:
+        """Vertices (V, 3), world units, and faces (F, 3) of object `number`.
+
+        Raises:
+            NoSurfaceError: the object's density nowhere crosses the level of a surface.
+            ValueError: the subject is no generator.
+        """
+        raise ValueError("images have no surface")
 
 
 class Subject(Protocol):

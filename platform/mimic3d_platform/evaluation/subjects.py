@@ -20,6 +20,7 @@ from mimic3d.config import Config, config_from_yaml
 from mimic3d.evaluation.consistency import depth_view, rotated
 from mimic3d.evaluation.generated import generated_images
 from mimic3d.evaluation.metric import Need, Views
+from mimic3d.export.mesh import extract_mesh
 from mimic3d.networks.generator import Generator
 from mimic3d.networks.precision import allow_tf32
 from mimic3d.randomness import counter_generator
@@ -34,6 +35,8 @@ from mimic3d_platform.models import checkpoints, model_uris, registry
 # The views of an object: yaw of at most this many radians to either side, as in GRAM-HD and Mimic3D.
 YAW = 0.4
 GENERATED_AT_ONCE = 16
+# Samples of the density along each side of the box.
+SURFACE_RESOLUTION = 64
 
 
 @dataclass(frozen=True)
@@ -62,7 +65,8 @@ class GeneratorSubject:
     @property
     def has(self) -> frozenset[Need]:
         both: tuple[Need, ...] = ("both branches",) if len(self.branches) == 2 else ()
-        return frozenset(("images", "two cameras", "truncation", "cameras", "orbit", "depth", *both))
+        seen: tuple[Need, ...] = ("images", "two cameras", "truncation", "cameras", "orbit", "depth")
+        return frozenset((*seen, "density", *both))
 
     def open(self, seed: int, device: torch.device) -> Opened:
         allow_tf32(self.config.model.allow_tf32)
@@ -101,13 +105,24 @@ class _OpenGenerator:
         )
         return {branch: torch.cat([part[branch] for part in parts]) for branch in self.branches}
 
+    def surface(self, number: int, branch: str) -> tuple[np.ndarray, np.ndarray]:
+        w, _ = self._object(number)
+        mesh = extract_mesh(self._generator, w, branch=branch, resolution=SURFACE_RESOLUTION)
+        return np.asarray(mesh.vertices), np.asarray(mesh.faces)
+
+    @torch.no_grad()
+    def _object(self, number: int) -> tuple[Tensor, Tensor]:
+        """The latent (1, num_ws, w_dim) of object `number`, and the camera (1, 25) that conditions it."""
+        source = counter_generator(self._seed, "views", number)
+        device = next(self._generator.parameters()).device
+        z = torch.randn(1, self._generator.config.z_dim, generator=source).to(device)
+        camera = self._cameras[torch.randint(len(self._cameras), (1,), generator=source)].to(device)
+        return self._generator.mapping(z, camera), camera
+
     @torch.no_grad()
     def views(self, number: int, count: int) -> dict[str, Views]:
-        G, source = self._generator, counter_generator(self._seed, "views", number)
-        device = next(G.parameters()).device
-        z = torch.randn(1, G.config.z_dim, generator=source).to(device)
-        camera = self._cameras[torch.randint(len(self._cameras), (1,), generator=source)].to(device)
-        w = G.mapping(z, camera)
+        G = self._generator
+        w, camera = self._object(number)
         pivot = torch.tensor(self._config.camera.pivot)
         yaws = torch.linspace(-YAW, YAW, count).tolist()
         path = torch.cat([rotated(camera, yaw, pivot) for yaw in yaws])

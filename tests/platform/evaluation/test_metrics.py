@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import trimesh
 from data_samples import camera_of, png
 
 from mimic3d.checkpoints.generator_folder import save_generator
@@ -111,8 +112,9 @@ def test_both_branches_have_every_metric_with_its_interval(of_generator: Measure
 
 
 def test_fidelity_over_truncation_ends_in_the_metrics_without_it(
-    of_generator: Measured, generator: str, reals: str, cache: str
+    of_generator: Measured, generator: str, reals: str, tmp_path: Path
 ) -> None:
+    cache = str(tmp_path)
     found = measured(generator, None, cache, replace(OPTIONS, truncation=True))
     assert found.estimates == of_generator.estimates and not of_generator.truncation
     for branch in ("2d", "3d"):
@@ -124,6 +126,26 @@ def test_fidelity_over_truncation_ends_in_the_metrics_without_it(
     distances = dict(found.truncation["fd_efficientnetlite2mid/3d"])
     assert len(set(distances.values())) == 4, "each truncation has images of its own"
     assert not measured(reals, reals, cache, replace(OPTIONS, truncation=True)).truncation
+
+
+def test_shapes_are_compared_with_the_meshes_where_they_are_given(
+    generator: str, reals: str, tmp_path: Path
+) -> None:
+    meshes, cache = tmp_path / "meshes", str(tmp_path / "cache")
+    meshes.mkdir()
+    trimesh.creation.box((1, 0.5, 0.5)).export(meshes / "box.ply")
+    trimesh.creation.icosphere(2, 1.0).export(meshes / "ball.ply")
+    options = replace(OPTIONS, known_shapes=str(meshes))
+    found = measured(generator, None, cache, options)
+    for branch in ("2d", "3d"):
+        chamfer = found.estimates.get(f"shape_chamfer/{branch}")
+        if chamfer is None:  # The density of random weights may cross no level.
+            assert found.left_out[f"shape_chamfer/{branch}"] == "no object has a surface"
+        else:
+            assert 0 < chamfer.value < 2 and f"shape_fscore/{branch}" in found.estimates
+    assert not any(name.startswith("shape_") for name in measured(reals, reals, cache, options).estimates)
+    with pytest.raises(UserError, match="no mesh folder at"):
+        measured(generator, None, cache, replace(OPTIONS, known_shapes=str(tmp_path / "absent")))
 
 
 def test_a_run_measures_the_same_distance_while_it_trains(
