@@ -2,16 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from itertools import islice
 from typing import TYPE_CHECKING
 
-from torch import Tensor
-
 from mimic3d.evaluation import registry as metric_registry
-from mimic3d.evaluation.frechet import FeatureStatistics
-from mimic3d.evaluation.metric import ARROWS, Estimate, FeatureSets, Metric
 from mimic3d.features.pooled import EXTRACTORS
 from mimic3d_platform import storage, tracking
 from mimic3d_platform.cluster.resources import Processors
@@ -21,26 +16,15 @@ from mimic3d_platform.errors import UserError
 from mimic3d_platform.evaluation import feature_weights
 from mimic3d_platform.evaluation.known_shapes import load_known_shapes
 from mimic3d_platform.evaluation.measured import Measured, PartCost
-from mimic3d_platform.evaluation.pieces import (
-    GENERATED,
-    OTHER_CAMERA,
-    REALS,
-    SHAPES,
-    VIEWS,
-    Plan,
-    branch_key,
-    concatenated,
-    measure_piece,
-    stored,
-    sum_costs,
-)
+from mimic3d_platform.evaluation.merge import lacking_of, merge_pieces
+from mimic3d_platform.evaluation.pieces import Plan, measure_piece
 from mimic3d_platform.evaluation.report import FILE as REPORT
 from mimic3d_platform.evaluation.report import ReportSubject, report_page
 from mimic3d_platform.evaluation.report_pictures import draw_pictures
 from mimic3d_platform.evaluation.subject import Subject
 from mimic3d_platform.evaluation.subjects import GeneratorSubject, open_subject
 from mimic3d_platform.evaluation.training_curves import training_curves
-from mimic3d_platform.evaluation.truncation import TRUNCATIONS, truncation_curves
+from mimic3d_platform.evaluation.truncation import TRUNCATIONS
 from mimic3d_platform.models import registry
 from mimic3d_platform.settings import DEFAULT_RUNS_URI
 from mimic3d_platform.storage.digests import sha256_of_file
@@ -56,8 +40,6 @@ VIEWS_OF_OBJECT = 30
 # Images of a subject that no config says a number for.
 IMAGES = 50_000
 OBJECTS = 50
-# Reals and generated images whose nearest neighbours are looked for, and whose kernels are summed, at most.
-NEIGHBOURS = 10_000
 
 
 @dataclass(frozen=True)
@@ -69,12 +51,12 @@ class Options:
         objects: whose views are compared.
         views: of each object.
         network: the feature network; the best available when None.
-        known_shapes: a folder of the meshes that the data set was rendered from, or `known_shapes.CARS`.
-        truncation: whether fidelity is measured over truncation too, of generators.
         fields: whether radiance fields are fitted to the views, which takes a CPU some ten seconds an object.
         seed: of everything that is drawn.
         workers: Ray tasks at once; as many as the cluster has GPUs, else CPUs, when None.
         here: measure in this process, without Ray.
+        truncation: whether fidelity is measured over truncation too, of generators.
+        known_shapes: a folder of the meshes that the data set was rendered from, or `known_shapes.CARS`.
     """
 
     images: int | None = None
@@ -210,7 +192,7 @@ def _measure(plan: Plan, options: Options, on_progress: Callable[[int, int], Non
         gpu=plan.gpu,
         at_once=options.workers,
     )
-    return _merge(plan, costs)
+    return merge_pieces(plan, costs)
 
 
 def _plan(subject: Subject, data_uri: str, options: Options, cache_uri: str) -> Plan:
@@ -244,7 +226,7 @@ def _plan(subject: Subject, data_uri: str, options: Options, cache_uri: str) -> 
         view_metrics=tuple(
             metric.kind
             for metric in metric_registry.VIEWS
-            if not _lacking(metric, subject, "3d")
+            if not lacking_of(metric, subject, "3d")
             and (options.fields or "field" not in metric.needs)
             and metric.network in (None, perceptual)
         ),
@@ -256,90 +238,6 @@ def _plan(subject: Subject, data_uri: str, options: Options, cache_uri: str) -> 
         if options.known_shapes and "density" in subject.has
         else None,
     )
-
-
-def _merge(plan: Plan, costs: Sequence[PartCost]) -> Measured:
-    """The metrics of all stored pieces."""
-    subject, extractor = plan.subject, EXTRACTORS[plan.network].name
-    estimates: dict[str, Estimate] = {}
-    directions: dict[str, str] = {}
-    left_out: dict[str, str] = {}
-    statistics, reals = _reals(plan)
-    for branch in subject.branches:
-        generated = concatenated(list(stored(plan, GENERATED, branch)))
-        other = list(stored(plan, OTHER_CAMERA, branch))
-        sets = FeatureSets(extractor, reals, statistics, generated, concatenated(other) if other else None)
-        few = FeatureSets(extractor, reals, statistics, generated[:NEIGHBOURS])
-        for metric in metric_registry.FIDELITY:
-            if metric.extractor not in (None, extractor):
-                continue
-            name = f"{metric.name(extractor)}/{branch}"
-            directions[name] = ARROWS[metric.direction]
-            if lacking := _lacking(metric, subject, branch):
-                left_out[name] = lacking
-                continue
-            try:
-                estimates[name] = metric.estimate(sets if metric.of_all_images else few)
-            except ValueError as error:
-                left_out[name] = str(error)
-        for view_metric in metric_registry.VIEWS:
-            name = f"{view_metric.name(extractor)}/{branch}"
-            lacking = _lacking(view_metric, subject, branch)
-            if view_metric.network not in (None, plan.perceptual):
-                lacking = f"the perceptual distance is {plan.perceptual}"
-            if not lacking and view_metric.kind not in plan.view_metrics:
-                lacking = "no field is fitted (--no-fields)"
-            parts = [] if lacking else list(stored(plan, VIEWS, branch_key(view_metric.kind, branch)))
-            directions[name] = ARROWS[view_metric.direction]
-            try:
-                if not parts:
-                    raise ValueError(lacking or "no object with several views")
-                estimates[name] = view_metric.estimate(concatenated(parts), plan.seed)
-            except ValueError as error:
-                left_out[name] = str(error)
-        if plan.known_shapes is not None:
-            for shape_metric in metric_registry.SHAPES:
-                name = f"{shape_metric.name(extractor)}/{branch}"
-                directions[name] = ARROWS[shape_metric.direction]
-                try:
-                    estimates[name] = shape_metric.estimate(concatenated(list(stored(plan, SHAPES, branch))))
-                except ValueError as error:
-                    left_out[name] = str(error)
-    facts: dict[str, str | int] = {
-        "data": plan.data_uri,
-        "resolution": plan.data.resolution,
-        "images": plan.images,
-        "objects": plan.objects,
-        "views": plan.views,
-        "seed": plan.seed,
-        "extractor": plan.network,
-        "extractor sha256": plan.network_sha256,
-        "data fingerprint": plan.data.fingerprint,
-        "real images": plan.data.count,
-    }
-    curves = truncation_curves(plan, statistics, reals)
-    return Measured(subject.uri, estimates, directions, left_out, facts, sum_costs(costs), curves)
-
-
-def _reals(plan: Plan) -> tuple[FeatureStatistics, Tensor]:
-    """Statistics of all real images, and the features of at most `NEIGHBOURS` of them."""
-    statistics: FeatureStatistics | None = None
-    kept: list[Tensor] = []
-    for features in stored(plan, REALS, REALS):
-        statistics = statistics or FeatureStatistics.empty(features.shape[1])
-        statistics.add(features)
-        if sum(map(len, kept)) < NEIGHBOURS:
-            kept.append(features)
-    assert statistics is not None
-    return statistics, next(islice(concatenated(kept).split(NEIGHBOURS), 1))
-
-
-def _lacking(metric: Metric, subject: Subject, branch: str) -> str:
-    """Why a metric cannot be measured; "" if it can."""
-    lacking = [need for need in metric.needs if need not in subject.has and need != "field"]
-    if "both branches" in metric.needs and branch == "2d":
-        return "compares the 3D branch with this one"
-    return f"{subject.uri} has no {' and no '.join(lacking)}" if lacking else ""
 
 
 def _cluster_has_gpus() -> bool:
