@@ -45,11 +45,8 @@ def merge_pieces(plan: Plan, costs: Sequence[PartCost]) -> Measured:
     left_out: dict[str, str] = {}
     for branch in plan.subject.branches:
         features = _features(plan, branch, statistics, reals)
-        for metric, estimate in (
-            *_fidelity(plan, branch, features),
-            *_views(plan, branch),
-            *_shapes(plan, branch),
-        ):
+        found = chain(_fidelity(plan, branch, features), _views(plan, branch), _shapes(plan, branch))
+        for metric, estimate in found:
             name = f"{metric.name(extractor)}/{branch}"
             directions[name] = ARROWS[metric.direction]
             try:
