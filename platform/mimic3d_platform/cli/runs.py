@@ -160,7 +160,9 @@ def recipes(
     rows = []
     for known, make in RECIPES.items():
         config = make()
-        stages = f"{config.schedule.stage1_kimg:g} + {config.schedule.stage2_kimg:g}"
+        # Not the schedule's stage 2, which EG3D leaves out.
+        stage2_nimg = config.total_nimg - config.stage1_nimg
+        stages = f"{config.stage1_nimg / 1000:g} + {stage2_nimg / 1000:g}"
         resolution = config.model.image_resolution
         about = (make.__doc__ or "").partition("\n")[0]
         rows.append((known, f"{resolution}×{resolution}", stages, str(config.schedule.batch), about))

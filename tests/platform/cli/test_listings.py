@@ -62,6 +62,8 @@ def test_help_of_a_submission_shows_the_options_of_what_is_submitted(line: str, 
 def test_recipes_are_listed_and_printed() -> None:
     heads, *rows = cells(run("recipes"))
     assert [row[0] for row in rows] == list(RECIPES) and all(len(row) == len(heads) for row in rows)
+    lengths = {row[0]: row[2] for row in rows}
+    assert lengths["cars-demo"] == "0.8 + 3.2" and lengths["cars-demo-eg3d"] == "4 + 0"
     assert config_from_yaml(run("recipes", "cars-demo"), "printed") == get_recipe("cars-demo")
 
 
