@@ -153,7 +153,10 @@ def data_ingest(
     )
     if left_out := manifest.provenance.get("left_out_count"):
         first = manifest.provenance["left_out"][0]
-        console.say(f"skipped {left_out} without image or camera, or broken; the first is {first}")
+        console.say(
+            f"skipped {left_out} without image or camera, broken, or of another size than the first image; "
+            f"the first is {first}"
+        )
 
 
 @data.command("export")

@@ -106,6 +106,11 @@ def read(source: Source, place: str, *, by_folder: bool | None, partial: bool, n
         camera = cameras[image.camera]
         lenses.append(_lens(camera, f"camera {image.camera} of {beside} of {source.uri}"))
         sizes.append((camera.width, camera.height))
+        if not np.linalg.norm(image.rotation) > 1e-6:
+            raise UserError(
+                f"{place} of {source.uri} has the rotation {' '.join(f'{x:g}' for x in image.rotation)} for "
+                f"{image.name}, which is no quaternion: correct it"
+            )
         poses.append(_camera_to_world(image))
     if not named:
         _mention_larger_models(source, place, len(images), read_images)
@@ -169,7 +174,11 @@ def _mention_larger_models(
     for other in source.entries:
         if not posixpath.basename(folder).isdigit() or other == place or not pattern.fullmatch(other):
             continue
-        more = len(_parse(read_images, source, other))
+        try:
+            more = len(_parse(read_images, source, other))
+        except UserError as error:
+            log.warning("%s; it is not needed, as %s is read", error, place)
+            continue
         if more > count:
             log.warning(
                 "%s: %s has %d images and %s, which is read, has %d; --cameras %s reads the other",
@@ -220,7 +229,7 @@ def _lens(camera: _Camera, where: str) -> tuple[float, float, float, float]:
 
 
 def _camera_to_world(image: _Image) -> np.ndarray:
-    w, x, y, z = np.array(image.rotation) / max(np.linalg.norm(image.rotation), 1e-12)
+    w, x, y, z = np.array(image.rotation) / np.linalg.norm(image.rotation)
     rotation = np.array(
         [
             [1 - 2 * (y * y + z * z), 2 * (x * y - w * z), 2 * (x * z + w * y)],
@@ -243,12 +252,13 @@ def _cameras_text(data: bytes) -> dict[int, _Camera]:
     for line in _lines(data):
         if words := line.split():
             parameters = tuple(float(word) for word in words[4:])
-            count = dict(_MODELS).get(words[1], len(parameters))
+            model = words[1].upper()
+            count = dict(_MODELS).get(model, len(parameters))
             if len(parameters) != count:
                 raise ValueError(
                     f"{words[1]} has {count} parameters, and the line {line!r} {len(parameters)}"
                 )
-            cameras[int(words[0])] = _Camera(words[1], int(words[2]), int(words[3]), parameters)
+            cameras[int(words[0])] = _Camera(model, int(words[2]), int(words[3]), parameters)
     return cameras
 
 
@@ -257,13 +267,20 @@ def _images_text(data: bytes) -> list[_Image]:
     images = []
     for line in _lines(data):
         words = line.split(maxsplit=9)
-        if not words or _are_points(line.split()):
+        if not words or (_are_points(line.split()) and not _lacks_name(words)):
             continue
         if len(words) < 10:
             raise ValueError(f"its line {line[:60]!r} is neither an image nor points")
         numbers = tuple(float(word) for word in words[1:8])
         images.append(_Image(words[9].strip(), int(words[8]), numbers[:4], numbers[4:]))
     return images
+
+
+def _lacks_name(words: list[str]) -> bool:
+    """True if nine words are an image's without its name: three points hardly have a unit quaternion."""
+    if len(words) != 9 or not (words[0].isdecimal() and words[8].isdecimal()):
+        return False
+    return abs(float(np.linalg.norm([float(word) for word in words[1:5]])) - 1) < 1e-3
 
 
 def _are_points(words: list[str]) -> bool:

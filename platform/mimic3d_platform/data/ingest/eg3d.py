@@ -7,6 +7,7 @@ each object.
 from __future__ import annotations
 
 import json
+import logging
 import posixpath
 import re
 from collections.abc import Iterator
@@ -21,11 +22,17 @@ from mimic3d_platform.data.ingest.listing import (
     refuse_unlabelled,
     to_label,
 )
+from mimic3d_platform.data.ingest.nerf_lens import refuse_meanings
 from mimic3d_platform.data.ingest.source_files import Source, is_image
 from mimic3d_platform.errors import UserError
 
+log = logging.getLogger(__name__)
+
 LISTING = "dataset.json"
 LISTINGS = (LISTING,)
+
+# What labels of this form are: values of keys that say so are no contradiction.
+_USUAL = ("opencv", "eg3d", "c2w", "cam2world", "normalized", "normalised", "pinhole")
 
 _START = re.compile(r'\s*\{\s*"labels"\s*:\s*\[\s*')
 _COMMA = re.compile(r"\s*([,\]])\s*")
@@ -66,6 +73,15 @@ def read(source: Source, place: str, *, by_folder: bool | None, partial: bool, n
     )
 
 
+def _check_others(content: object, where: str) -> None:
+    """Refuses keys beside the labels that give their numbers another meaning; others are logged."""
+    if isinstance(content, dict):
+        others = {key: value for key, value in content.items() if key != "labels"}
+        refuse_meanings(others, where, _USUAL)
+        if others:
+            log.warning("%s: the keys %s are not read", where, ", ".join(sorted(others)))
+
+
 def _items(source: Source, place: str) -> Iterator[Any]:
     """The labels one by one: all labels of a million images, as Python objects, would take gigabytes."""
     broken = f"{place} of {source.uri} is not JSON"
@@ -74,6 +90,7 @@ def _items(source: Source, place: str) -> Iterator[Any]:
         start = _START.match(text)
         if start is None:
             content = json.loads(text)
+            _check_others(content, f"{place} of {source.uri}")
             labels = content.get("labels") if isinstance(content, dict) else None
             yield from labels if isinstance(labels, list) else []
             return
@@ -85,10 +102,13 @@ def _items(source: Source, place: str) -> Iterator[Any]:
             if comma is None:
                 raise UserError(f"{broken} (it ends or is broken at character {position}): correct it")
             if comma[1] == "]":
-                return
+                position = comma.start(1)
+                break
             position = comma.end()
         if text[position : position + 1] != "]":
             raise UserError(f"{broken} (it ends in the middle): copy it again")
+        # The rest of the file, with the labels left out.
+        _check_others(json.loads('{"labels": [' + text[position:]), f"{place} of {source.uri}")
     except UserError:
         raise
     except (ValueError, RecursionError) as error:

@@ -96,8 +96,19 @@ def edit_image(data: bytes, edit: Edit, where: str) -> EditedImage:
             pixels and no background is set.
     """
     image = load_image(data, where)
+    try:
+        return _edited(image, data, edit, where)
+    except (AssertionError, OSError, SyntaxError, ValueError, struct.error) as error:
+        # Pillow checks some parts of a file only where they are used, palettes among them.
+        reason = str(error) or type(error).__name__
+        raise UserError(f"{where} is damaged ({reason}): replace it") from None
+
+
+def _edited(image: Image.Image, data: bytes, edit: Edit, where: str) -> EditedImage:
     width, height = image.size
     pixels = _plain(image, data, where)
+    if image.mode == "P":
+        image.convert("RGB")  # A damaged palette is found here, and not where a mirrored twin is made.
     if _is_transparent(pixels):
         if not edit.background:
             raise UserError(f"{where} has transparent pixels: use --background white or --background black")
@@ -110,8 +121,7 @@ def edit_image(data: bytes, edit: Edit, where: str) -> EditedImage:
     if side != square:
         pixels = pixels.convert("RGB").resize((side, side), Image.Resampling.LANCZOS)
     stored = data
-    turned = image.getexif().get(_ORIENTATION, 1) not in (0, 1)
-    if pixels is image and turned:
+    if pixels is image and _is_turned(image):
         stored = _without_metadata(data) if image.format == "JPEG" else b""
     changed = pixels is not image or not stored
     if changed:
@@ -119,20 +129,40 @@ def edit_image(data: bytes, edit: Edit, where: str) -> EditedImage:
     return EditedImage(stored, changed, pixels, side, width, height, left, top, square)
 
 
+def _is_turned(image: Image.Image) -> bool:
+    """Whether tags say that the image is to be turned, or are damaged, which programs take differently."""
+    try:
+        return image.getexif().get(_ORIENTATION, 1) not in (0, 1)
+    except (SyntaxError, OSError, ValueError, TypeError, struct.error):
+        return True
+
+
 def _plain(image: Image.Image, data: bytes, where: str) -> Image.Image:
     """The image with 8 bits per channel, as grey or RGB; the same object if it is so already.
 
+    Of an animation, it is the first picture.
+
     Raises:
-        UserError: it holds floating-point numbers.
+        UserError: it holds floating-point numbers, or names a transparent colour of 16 bits.
     """
+    transparent = image.info.get("transparency")
     if image.mode in _GREY_OF_16_BITS:
         # Pillow itself reads the upper 8 bits of 16-bit RGB: grey is treated alike.
-        return Image.fromarray((np.asarray(image).astype(np.uint32) >> 8).astype(np.uint8))
+        numbers = np.asarray(image).astype(np.uint32)
+        grey = Image.fromarray((numbers >> 8).astype(np.uint8))
+        if transparent is not None:
+            grey.putalpha(Image.fromarray(np.where(numbers == transparent, 0, 255).astype(np.uint8)))
+        return grey
     if image.mode == "F":
         raise UserError(f"{where} holds floating-point numbers: convert it to 8 bits")
     if image.mode in ("CMYK", "LAB", "YCbCr", "HSV"):
         return _to_srgb(image)
     if data[:8] == _PNG_SIGNATURE and data[24] == 16:
+        if transparent is not None:
+            # Pillow has the pixels in 8 bits: which of them had the colour is not known.
+            raise UserError(f"{where} has a transparent colour of 16 bits: save it with an alpha channel")
+        return image.copy()
+    if getattr(image, "n_frames", 1) > 1:
         return image.copy()
     return image
 
@@ -155,14 +185,17 @@ def _to_srgb(image: Image.Image) -> Image.Image:
 
 
 def _encode(pixels: Image.Image) -> bytes:
-    """A PNG file; a colour profile of another kind of image, and tags, are left out."""
+    """A PNG file; a colour profile of another kind of image, and tags, are left out.
+
+    So is a transparent colour: no pixel had it, but one that is interpolated may.
+    """
     pixels = pixels.copy()
     profile = pixels.info.get("icc_profile")
     space = {"RGB": b"RGB ", "RGBA": b"RGB ", "P": b"RGB ", "L": b"GRAY", "LA": b"GRAY", "1": b"GRAY"}
     kept: dict[str | tuple[int, int], Any] = {}
     if profile and profile[16:20] == space.get(pixels.mode):
         kept["icc_profile"] = profile
-    pixels.info = {**kept, **{key: pixels.info[key] for key in ("transparency",) if key in pixels.info}}
+    pixels.info = kept
     return encode_png(pixels)
 
 

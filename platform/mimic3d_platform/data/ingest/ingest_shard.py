@@ -21,6 +21,7 @@ from mimic3d_platform.data.ingest.image_edits import EditedImage, edit_image
 from mimic3d_platform.data.ingest.ingest_plan import EXTRA_PREFIX, IngestPlan, entries_of
 from mimic3d_platform.data.ingest.source_files import read_entries
 from mimic3d_platform.errors import UserError
+from mimic3d_platform.storage import StorageError
 
 # Bytes of source files in memory at a time.
 _READ_BYTES = 32 * 2**20
@@ -41,10 +42,11 @@ def ingest_shard(
     left_out: list[str] = []
     first, after = int(starts[index]), int(starts[index + 1])
     for part in _parts(table.slice(first, after - first)):
-        contents = read_entries(plan.source, entries_of(part))
-        for described, data in zip(part.to_pylist(), contents, strict=True):
+        for described, content in zip(part.to_pylist(), _contents(plan, part), strict=True):
             try:
-                image = _checked_image(data, described, plan)
+                if isinstance(content, UserError):
+                    raise content
+                image = _checked_image(content, described, plan)
             except UserError:
                 if not plan.partial:
                     raise
@@ -65,6 +67,31 @@ def _parts(table: pa.Table) -> Iterator[pa.Table]:
             start, total = row, 0
         total += size
     yield table.slice(start)
+
+
+def _contents(plan: IngestPlan, part: pa.Table) -> list[bytes | UserError]:
+    """The files of some rows; the errors of those that are damaged, where the plan leaves such out.
+
+    Raises:
+        UserError: storage cannot be read, or a file is damaged and has to be there.
+    """
+    entries = entries_of(part)
+    try:
+        return list(read_entries(plan.source, entries))
+    except StorageError:
+        raise
+    except UserError:
+        if not plan.partial:
+            raise
+    found: list[bytes | UserError] = []
+    for entry in entries:
+        try:
+            found += read_entries(plan.source, [entry])
+        except StorageError:
+            raise
+        except UserError as error:
+            found.append(error)
+    return found
 
 
 def _checked_image(data: bytes, described: dict[str, Any], plan: IngestPlan) -> EditedImage:

@@ -64,6 +64,15 @@ def read(source: Source, place: str, *, by_folder: bool | None, partial: bool, n
     if file in _SPLITS and not named:
         beside = [posixpath.join(folder, name) for name in _SPLITS]
         splits = [split for split in beside if split in source.entries]
+    elif file == LISTING and not named:
+        others = [name for name in _SPLITS if posixpath.join(folder, name) in source.entries]
+        if others:
+            log.warning(
+                "%s: %s is read, and not %s beside it; --cameras reads one of them",
+                source.uri,
+                place,
+                ", ".join(others),
+            )
     frames: dict[str, _Frame] = {}
     kept: list[_Frame] = []
     for split in splits:
@@ -106,9 +115,10 @@ def _read_frames(source: Source, split: str, partial: bool) -> list[_Frame]:
     found = []
     for number, frame in enumerate(frames):
         where = f"frame {number} of {split} of {source.uri}"
-        if not isinstance(frame, dict) or not isinstance(frame.get("file_path"), str):
+        path = frame.get("file_path") if isinstance(frame, dict) else None
+        if not isinstance(path, str) or not path:
             raise UserError(f"{where} has no file_path: correct it")
-        name = _with_suffix(source, folder, frame["file_path"])
+        name = _with_suffix(source, folder, path)
         broken = False
 
         def size(name: str = name) -> tuple[int, int]:

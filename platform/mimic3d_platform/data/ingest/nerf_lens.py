@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,6 +17,8 @@ from mimic3d_platform.errors import UserError
 # Along each axis: pixels, an angle in degrees (instant-ngp), an angle in radians; in the order of precedence.
 _FOCALS = (("fl_x", "x_fov", "camera_angle_x"), ("fl_y", "y_fov", "camera_angle_y"))
 _PLACES = ("cx", "cy", "w", "h")
+# Other programs' names of the same numbers.
+_ALIASES = {"width": "w", "image_width": "w", "height": "h", "image_height": "h"}
 _DISTORTION = ("k1", "k2", "k3", "k4", "k5", "k6", "p1", "p2", "p3", "p4", "s1", "s2", "s3", "s4", "skew")
 _NUMBERS = (*_FOCALS[0], *_FOCALS[1], *_PLACES, *_DISTORTION)
 # Camera models that are pinholes where their distortion is 0; compared without case, `-` and `_`.
@@ -24,14 +26,24 @@ _PINHOLES = {"pinhole", "simplepinhole", "perspective", "opencv", "fullopencv", 
 _MODELS = ("camera_model", "camera_type", "lens_model", "lens_type")
 # Keys that change what numbers mean: refused unless they are 0, false or empty.
 _OTHER_LENSES = re.compile(
-    r"fisheye|ftheta|latlong|equirect|ortho(?!.*override)|panoram|spherical|omnidirectional|distort|rolling_shutter"
+    r"fisheye|ftheta|latlong|equirect|ortho(?!.*override)|panoram|spherical|omnidirectional|distort|shutter"
+)
+# Keys whose values may name a lens, and the names of lenses that are no pinholes.
+_MAY_NAME_LENS = re.compile(r"project|cam|model|type|lens")
+_LENS_NAMES = re.compile(
+    _OTHER_LENSES.pattern + r"|^pano$|^fov$|thin_prism|division|kannala|unified|mei$|eucm"
 )
 # Names of unknown keys that say lens, unit or axes.
 _MEANING = re.compile(
     r"^[kps]\d+$|^tau|^xi$|^(f|fx|fy|focal|fov|hfov|vfov|aperture)$|focal|fov|lens|intrinsic|sensor|shift|"
     r"skew|shear|unit|degree|radian|convention|coord|handed|axes|axis|angle|crop|resize|"
-    r"^K$|^from_(na|mitsuba)$|pixel_aspect|aspect_ratio|stereo|principal|pixel_cent|^fl(_|$)|undistort"
+    r"^K$|^from_(na|mitsuba)$|pixel_aspect|aspect_ratio|stereo|principal|pixel_cent|^fl(_|$)|undistort|"
+    r"dist_coef|^D$|radial|tangential|^omega$|^b[12]$|kannala|^cent(er|re)_[xy]$|^pp[xy]$|^c_[xy]$|film|"
+    r"camera_matrix|downscale|scale_factor|zoom|w2c|pose_type|world_to|world2|extrinsic|opencv|flip|mirrored|"
+    r"transposed|world_up|readout|^transform_matrix_"
 )
+# Keys by which a file says that its poses are as they are assumed to be: false is a riddle, true is not.
+_ASSUMED = re.compile(r"^(is_)?(opengl|c2w|cam2world|camera_to_world)$")
 # Values of such keys that say what is assumed anyway.
 _USUAL = {
     "opengl",
@@ -57,8 +69,8 @@ _WITHOUT_MEANING = {
     "undistorted",
     "is_undistorted",
 }
-# A pinhole of a shorter focal length, in image widths, sees more than 136°: no lens does, so units are wrong.
-_LEAST_FOCAL = 0.2
+# Pinholes of other focal lengths, in image widths, see more than 136° or less than 2°: the units are wrong.
+_LEAST_FOCAL, _MOST_FOCAL = 0.2, 30.0
 
 
 @dataclass(frozen=True)
@@ -71,7 +83,7 @@ class Lens:
 
 def ignored_keys(objects: Iterable[Mapping[str, Any]]) -> list[str]:
     """The keys of a file and its frames that are ignored and are worth a line."""
-    known = {*_NUMBERS, *_MODELS, *_KNOWN_IDLE}
+    known = {*_NUMBERS, *_ALIASES, *_MODELS, *_KNOWN_IDLE}
     found = {key for each in objects for key in each}
     return sorted(key for key in found if key not in known and not _OTHER_LENSES.search(key.lower()))
 
@@ -90,15 +102,15 @@ def read_lens(
     Raises:
         UserError: the lens is no pinhole, or distorted; a key about it is unknown; numbers contradict.
     """
+    content, frame = _without_aliases(content, where), _without_aliases(frame, where)
     values = {**content, **frame}
-    for keys in _FOCALS:  # A frame's focal length is not mixed with another one of the whole file.
-        if any(frame.get(key) is not None for key in keys):
-            values |= {key: frame.get(key) for key in keys}
-    _refuse_meanings(values, where)
+    focals = (*_FOCALS[0], *_FOCALS[1])
+    if any(frame.get(key) is not None for key in focals):
+        # A frame's focal lengths are not mixed with those of the whole file.
+        values |= {key: frame.get(key) for key in focals}
+    refuse_meanings(values, where)
     for key in _NUMBERS:
-        value = values.get(key)
-        number = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-        if value is not None and not number:
+        if values.get(key) is not None and not _is_number(values[key]):
             raise UserError(f"{where} has a {key} that is not a number: correct it")
     if distorted := [key for key in _DISTORTION if abs(values.get(key) or 0) > 1e-9]:
         raise UserError(
@@ -106,6 +118,8 @@ def read_lens(
             "`colmap image_undistorter` for example"
         )
     width, height = values.get("w"), values.get("h")
+    if bool(width) != bool(height):
+        raise UserError(f"{where} has {'w without h' if width else 'h without w'}: give both, or neither")
     if not width or not height:
         width, height = image_size()
     if width < 1 or height < 1:
@@ -163,14 +177,54 @@ def _focal(values: Mapping[str, Any], keys: tuple[str, str, str], size: float, w
             f"{where} has a {first} of {values[first]:g}, a focal length of {focal:.4g} image sizes: no "
             "lens sees so wide; give fl_… in pixels and camera_angle_… in radians"
         )
+    if focal > _MOST_FOCAL:
+        raise UserError(
+            f"{where} has a {first} of {values[first]:g}, a focal length of {focal:.4g} image sizes: no "
+            "lens sees so little; give fl_… in pixels, x_fov in degrees and camera_angle_… in radians"
+        )
     return focal
 
 
-def _refuse_meanings(values: Mapping[str, Any], where: str) -> None:
-    """Raises a UserError for a key that makes the lens another one, or that is about it and unknown."""
+def _is_number(value: object) -> bool:
+    try:
+        return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    except OverflowError:  # an integer beyond all floating-point numbers
+        return False
+
+
+def _without_aliases(values: Mapping[str, Any], where: str) -> dict[str, Any]:
+    """The values with their sizes under `w` and `h`."""
+    found = {key: value for key, value in values.items() if key not in _ALIASES}
+    for alias, key in _ALIASES.items():
+        if alias in values:
+            if found.get(key) not in (None, values[alias]):
+                raise UserError(f"{where} has a {key} and a {alias} that differ: remove the wrong one")
+            found[key] = values[alias]
+    return found
+
+
+def refuse_meanings(values: Mapping[str, Any], where: str, usual: Collection[str] = _USUAL) -> None:
+    """Raises a UserError for a key that makes the lens another one, or that is about it and unknown.
+
+    Args:
+        usual: values of such keys that say what the format says anyway, in lower case without `-` and `_`.
+    """
     for key, value in values.items():
+        if _ASSUMED.search(key.lower()) and value is False:
+            raise UserError(
+                f"{where} has {key}: false, but poses are read as camera-to-world matrices in OpenGL axes: "
+                "convert them, and remove it"
+            )
         if _is_idle(value) or key in _NUMBERS or key in _WITHOUT_MEANING:
             continue
+        if _ASSUMED.search(key.lower()):
+            continue
+        names_lens = isinstance(value, str) and "/" not in value and _MAY_NAME_LENS.search(key.lower())
+        if names_lens and _LENS_NAMES.search(value.lower()):
+            raise UserError(
+                f"{where} has the lens {value} ({key}), which is no pinhole or not known: make pinhole "
+                "images first, with `colmap image_undistorter` for example"
+            )
         if key in _MODELS:
             if re.sub(r"[-_ ]", "", str(value)).lower() not in _PINHOLES:
                 raise UserError(
@@ -183,7 +237,7 @@ def _refuse_meanings(values: Mapping[str, Any], where: str) -> None:
                 "`colmap image_undistorter` for example"
             )
         elif _MEANING.search(key) or _MEANING.search(key.lower()):
-            if isinstance(value, str) and re.sub(r"[-_ ]", "", value).lower() in _USUAL:
+            if isinstance(value, str) and re.sub(r"[-_ ]", "", value).lower() in usual:
                 continue
             raise UserError(
                 f"{where} has the key {key}, which says something of its lens, units or axes and is not "

@@ -73,6 +73,12 @@ def read_listing(
         chosen, place = found
         return chosen.read(source, place, by_folder=by_folder, partial=partial, named=False)
     files = FORMS[form].files if form else ", ".join(each.files for each in FORMS.values())
+    models = [place for place in source.entries if posixpath.basename(place) in ("images.bin", "images.txt")]
+    if models and form in (None, "colmap"):
+        raise UserError(
+            f"no cameras are found where {source.uri} usually has them, but a COLMAP model: read it with "
+            f"--cameras {models[0]}"
+        )
     raise UserError(f"no cameras are found in {source.uri}: every image needs one; add {files}")
 
 

@@ -6,6 +6,7 @@ neighbouring files in one request. Nothing is unpacked to disk.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import posixpath
 import struct
@@ -88,7 +89,7 @@ class Source:
         The case of letters is ignored where no file has the very name and one has it in another case.
 
         Raises:
-            UserError: the name leads out of the source.
+            UserError: the name leads out of the source, or several files differ from it in case alone.
         """
         path = normal_name(posixpath.join(folder, name.replace("\\", "/")))
         check_name(path, self.uri)
@@ -98,7 +99,11 @@ class Source:
             for entry in self.entries:
                 self._by_lower.setdefault(entry.lower(), []).append(entry)
         alike = self._by_lower.get(path.lower(), [])
-        return alike[0] if len(alike) == 1 else None
+        if len(alike) > 1:
+            raise UserError(
+                f"{self.uri} lists {path}, and holds {' and '.join(alike[:2])}: list one as it is written"
+            )
+        return alike[0] if alike else None
 
 
 def normal_name(name: str) -> str:
@@ -120,7 +125,7 @@ def check_name(name: str, where: str) -> None:
     """Raises a UserError if a file of this normalised name could be unpacked outside its folder."""
     if any(ord(letter) < 32 for letter in name):
         raise UserError(f"{where} names a file {name!r} with a control character: rename the file")
-    if name.startswith("/") or name[1:2] == ":":
+    if name.startswith("/") or (name[:1].isalpha() and name[1:3] == ":/"):
         raise UserError(
             f"{where} names a file {name!r} by an absolute path: give paths relative to its folder"
         )
@@ -150,7 +155,13 @@ def _folder_entries(uri: str) -> dict[str, Entry]:
     entries = {}
     for info in found:
         if info.type == pa.fs.FileType.File:
-            name = info.path[len(root) :].lstrip("/")
+            try:
+                name = info.path[len(root) :].lstrip("/")
+            except UnicodeDecodeError as error:
+                shown = ascii(error.object)[2:-1]
+                raise UserError(f"{uri} holds the file {shown}, whose name is not UTF-8: rename it") from None
+            if is_image(name) and any(ord(letter) < 32 for letter in name):
+                check_name(name, uri)
             entries[name] = Entry(name, info.size, info.size, -1, 0, info.mtime_ns or 0)
     return dict(sorted(entries.items()))
 
@@ -159,6 +170,15 @@ def _list_zip(uri: str) -> list[zipfile.ZipInfo]:
     files, path = storage.arrow_filesystem(uri)
     with files.open_input_file(path) as stream, zipfile.ZipFile(stream) as archive:
         return archive.infolist()
+
+
+def _zip_name(info: zipfile.ZipInfo) -> str:
+    """A file's name: in UTF-8, as some programs write it without the flag that says so, else by the flag."""
+    name = info.orig_filename
+    if not info.flag_bits & 0x800:
+        with contextlib.suppress(UnicodeError):
+            return name.encode("cp437").decode()
+    return name
 
 
 def _zip_entries(uri: str) -> dict[str, Entry]:
@@ -173,7 +193,7 @@ def _zip_entries(uri: str) -> dict[str, Entry]:
         ) from error
     for info in listed:
         # `filename` is cut at NUL, and has other slashes on some systems: the original name is checked.
-        name = info.orig_filename
+        name = _zip_name(info)
         slashes = name.replace("\\", "/")
         check_name(slashes.rstrip("/"), uri)
         if slashes.endswith("/"):

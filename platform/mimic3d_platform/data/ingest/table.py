@@ -64,6 +64,8 @@ def read(source: Source, place: str, *, by_folder: bool | None, partial: bool, n
         str(row["identity"]) if row.get("identity") not in (None, "") else identity
         for row, identity in zip(rows, identities_of(matched.names, by_folder), strict=True)
     ]
+    for identity in identities:
+        _check_text(identity, "identity", where)
     listed = set(matched.entries)
     return Listing(
         form="table",
@@ -72,7 +74,7 @@ def read(source: Source, place: str, *, by_folder: bool | None, partial: bool, n
         labels=np.stack([labels[index] for index in matched.kept]),
         sizes=np.zeros((len(matched.names), 2), dtype=np.int64),
         identities=identities,
-        weights=_weights(rows, matched.kept, where) if "weight" in rows[0] else None,
+        weights=_weights(rows, matched.kept, where) if any("weight" in row for row in rows) else None,
         extras=_extras(rows, {key, "camera", "identity", "weight", *_NUMBERED}, where),
         left_out=matched.missing + [name for name in source.entries if is_image(name) and name not in listed],
     )
@@ -82,6 +84,9 @@ def _read_csv(source: Source, place: str, where: str) -> list[dict[str, Any]]:
     try:
         text = source.read(place).decode("utf-8-sig")
         reader = csv.DictReader(io.StringIO(text, newline=""), strict=True, skipinitialspace=True)
+        heads = reader.fieldnames or []
+        if repeated := [name for name in heads if heads.count(name) > 1]:
+            raise UserError(f"{where} has two columns {repeated[0]!r}: rename or remove one")
         rows = list(reader)
     except (UnicodeDecodeError, csv.Error) as error:
         raise UserError(f"{where} is not CSV in UTF-8 ({error}): correct it") from error
@@ -126,6 +131,15 @@ def _weights(rows: list[dict[str, Any]], indices: list[int], where: str) -> np.n
     return weights
 
 
+def _check_text(text: str, column: str, where: str) -> None:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise UserError(
+            f"{where} has text in its column {column!r} that is not Unicode: correct it"
+        ) from None
+
+
 def _extras(rows: list[dict[str, Any]], known: set[str], where: str) -> dict[str, ExtraColumn]:
     names = [name for name in dict.fromkeys(name for row in rows for name in row) if name not in known]
     extras = {}
@@ -134,6 +148,13 @@ def _extras(rows: list[dict[str, Any]], known: set[str], where: str) -> dict[str
             raise UserError(f"{where} has a column {name!r}, a name that cannot be used: give it another")
         values = [row.get(name) for row in rows]
         kinds = {type(value) for value in values if value is not None}
+        # Arrow's integers have 64 bits, and those beside fractions have to be exact as doubles.
+        most = 2**63 if kinds <= {int} else 2**53
+        if any(abs(value) >= most for value in values if type(value) is int):
+            raise UserError(f"{where} has a column {name!r} of numbers that are too large: give them as text")
+        for value in values:
+            if type(value) is str:
+                _check_text(value, name, where)
         if kinds <= {str}:
             extras[name] = ExtraColumn("string", values)
         elif kinds == {bool}:
