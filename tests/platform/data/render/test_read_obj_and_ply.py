@@ -218,6 +218,27 @@ def colours_of(kind: str) -> str:
 PLY = {
     "8 bits": (ply_header(4, colours_of("uchar"), 1), "204 51 0", "", [0.8, 0.2, 0]),
     "16 bits": (ply_header(4, colours_of("ushort"), 1), "52428 13107 0", "", [0.8, 0.2, 0]),
+    "32 bits up to 255": (ply_header(4, colours_of("int"), 1), "204 51 0", "", [0.8, 0.2, 0]),
+    "32 bits without a sign": (ply_header(4, colours_of("uint"), 1), "204 51 0", "", [0.8, 0.2, 0]),
+    "16 bits up to 255": (ply_header(4, colours_of("ushort"), 1), "204 51 0", "", [0.8, 0.2, 0]),
+    "all of 32 bits": (
+        ply_header(4, colours_of("uint"), 1),
+        "4294967295 858993459 0",
+        "",
+        [1, 0.2, 0],
+    ),
+    "capitals": (
+        ply_header(4, colours_of("uchar").replace("red", "Red").replace("blue", "BLUE"), 1),
+        "204 51 0",
+        "",
+        [0.8, 0.2, 0],
+    ),
+    "a comment that names no texture, without coordinates": (
+        ply_header(4, colours_of("uchar"), 1, top="comment TextureFile\n"),
+        "204 51 0",
+        "",
+        [0.8, 0.2, 0],
+    ),
     "floating point": (ply_header(4, colours_of("float"), 1), "0.8 0.2 0", "", [0.8, 0.2, 0]),
     "of faces, as MeshLab writes them": (
         ply_header(4, "", 1, of_faces=colours_of("uchar")),
@@ -246,7 +267,7 @@ PLY = {
 def test_colours_of_a_ply(case: str, tmp_path: Path) -> None:
     header, of_vertex, of_face, right = PLY[case]
     text = header + "".join(f"{point} {of_vertex}\n" for point in POINTS) + f"4 0 1 2 3 {of_face}\n"
-    for ends in ("\n", "\r\n"):
+    for ends in ("\n", "\r\n", "\r"):
         files = {"a.ply": text.replace("\n", ends), "t.png": png(ATLAS)}
         assert load(tmp_path, files).colours == pytest.approx(np.tile(np.array(right), (2, 1)), abs=0.005)
 
@@ -276,3 +297,29 @@ def test_a_binary_ply_of_mixed_polygons(order: str, tmp_path: Path) -> None:
 def test_what_is_not_read_of_a_ply_is_named(text: str, says: str, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=says):
         load(tmp_path, {"a.ply": text + "\n".join(POINTS) + "\n4 0 1 2 3 0\n"})
+
+
+ST = "property float s\nproperty float t\n"
+
+
+@pytest.mark.parametrize(
+    ("text", "row", "says"),
+    [
+        (ply_header(4, colours_of("uchar"), 1), "300 0 0", "property red has the value 300: its type holds"),
+        (ply_header(4, colours_of("uchar"), 1), "0.5 0 0", "property red has the value 0.5: its type holds"),
+        (ply_header(4, colours_of("int"), 1), "1000 0 0", "its colours go up to 1000 in the type int32"),
+        (ply_header(4, colours_of("int"), 1), "-1 0 0", "its colours go down to -1"),
+        (ply_header(4, ST, 1, top="comment TextureFile\n"), "0 0", "TextureFile names no file"),
+        (ply_header(4, "", 1).replace("list uchar ", ""), "", "vertex_indices is one value"),
+        (ply_header(4, "", 1).replace("uchar int", "uchar float"), "", "not finite"),
+        (ply_header(4, "", 1).replace("float x", "list uchar float x"), "", "its property x is a list"),
+        (ply_header(4, "", 1).replace("end_header", "end"), "", "no end_header"),
+        (ply_header(4, "", 1).replace("float x", "half x"), "", "'property half x', not read .the type half"),
+        (ply_header(4, "", 1).replace("vertex 4", "vertex"), "", "'element vertex', not read .it is incompl"),
+        ("ply\nformat ascii 1.0\nproperty float x\n", "", "'property float x', not read .it is incomplete"),
+    ],
+)
+def test_values_of_a_ply_that_do_not_fit_are_named(text: str, row: str, says: str, tmp_path: Path) -> None:
+    rows = "".join(f"{point} {row}\n" for point in POINTS)
+    with pytest.raises(ValueError, match=says):
+        load(tmp_path, {"a.ply": f"{text}{rows}4 0 1 2 {'inf' if says == 'not finite' else 3}\n"})
