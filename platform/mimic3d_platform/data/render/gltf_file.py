@@ -71,10 +71,10 @@ class GltfFile:
         items = self.document.get(kind) or []
         if not isinstance(items, list):
             raise ValueError(f"its {kind} is no list")
-        valid = isinstance(index, int) and not isinstance(index, bool) and 0 <= index < len(items)
-        if not valid or not isinstance(items[index], dict):
+        number = index if isinstance(index, int) and not isinstance(index, bool) else -1
+        if not 0 <= number < len(items) or not isinstance(items[number], dict):
             raise ValueError(f"it refers to {kind}[{index}], which it lacks")
-        return items[index]
+        return items[number]
 
     def read_uri(self, uri: str, what: str) -> bytes:
         """The bytes of a data URI, or of a file beside the document.

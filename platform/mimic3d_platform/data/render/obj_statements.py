@@ -43,6 +43,14 @@ def _words(line: str) -> list[str]:
     return words
 
 
+def reason(error: Exception) -> str:
+    """Why a statement is not read, without Python's words for what is no number."""
+    text = str(error)
+    if found := re.match(r"(?:could not convert string to float|invalid literal for int.*): (.*)$", text):
+        return f"{found[1]} is no number"
+    return text
+
+
 def rest_of(line: str) -> str:
     """What follows the first word of a line, with the blanks that are in it."""
     return line.strip().partition(line.split(maxsplit=1)[0])[2].strip()

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from mimic3d_platform.data.render.mesh_parts import counted_to_255
-from mimic3d_platform.data.render.obj_statements import possible_names, rest_of, statements
+from mimic3d_platform.data.render.obj_statements import possible_names, reason, rest_of, statements
 from mimic3d_platform.data.render.textures import Texture, decode_texture, find_file, other_than_expected
 
 log = logging.getLogger(__name__)
@@ -108,7 +108,7 @@ def read_mtl(path: Path) -> dict[str, Material]:
 
 def _unread(path: Path, line: str, error: Exception) -> ValueError:
     shown = " ".join(line.split())[:60]
-    return ValueError(f"its material file {path.name} has the line {shown!r}, not read ({error})")
+    return ValueError(f"its material file {path.name} has the line {shown!r}, not read ({reason(error)})")
 
 
 def _scale_diffuse(path: Path, found: dict[str, Material]) -> None:

@@ -15,7 +15,13 @@ from pathlib import Path
 import numpy as np
 
 from mimic3d_platform.data.render.mesh_parts import NEUTRAL, MeshPart, at_sample_points, counted_to_255
-from mimic3d_platform.data.render.obj_statements import possible_names, rest_of, statements, without_comment
+from mimic3d_platform.data.render.obj_statements import (
+    possible_names,
+    reason,
+    rest_of,
+    statements,
+    without_comment,
+)
 from mimic3d_platform.data.render.polygons import triangulate
 from mimic3d_platform.data.render.read_mtl import Material, read_mtl
 from mimic3d_platform.data.render.textures import find_file
@@ -125,7 +131,7 @@ def _parse(
             elif kind in _SHAPES_NOT_READ:
                 raise ValueError("curved surfaces and other files are not read: export polygons")
         except (ValueError, IndexError) as error:
-            raise ValueError(f"its line {' '.join(words)[:60]!r} is not read ({error})") from error
+            raise ValueError(f"its line {' '.join(words)[:60]!r} is not read ({reason(error)})") from error
     place_array = np.array(places, dtype=np.float64).reshape(-1, 2)
     return np.array(points, dtype=np.float64).reshape(-1, 3), colours, place_array, groups, libraries
 

@@ -127,7 +127,8 @@ def test_colours_of_an_obj(case: str, tmp_path: Path) -> None:
         (textured("map_Kd u.png # c"), "its texture u.png is missing"),
         (textured("map_Kd t.png") | {"m.mtl": "<!DOCTYPE html>"}, "its material file m.mtl is a web page"),
         ({"a.obj": QUAD + "f 0 1 2\n"}, "there is no number 0 among 4"),
-        ({"a.obj": QUAD.replace("1", "1,0") + "f 1 2 3\n"}, "is not read"),
+        ({"a.obj": QUAD.replace("1", "1,0") + "f 1 2 3\n"}, "is not read ('1,0' is no number)"),
+        ({"a.obj": QUAD + "f 1.0 2 3\n"}, "is not read ('1.0' is no number)"),
     ],
 )
 def test_what_is_not_read_of_an_obj_is_named(files: dict, says: str, tmp_path: Path) -> None:
