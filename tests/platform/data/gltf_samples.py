@@ -58,6 +58,19 @@ class Gltf:
         return struct.pack("<4sII", b"glTF", 2, 12 + len(chunks)) + chunks
 
 
+def base(texture: bool = False, transform: dict | None = None, **metal: Any) -> dict[str, Any]:
+    """A material of a base colour."""
+    if texture:
+        metal["baseColorTexture"] = {"index": 0}
+        if transform is not None:
+            metal["baseColorTexture"]["extensions"] = {"KHR_texture_transform": transform}
+    return {"pbrMetallicRoughness": metal}
+
+
+def at(u: float, v: float, dtype: type = np.float32) -> np.ndarray:
+    return np.array([u, v], dtype)
+
+
 def quad(
     material: dict[str, Any] | None = None,
     colour: np.ndarray | None = None,

@@ -8,9 +8,11 @@ import json
 import struct
 from pathlib import Path
 from typing import Any
-from urllib.parse import unquote
+from urllib.parse import unquote, unquote_to_bytes
 
 import numpy as np
+
+from mimic3d_platform.data.render.textures import find_file
 
 _MAGIC, _JSON_CHUNK, _BINARY_CHUNK = 0x46546C67, 0x4E4F534A, 0x004E4942
 _DTYPES = {5120: "<i1", 5121: "<u1", 5122: "<i2", 5123: "<u2", 5125: "<u4", 5126: "<f4"}
@@ -49,17 +51,30 @@ class GltfFile:
             raise ValueError(f"it is glTF {wanted}, and 2.0 is read: export it as glTF 2.0")
         self._buffers: dict[int, bytes] = {}
 
+    def names(self, key: str) -> list[str]:
+        """The document's list of names `key`, such as `extensionsUsed`.
+
+        Raises:
+            ValueError: it is something else.
+        """
+        found = self.document.get(key) or []
+        if not isinstance(found, list) or not all(isinstance(name, str) for name in found):
+            raise ValueError(f"its {key} is {json.dumps(found)[:40]}: it should be a list of names")
+        return found
+
     def item(self, kind: str, index: object) -> Object:
         """The object `index` of the document's list `kind`, such as `accessors`.
 
         Raises:
             ValueError: there is none.
         """
-        items = self.document.get(kind, [])
-        valid = isinstance(index, int) and not isinstance(index, bool) and 0 <= index < len(items)
-        if not valid or not isinstance(items[index], dict):
+        items = self.document.get(kind) or []
+        if not isinstance(items, list):
+            raise ValueError(f"its {kind} is no list")
+        number = index if isinstance(index, int) and not isinstance(index, bool) else -1
+        if not 0 <= number < len(items) or not isinstance(items[number], dict):
             raise ValueError(f"it refers to {kind}[{index}], which it lacks")
-        return items[index]
+        return items[number]
 
     def read_uri(self, uri: str, what: str) -> bytes:
         """The bytes of a data URI, or of a file beside the document.
@@ -69,16 +84,17 @@ class GltfFile:
         """
         if uri.startswith("data:"):
             head, comma, body = uri.partition(",")
+            data = unquote_to_bytes(body)
             try:
-                return (
-                    base64.b64decode(body)
-                    if head.endswith(";base64") and comma
-                    else unquote(body).encode("latin-1")
-                )
+                return base64.b64decode(data) if head.endswith(";base64") and comma else data
             except (binascii.Error, ValueError) as error:
                 raise ValueError(f"its {what} is not base64") from error
-        place = self._folder / unquote(uri)
-        if "://" in uri or not place.is_file():
+        if not uri:
+            raise ValueError(f"its {what} has an empty uri: give the name of a file")
+        place = (
+            None if "://" in uri else find_file(self._folder, unquote(uri)) or find_file(self._folder, uri)
+        )
+        if place is None:
             raise ValueError(f"its {what} {uri} is missing: put it beside the mesh")
         return place.read_bytes()
 
@@ -95,28 +111,34 @@ class GltfFile:
         fallback = any(
             buffer.get("extensions", {}).get(name, {}).get("fallback") for name in _COMPRESSED_VIEWS
         )
-        lacking = "uri" not in buffer and not (number == 0 and self._binary is not None)
+        lacking = buffer.get("uri") is None and not (number == 0 and self._binary is not None)
         if packed and (fallback or lacking):
             raise ValueError(f"its geometry is compressed with {packed[0]}: export it without compression")
         if number not in self._buffers:
-            if "uri" in buffer:
-                self._buffers[number] = self.read_uri(buffer["uri"], "buffer")
+            if buffer.get("uri") is not None:
+                self._buffers[number] = self.read_uri(str(buffer["uri"]), "buffer")
             elif lacking:
                 raise ValueError(f"it refers to buffer {number}, which has no data")
             else:
                 assert self._binary is not None
                 self._buffers[number] = self._binary
         start = view.get("byteOffset", 0)
+        if not all(isinstance(each, int) and each >= 0 for each in (start, view.get("byteLength"))):
+            raise ValueError(
+                f"its bufferViews[{index}] has no byteOffset or byteLength that is a number of bytes"
+            )
         data = self._buffers[number][start : start + view["byteLength"]]
         if len(data) != view["byteLength"]:
             raise ValueError(f"its buffer {number} is shorter than it says: copy the file again")
         return data, view.get("byteStride", 0)
 
-    def accessor(self, index: object) -> np.ndarray:
+    def accessor(self, index: object, normalised: bool = False) -> np.ndarray:
         """(n, components) float64, or int64 for integers that are not normalised.
 
         Sparse accessors are filled in; those without a buffer view are zeros.
 
+        Args:
+            normalised: take integers as normalised, whatever the accessor says.
         Raises:
             ValueError: it is damaged, or of an unknown type.
         """
@@ -124,7 +146,9 @@ class GltfFile:
         kind, component = accessor.get("type"), accessor.get("componentType")
         if kind not in _WIDTHS or component not in _DTYPES:
             raise ValueError(f"its accessor {index} is of the type {kind} of {component}, which is not read")
-        dtype, width, count = np.dtype(_DTYPES[component]), _WIDTHS[kind], accessor["count"]
+        dtype, width, count = np.dtype(_DTYPES[component]), _WIDTHS[kind], accessor.get("count")
+        if not isinstance(count, int) or count < 0:
+            raise ValueError(f"its accessor {index} has the count {count}: it should be a number of elements")
         if "bufferView" in accessor:
             values = self._values(accessor["bufferView"], accessor.get("byteOffset", 0), dtype, width, count)
         else:
@@ -132,6 +156,8 @@ class GltfFile:
         if sparse := accessor.get("sparse"):
             values = values.copy()
             places, changed = sparse["indices"], sparse["values"]
+            if places.get("componentType") not in _DTYPES:
+                raise ValueError(f"its sparse accessor {index} has indices of an unknown componentType")
             rows = self._values(
                 places["bufferView"],
                 places.get("byteOffset", 0),
@@ -146,7 +172,7 @@ class GltfFile:
             )
         if dtype.kind == "f":
             return values.astype(np.float64)
-        if accessor.get("normalized"):
+        if accessor.get("normalized") or normalised:
             return np.maximum(values.astype(np.float64) / np.iinfo(dtype).max, -1.0)
         return values.astype(np.int64)
 
@@ -184,3 +210,21 @@ def _chunks(data: bytes) -> tuple[bytes, bytes | None]:
             binary = body
         position += 8 + length
     return text, binary
+
+
+def numbers(value: object, count: int, what: str, default: np.ndarray) -> np.ndarray:
+    """(count,) float64, or `default` for None; a single number may stand without a list.
+
+    Raises:
+        ValueError: the value is not so many finite numbers.
+    """
+    if value is None:
+        return default
+    try:
+        found = np.array(value, dtype=np.float64)
+        found = found[None] if count == 1 and found.ndim == 0 else found
+    except (TypeError, ValueError):
+        found = np.zeros(0)
+    if found.shape != (count,) or not np.isfinite(found).all():
+        raise ValueError(f"it has {what} that is not {count} number{'s' * (count > 1)}")
+    return found

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from mimic3d_platform.data.render.gltf_file import GltfFile, Object
+from mimic3d_platform.data.render.gltf_file import GltfFile, Object, numbers
 from mimic3d_platform.data.render.mesh_parts import at_sample_points, to_linear, to_srgb
 from mimic3d_platform.data.render.textures import Texture, decode_texture
 
@@ -58,12 +58,13 @@ class Materials:
         """
         material: Object = {} if index is None else self._file.item("materials", index)
         extensions: Object = material.get("extensions") or {}
-        if (specular := extensions.get(_SPECULAR)) is not None:
+        unlit = "KHR_materials_unlit" in extensions
+        if not unlit and (specular := extensions.get(_SPECULAR)) is not None:
             factor, texture = specular.get("diffuseFactor"), specular.get("diffuseTexture")
         else:
             metal = material.get("pbrMetallicRoughness") or {}
             factor, texture = metal.get("baseColorFactor"), metal.get("baseColorTexture")
-        base = np.broadcast_to(_numbers(factor, 4, "a base colour", np.ones(4)), (len(faces), 1, 4))
+        base = np.broadcast_to(numbers(factor, 4, "a base colour", np.ones(4)), (len(faces), 1, 4))
         if texture is not None:
             base = base * self._read(texture, faces, attributes)
         if "COLOR_0" in attributes:
@@ -72,7 +73,9 @@ class Materials:
                 [own[:, :3], own[:, 3:] if own.shape[1] > 3 else np.ones((len(own), 1))], axis=1
             )
             base = base * at_sample_points(own.clip(0, 1)[faces])
-        light = base[..., :3] + self._emission(material, extensions, faces, attributes)
+        light = base[..., :3]
+        if not unlit:  # by that extension the base colour alone is drawn
+            light = light + self._emission(material, extensions, faces, attributes)
         colours = to_srgb(light.clip(0, 1)).mean(axis=1)
         opacity = self._opacity(material, extensions, base[..., 3].clip(0, 1))
         return FaceColours(colours, opacity)
@@ -81,9 +84,9 @@ class Materials:
         self, material: Object, extensions: Object, faces: np.ndarray, attributes: dict[str, np.ndarray]
     ) -> np.ndarray:
         """(F or 1, 7 or 1, 3) linear light that the surface gives by itself."""
-        glow = _numbers(material.get("emissiveFactor"), 3, "an emissive factor", np.zeros(3))
+        glow = numbers(material.get("emissiveFactor"), 3, "an emissive factor", np.zeros(3))
         strength = (extensions.get("KHR_materials_emissive_strength") or {}).get("emissiveStrength", 1.0)
-        light = (glow * float(strength))[None, None]
+        light = (glow * numbers(strength, 1, "an emissive strength", np.ones(1)))[None, None]
         texture = material.get("emissiveTexture")
         return light * self._read(texture, faces, attributes)[..., :3] if texture and glow.any() else light
 
@@ -91,7 +94,8 @@ class Materials:
         """(F,): alpha is used only as the material's alpha mode says; transmission lets light through too."""
         mode = material.get("alphaMode", "OPAQUE")
         if mode == "MASK":
-            seen = (alpha >= material.get("alphaCutoff", 0.5)).mean(axis=1)
+            cutoff = numbers(material.get("alphaCutoff"), 1, "an alpha cutoff", np.full(1, 0.5))
+            seen = (alpha >= cutoff).mean(axis=1)
             opacity = (seen >= 0.5).astype(np.float64)
         elif mode == "BLEND":
             opacity = alpha.mean(axis=1)
@@ -99,7 +103,8 @@ class Materials:
             opacity = np.ones(len(alpha))
         else:
             raise ValueError(f"a material has the alphaMode {mode}: OPAQUE, MASK and BLEND are read")
-        passed = float((extensions.get("KHR_materials_transmission") or {}).get("transmissionFactor", 0.0))
+        factor = (extensions.get("KHR_materials_transmission") or {}).get("transmissionFactor")
+        passed = float(numbers(factor, 1, "a transmission factor", np.zeros(1))[0])
         # Some of the light is reflected at any glass: a face that transmits all is seen nevertheless.
         return opacity * (1 - 0.8 * min(max(passed, 0.0), 1.0))
 
@@ -111,9 +116,9 @@ class Materials:
             raise ValueError(f"a texture needs {name}, which a primitive lacks")
         places = at_sample_points(np.asarray(attributes[name], np.float64)[faces])
         if move:
-            scale = _numbers(move.get("scale"), 2, "a texture's scale", np.ones(2))
-            offset = _numbers(move.get("offset"), 2, "a texture's offset", np.zeros(2))
-            turn = float(move.get("rotation", 0.0))
+            scale = numbers(move.get("scale"), 2, "a texture's scale", np.ones(2))
+            offset = numbers(move.get("offset"), 2, "a texture's offset", np.zeros(2))
+            turn = float(numbers(move.get("rotation"), 1, "a texture's rotation", np.zeros(1))[0])
             sine, cosine = np.sin(turn), np.cos(turn)
             places = places * scale
             x, y = places[..., 0], places[..., 1]
@@ -147,26 +152,8 @@ class Materials:
         image = self._file.item("images", source)
         name = str(image.get("name") or image.get("uri", f"number {source}"))
         name = f"number {source}" if name.startswith("data:") else name
-        data = (
-            self._file.view(image["bufferView"])[0]
-            if "bufferView" in image
-            else self._file.read_uri(str(image.get("uri")), "texture")
-        )
-        return decode_texture(data, name)
-
-
-def _numbers(value: object, count: int, what: str, default: np.ndarray) -> np.ndarray:
-    """(count,) float64.
-
-    Raises:
-        ValueError: the value is not so many finite numbers.
-    """
-    if value is None:
-        return default
-    try:
-        numbers = np.array(value, dtype=np.float64)
-    except (TypeError, ValueError):
-        numbers = np.zeros(0)
-    if numbers.shape != (count,) or not np.isfinite(numbers).all():
-        raise ValueError(f"it has {what} that is not {count} numbers")
-    return numbers
+        if "bufferView" in image:
+            return decode_texture(self._file.view(image["bufferView"])[0], name)
+        if not isinstance(image.get("uri"), str):
+            raise ValueError(f"its images[{source}] has no uri and no bufferView")
+        return decode_texture(self._file.read_uri(image["uri"], "texture"), name)

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass
 
 import numpy as np
 
+log = logging.getLogger(__name__)
+
+# Exporters round a little above 1, and a bright light may be meant; colours that count to 255 are far above.
+_BRIGHT = 2.0
 # Of faces that no material, texture or vertex colours; sRGB.
 NEUTRAL = np.full(3, 0.4)
 
@@ -27,6 +32,19 @@ class MeshPart:
     faces: np.ndarray
     colours: np.ndarray
     opacity: np.ndarray
+
+
+def counted_to_255(values: np.ndarray, what: str) -> np.ndarray:
+    """Colours in [0, 1]: clipped, or divided by 255 where one is so large that they count to 255.
+
+    Args:
+        what: whose colours, for the warning.
+    """
+    most = np.max(values, where=np.isfinite(values), initial=0.0)
+    if most > _BRIGHT:
+        log.warning("%s go up to %g: they are taken as 0 to 255", what, most)
+        return (values / 255).clip(0, 1)
+    return values.clip(0, 1)
 
 
 def to_linear(srgb: np.ndarray) -> np.ndarray:

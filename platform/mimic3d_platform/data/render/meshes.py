@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import logging
 import re
-import struct
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +15,7 @@ from mimic3d_platform.data.render.mesh_parts import MeshPart
 from mimic3d_platform.data.render.read_gltf import read_gltf
 from mimic3d_platform.data.render.read_obj import read_obj
 from mimic3d_platform.data.render.read_ply import read_ply
+from mimic3d_platform.data.render.textures import other_than_expected
 from mimic3d_platform.errors import UserError
 
 log = logging.getLogger(__name__)
@@ -88,18 +88,10 @@ def load_mesh(
     Raises:
         ValueError: the file cannot be used; one line that says why.
     """
-    read = _READERS.get(path.suffix.lower())
-    if read is None:
-        raise ValueError(f"it is of an unknown format: give {', '.join(SUFFIXES)}")
-    try:
-        parts = [part for part in read(path) if len(part.faces)]
-    except OSError as error:
-        raise ValueError(f"it cannot be read ({error.strerror or error})") from error
-    except (RecursionError, MemoryError, struct.error) as error:
-        raise ValueError(f"it cannot be read ({type(error).__name__})") from error
-    if not parts:
-        raise ValueError("it has no faces")
-
+    for text in (identifier, name or path.stem, source or path.name):
+        if text != text.encode(errors="ignore").decode():
+            raise ValueError("its name is not UTF-8: rename it")
+    parts = _read(path)
     # Files of the same shape may list their parts in any order: sorted, they give the same images.
     parts.sort(
         key=lambda part: (part.material, len(part.faces), part.vertices[part.faces].min(axis=(0, 1)).tolist())
@@ -148,6 +140,34 @@ def load_mesh(
         paint.astype(np.int8),
         kind,
     )
+
+
+def _read(path: Path) -> list[MeshPart]:
+    """The parts of a mesh file that have faces.
+
+    Raises:
+        ValueError: whatever the reader stumbles over, so that no file ends the reading of a folder.
+    """
+    read = _READERS.get(path.suffix.lower())
+    if read is None:
+        raise ValueError(f"it is of an unknown format: give {', '.join(SUFFIXES)}")
+    try:
+        with path.open("rb") as file:
+            start = file.read(64)
+        if other := other_than_expected(start):
+            raise ValueError(f"it {other}")
+        parts = [part for part in read(path) if len(part.faces)]
+    except ValueError:
+        raise
+    except OSError as error:
+        raise ValueError(f"it cannot be read ({error.strerror or error})") from error
+    except Exception as error:
+        kind = path.suffix[1:].upper()
+        cause = " ".join(f"{type(error).__name__} {error}".split())[:120]
+        raise ValueError(f"{path} cannot be read as {kind}: it is damaged ({cause})") from error
+    if not parts:
+        raise ValueError("it has no faces")
+    return parts
 
 
 def load_folder(folder: Path) -> list[Mesh]:

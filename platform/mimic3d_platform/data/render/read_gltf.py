@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from mimic3d_platform.data.render.gltf_file import GltfFile, Object
+from mimic3d_platform.data.render.gltf_file import GltfFile, Object, numbers
 from mimic3d_platform.data.render.gltf_materials import Materials
 from mimic3d_platform.data.render.mesh_parts import MeshPart
 
@@ -56,6 +56,10 @@ _WITHOUT_EFFECT = {
 _POINTS_AND_LINES = (0, 1, 2, 3)
 _TRIANGLES, _STRIP, _FAN = 4, 5, 6
 _DEEPEST = 500
+_FLOATS, _COLOUR_INTEGERS = 5126, (5121, 5123)
+# How many numbers an attribute may have for each vertex.
+_WIDTHS = {"POSITION": (3,), "COLOR_0": (3, 4), "TEXCOORD": (2,), "JOINTS": (4,), "WEIGHTS": (4,)}
+_NUMBERED = ("TEXCOORD_", "JOINTS_", "WEIGHTS_")
 
 
 @dataclass(frozen=True)
@@ -75,13 +79,17 @@ def read_gltf(path: Path) -> list[MeshPart]:
     file = GltfFile(path)
     _check_extensions(file, path)
     try:
-        return list(_parts(file))
-    except (KeyError, TypeError, IndexError, AttributeError, OverflowError) as error:
-        raise ValueError(f"its JSON is damaged ({type(error).__name__}: {error})") from error
+        return list(_parts(file, path))
+    except KeyError as error:
+        raise ValueError(f"its JSON is damaged: something lacks its {error.args[0]}") from error
+    except (TypeError, IndexError, AttributeError, OverflowError) as error:
+        raise ValueError(
+            "its JSON is damaged: it has a value where another kind of value should be"
+        ) from error
 
 
 def _check_extensions(file: GltfFile, path: Path) -> None:
-    required = file.document.get("extensionsRequired") or []
+    required = file.names("extensionsRequired")
     known = _READ | _WITHOUT_EFFECT
     if unknown := [name for name in required if name not in known]:
         raise ValueError(f"it requires {', '.join(unknown)}, which is not read: export it without")
@@ -93,22 +101,22 @@ def _check_extensions(file: GltfFile, path: Path) -> None:
         "KHR_texture_basisu",
         "MSFT_texture_dds",
     }
-    used = file.document.get("extensionsUsed") or []
-    if ignored := [name for name in used if name not in known | checked]:
-        log.warning("%s: the extensions %s are not read", path, ", ".join(map(str, ignored)))
+    if ignored := [name for name in file.names("extensionsUsed") if name not in known | checked]:
+        log.warning("%s: the extensions %s are not read", path, ", ".join(ignored))
 
 
-def _parts(file: GltfFile) -> Iterator[MeshPart]:
+def _parts(file: GltfFile, path: Path) -> Iterator[MeshPart]:
     materials = Materials(file)
     placed = _place_nodes(file)
     for number, item in placed.items():
         if "mesh" not in item.node:
             continue
         mesh = file.item("meshes", item.node["mesh"])
-        weights = item.node.get("weights") or mesh.get("weights") or []
+        given = item.node.get("weights") or mesh.get("weights") or []
+        weights = numbers(given, len(given), "weights of morph targets", np.zeros(0)).tolist()
         transforms = _instances(file, item)
         for primitive in mesh.get("primitives") or []:
-            faces, attributes = _geometry(file, primitive, weights)
+            faces, attributes = _geometry(file, primitive, weights, path)
             if not len(faces):
                 continue
             colours = materials.face_colours(primitive.get("material"), faces, attributes)
@@ -154,11 +162,11 @@ def _place_nodes(file: GltfFile) -> dict[int, _Placed]:
 
 def _local_transform(node: Object) -> np.ndarray:
     if node.get("matrix") is not None:
-        return np.array(node["matrix"], dtype=np.float64).reshape(4, 4).T
+        return numbers(node["matrix"], 16, "a node's matrix", np.eye(4).ravel()).reshape(4, 4).T
     return _compose(
-        np.array(node.get("translation") or [0, 0, 0], dtype=np.float64),
-        np.array(node.get("rotation") or [0, 0, 0, 1], dtype=np.float64),
-        np.array(node.get("scale") or [1, 1, 1], dtype=np.float64),
+        numbers(node.get("translation"), 3, "a node's translation", np.zeros(3)),
+        numbers(node.get("rotation"), 4, "a node's rotation", np.array([0.0, 0, 0, 1])),
+        numbers(node.get("scale"), 3, "a node's scale", np.ones(3)),
     )
 
 
@@ -183,16 +191,27 @@ def _instances(file: GltfFile, item: _Placed) -> list[np.ndarray]:
     instancing = (item.node.get("extensions") or {}).get("EXT_mesh_gpu_instancing")
     if instancing is None:
         return [item.world]
-    given = {name: file.accessor(index) for name, index in instancing.get("attributes", {}).items()}
-    count = max((len(values) for values in given.values()), default=0)
-    moves = given.get("TRANSLATION", np.zeros((count, 3)))
-    turns = given.get("ROTATION", np.tile([0.0, 0, 0, 1], (count, 1)))
-    scales = given.get("SCALE", np.ones((count, 3)))
+    named: Object = instancing.get("attributes") or {}
+    counts = [file.item("accessors", index).get("count", 0) for index in named.values()]
+    count = max([0, *counts])
+    # Attributes of other names are the application's own, of any type.
+    plain = {
+        "TRANSLATION": np.zeros((count, 3)),
+        "ROTATION": np.tile([0.0, 0, 0, 1], (count, 1)),
+        "SCALE": np.ones((count, 3)),
+    }
+    moves, turns, scales = (
+        file.accessor(named[name]) if name in named else values for name, values in plain.items()
+    )
+    if any(
+        each.shape != right.shape for each, right in zip((moves, turns, scales), plain.values(), strict=True)
+    ):
+        raise ValueError("the instances of a node have transforms of other counts or types than they should")
     return [item.world @ _compose(*parts) for parts in zip(moves, turns, scales, strict=True)]
 
 
 def _geometry(
-    file: GltfFile, primitive: Object, weights: list[float]
+    file: GltfFile, primitive: Object, weights: list[float], path: Path
 ) -> tuple[np.ndarray, dict[str, np.ndarray]]:
     """The triangles (F, 3) of a primitive, and its attributes with morph targets added."""
     mode = primitive.get("mode", _TRIANGLES)
@@ -206,21 +225,47 @@ def _geometry(
     if "POSITION" not in named:
         return np.zeros((0, 3), np.int64), {}
     attributes = {
-        name: file.accessor(number).astype(np.float64)
+        name: file.accessor(number, _mend_colour(file, name, number, path)).astype(np.float64)
         for name, number in named.items()
-        if name in ("POSITION", "COLOR_0") or name.startswith(("TEXCOORD_", "JOINTS_", "WEIGHTS_"))
+        if name in _WIDTHS or name.startswith(_NUMBERED)
     }
+    for name, values in attributes.items():
+        if values.shape[1] not in _WIDTHS.get(name, _WIDTHS.get(name.split("_")[0], ())):
+            raise ValueError(f"a primitive's {name} has {values.shape[1]} numbers for each vertex")
     for weight, target in zip(weights, primitive.get("targets") or [], strict=False):
         for name, number in target.items() if weight else ():
             if name in attributes:
-                attributes[name] = attributes[name] + float(weight) * file.accessor(number)
+                attributes[name] = _morphed(name, attributes[name], float(weight), file.accessor(number))
     count = len(attributes["POSITION"])
     if any(len(values) != count for values in attributes.values()):
         raise ValueError("a primitive's attributes are not equally many")
     corners = file.accessor(primitive["indices"])[:, 0] if "indices" in primitive else np.arange(count)
+    if corners.dtype.kind != "i":
+        raise ValueError("a primitive's indices are no integers")
     if len(corners) and not 0 <= corners.min() <= corners.max() < count:
         raise ValueError("its faces refer to vertices that do not exist")
     return _triangles(corners, mode), attributes
+
+
+def _mend_colour(file: GltfFile, name: str, number: object, path: Path) -> bool:
+    """Whether integers of `COLOR_0` lack the mark that they are normalised, which the standard demands."""
+    accessor = file.item("accessors", number)
+    if name != "COLOR_0" or accessor.get("componentType") == _FLOATS or accessor.get("normalized"):
+        return False
+    if accessor.get("componentType") not in _COLOUR_INTEGERS:
+        raise ValueError("a COLOR_0 has integers that are not of 8 or 16 bits without a sign")
+    log.warning("%s: a COLOR_0 has integers that are not marked as normalised: they are taken so", path)
+    return True
+
+
+def _morphed(name: str, values: np.ndarray, weight: float, target: np.ndarray) -> np.ndarray:
+    """Values with a morph target added; a colour's may leave out the alpha."""
+    width = min(target.shape[1], values.shape[1]) if name == "COLOR_0" else values.shape[1]
+    if len(target) != len(values) or target.shape[1] < width:
+        raise ValueError(f"a morph target of {name} has another size than what it changes")
+    result = values.copy()
+    result[:, :width] += weight * target[:, :width]
+    return result
 
 
 def _triangles(corners: np.ndarray, mode: object) -> np.ndarray:
@@ -253,14 +298,19 @@ def _skinned(
         raise ValueError(f"the skin of its node {number} has the joint {missing[0]}, which the scene lacks")
     world = np.stack([placed[joint].world for joint in joints])
     if "inverseBindMatrices" in skin:
-        inverse = file.accessor(skin["inverseBindMatrices"]).reshape(-1, 4, 4).transpose(0, 2, 1)
+        given = file.accessor(skin["inverseBindMatrices"])
+        if given.shape[1] != 16 or len(given) < len(world):
+            raise ValueError(f"the skin of its node {number} lacks an inverse bind matrix for each joint")
+        inverse = given.reshape(-1, 4, 4).transpose(0, 2, 1)
         world = world @ inverse[: len(world)]
     result, total = np.zeros_like(points), np.zeros((len(points), 1))
     homogeneous = np.concatenate([points, np.ones((len(points), 1))], axis=1)
     for name in sorted(each for each in attributes if each.startswith("JOINTS_")):
-        weights = attributes[name.replace("JOINTS", "WEIGHTS")]
-        used = attributes[name].astype(np.int64)
-        if used.size and used.max() >= len(world):
+        partner = name.replace("JOINTS", "WEIGHTS")
+        if partner not in attributes:
+            raise ValueError(f"a primitive has {name} and no {partner}")
+        weights, used = attributes[partner], attributes[name].astype(np.int64)
+        if used.size and not 0 <= used.min() <= used.max() < len(world):
             raise ValueError(f"the skin of its node {number} has fewer joints than its vertices name")
         for column in range(used.shape[1]):
             weight = weights[:, column : column + 1]

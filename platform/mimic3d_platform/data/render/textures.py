@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import re
+import unicodedata
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
@@ -71,6 +72,8 @@ def decode_texture(data: bytes, name: str) -> np.ndarray:
         ) from error
     except (OSError, SyntaxError, ValueError, EOFError) as error:
         cause = "it is truncated" if "truncated" in str(error) else "it is broken, or no image"
+        if other := other_than_expected(data):
+            cause = f"it is broken, or no image: it {other}"
         raise ValueError(f"its texture {name} cannot be read ({cause})") from error
     if image.mode == "F":
         raise ValueError(f"its texture {name} holds floating-point numbers: convert it to 8 bits")
@@ -80,14 +83,25 @@ def decode_texture(data: bytes, name: str) -> np.ndarray:
     return np.asarray(image.convert("RGBA"))
 
 
+def other_than_expected(data: bytes) -> str | None:
+    """What a download left instead of a file, as the end of a sentence about it; None for other bytes."""
+    start = data[:64].removeprefix(b"\xef\xbb\xbf").lstrip().lower()
+    if start.startswith((b"<!doctype", b"<html")):
+        return "is a web page: download the file itself"
+    if start.startswith(b"version https://git-lfs"):
+        return "is a pointer of Git LFS: run `git lfs pull`"
+    return None
+
+
 def find_file(folder: Path, name: str) -> Path | None:
     """The file that a mesh's file in `folder` calls `name`.
 
-    Backslashes separate folders, and letters' case is ignored where no file has the very name. Of a path on
-    another machine, absolute or upwards, the last part is looked for beside the mesh.
+    Backslashes separate folders; where no file has the very name, letters' case is ignored, and whether an
+    accent is a character of its own. Of a path on another machine, absolute or upwards, the last part is
+    looked for beside the mesh.
     """
     parts = [part for part in name.replace("\\", "/").split("/") if part not in ("", ".")]
-    if not parts:
+    if not parts or "\0" in name:
         return None
     absolute = name.startswith(("/", "\\")) or name[1:2] == ":"
     if not absolute and (found := _descend(folder, parts)) is not None:
@@ -97,15 +111,19 @@ def find_file(folder: Path, name: str) -> Path | None:
 
 def _descend(folder: Path, parts: list[str]) -> Path | None:
     place = folder
-    for part in parts:
-        if part == ".." or (place / part).exists():
-            place = place / part
-            continue
-        try:
-            same = sorted(each for each in place.iterdir() if each.name.lower() == part.lower())
-        except OSError:
-            return None
-        if not same:
-            return None
-        place = same[0]
-    return place if place.is_file() else None
+    try:
+        for part in parts:
+            if part == ".." or (place / part).exists():
+                place = place / part
+                continue
+            same = [each for each in place.iterdir() if _plain(each.name) == _plain(part)]
+            # A file whose name differs in its accents' form only goes before one in another case.
+            exact = unicodedata.normalize("NFC", part)
+            place = min(same, key=lambda each: (unicodedata.normalize("NFC", each.name) != exact, each))
+        return place if place.is_file() else None
+    except (OSError, ValueError):  # no such folder, a name that no file can have, or nothing alike
+        return None
+
+
+def _plain(name: str) -> str:
+    return unicodedata.normalize("NFC", unicodedata.normalize("NFC", name).lower())

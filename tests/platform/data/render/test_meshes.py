@@ -2,6 +2,7 @@
 
 import io
 import lzma
+import os
 import shutil
 import tarfile
 import zipfile
@@ -11,6 +12,7 @@ import numpy as np
 import pytest
 from data_samples import MTL, OBJ
 
+from mimic3d_platform.data.render import meshes
 from mimic3d_platform.data.render.debian_cars import CARS, fetch_package, load_cars
 from mimic3d_platform.data.render.mesh_parts import to_srgb
 from mimic3d_platform.data.render.meshes import load_folder, load_mesh
@@ -19,14 +21,14 @@ from mimic3d_platform.errors import UserError
 
 
 def test_a_folder_of_all_formats(mesh_folder: Path) -> None:
-    meshes = {mesh.identifier: mesh for mesh in load_folder(mesh_folder)}
-    assert list(meshes) == ["box.ply", "car.obj", "deep/ball.glb"]
-    for mesh in meshes.values():
+    found = {mesh.identifier: mesh for mesh in load_folder(mesh_folder)}
+    assert list(found) == ["box.ply", "car.obj", "deep/ball.glb"]
+    for mesh in found.values():
         low, high = mesh.vertices.min(axis=0), mesh.vertices.max(axis=0)
         assert np.allclose(low + high, 0) and (high - low).max() == pytest.approx(1.0)
-    assert np.allclose(meshes["box.ply"].colours, np.array([30, 60, 220]) / 255, atol=0.01)
+    assert np.allclose(found["box.ply"].colours, np.array([30, 60, 220]) / 255, atol=0.01)
     green = to_srgb(np.array([20, 200, 30]) / 255)  # a factor of glTF is linear light
-    assert np.allclose(meshes["deep/ball.glb"].colours, green, atol=0.01)
+    assert np.allclose(found["deep/ball.glb"].colours, green, atol=0.01)
 
 
 def test_the_body_is_the_paint_and_glass_and_tyres_are_not(mesh_folder: Path) -> None:
@@ -56,6 +58,10 @@ def test_a_colouring_changes_the_paint_and_little_else(mesh_folder: Path) -> Non
         ("infinite.obj", "v 0 0 inf\nv 1 0 0\nv 0 1 0\nf 1 2 3\n"),
         ("noise.glb", "not a GLB"),
         ("noise.ply", "not a PLY"),
+        ("page.obj", "\n<!DOCTYPE html>\n<p>v 0 0 0</p>"),
+        ("pointer.obj", "version https://git-lfs.github.com/spec/v1\noid sha256:0\n"),
+        ("extensions.gltf", '{"asset": {"version": "2.0"}, "extensionsUsed": [{}]}'),
+        ("number.gltf", '{"asset": {"version": "2.0"}, "extensionsUsed": 99}'),
     ],
 )
 def test_a_broken_mesh_is_skipped_by_name(
@@ -64,6 +70,30 @@ def test_a_broken_mesh_is_skipped_by_name(
     (mesh_folder / name).write_text(content, encoding="utf-8")
     assert len(load_folder(mesh_folder)) == 3
     assert len(caplog.records) == 1 and name in caplog.text and "skipped" in caplog.text
+
+
+def test_a_download_that_is_no_mesh_is_named(tmp_path: Path) -> None:
+    for start, says in (("<html>", "it is a web page"), ("version https://git-lfs.g", "git lfs pull")):
+        (tmp_path / "a.obj").write_text(start, encoding="utf-8")
+        with pytest.raises(ValueError, match=says):
+            load_mesh(tmp_path / "a.obj", identifier="a")
+
+
+def test_whatever_a_reader_raises_ends_no_folder(
+    mesh_folder: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(path: Path) -> list:
+        raise AttributeError("one line\nand another")
+
+    monkeypatch.setitem(meshes._READERS, ".ply", fail)
+    assert len(load_folder(mesh_folder)) == 2
+    assert "box.ply cannot be read as PLY: it is damaged (AttributeError one line and another)" in caplog.text
+
+
+def test_a_name_that_is_not_utf8_is_skipped(mesh_folder: Path, caplog: pytest.LogCaptureFixture) -> None:
+    shutil.copy(mesh_folder / "box.ply", mesh_folder / os.fsdecode(b"b\xff.ply"))
+    assert len(load_folder(mesh_folder)) == 3
+    assert "its name is not UTF-8: rename it" in caplog.text
 
 
 def test_no_usable_mesh(tmp_path: Path) -> None:

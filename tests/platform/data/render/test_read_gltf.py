@@ -7,108 +7,18 @@ from typing import Any
 import numpy as np
 import pytest
 from data_samples import png
-from gltf_samples import QUAD, Gltf, quad
+from gltf_samples import QUAD, Gltf, at, base, quad
 from PIL import Image
 
-from mimic3d.export.mesh import save_mesh
-from mimic3d_platform.data.render.mesh_parts import to_linear, to_srgb
 from mimic3d_platform.data.render.meshes import Mesh, load_folder, load_mesh
 
-HALF = np.array([0.5, 0.2, 0.05])
 WHITE = png(np.full((4, 4, 3), 255, np.uint8))
-BROWN = png(np.full((4, 4, 3), [200, 120, 60], np.uint8))
-# Red on the left half, blue on the right, green below.
-ATLAS = np.zeros((8, 8, 3), np.uint8)
-ATLAS[:, :4], ATLAS[:, 4:], ATLAS[4:] = [255, 0, 0], [0, 0, 255], [0, 255, 0]
-RED, GREEN, BLUE = np.eye(3)
-
-
-def base(texture: bool = False, transform: dict | None = None, **metal: Any) -> dict[str, Any]:
-    """A material of a base colour."""
-    if texture:
-        metal["baseColorTexture"] = {"index": 0}
-        if transform is not None:
-            metal["baseColorTexture"]["extensions"] = {"KHR_texture_transform": transform}
-    return {"pbrMetallicRoughness": metal}
-
-
-def at(u: float, v: float, dtype: type = np.float32) -> np.ndarray:
-    return np.array([u, v], dtype)
 
 
 def load(data: bytes, tmp_path: Path) -> Mesh:
     path = tmp_path / "a.glb"
     path.write_bytes(data)
     return load_mesh(path, identifier="a")
-
-
-CLAMP, MIRROR = {"wrapS": 33071, "wrapT": 33071}, {"wrapS": 33648, "wrapT": 33648}
-COLOURS = {
-    "a factor is linear": (quad(base(baseColorFactor=[*HALF, 1])), to_srgb(HALF)),
-    "COLOR_0 is linear": (quad(colour=HALF.astype(np.float32)), to_srgb(HALF)),
-    "COLOR_0 of 8 bits": (
-        quad(colour=np.array([128, 51, 13, 255], np.uint8)),
-        to_srgb(np.array([128, 51, 13]) / 255),
-    ),
-    "COLOR_0 of 16 bits": (quad(colour=(HALF * 65535).astype(np.uint16)), to_srgb(HALF)),
-    "COLOR_0 times a factor": (
-        quad(base(baseColorFactor=[0.5, 0.5, 0.5, 1]), HALF.astype(np.float32)),
-        to_srgb(HALF / 2),
-    ),
-    "a texture is sRGB": (quad(base(True), None, at(0.5, 0.5), BROWN), np.array([200, 120, 60]) / 255),
-    "a texture times a factor": (
-        quad(base(True, baseColorFactor=[0.5, 1, 1, 1]), None, at(0.5, 0.5), BROWN),
-        to_srgb(to_linear(np.array([200, 120, 60]) / 255) * [0.5, 1, 1]),
-    ),
-    "a texture times COLOR_0": (
-        quad(base(True), HALF.astype(np.float32), at(0.5, 0.5), WHITE),
-        to_srgb(HALF),
-    ),
-    "v counts from the top": (quad(base(True), None, at(0.25, 0.25), png(ATLAS)), RED),
-    "offset": (quad(base(True, {"offset": [0.5, 0]}), None, at(0.25, 0.25), png(ATLAS)), BLUE),
-    "scale before offset": (
-        quad(base(True, {"offset": [0.5, 0], "scale": [0.5, 0.5]}), None, at(0.25, 0.25), png(ATLAS)),
-        BLUE,
-    ),
-    "anticlockwise, as v counts downwards": (
-        quad(base(True, {"rotation": -np.pi / 2}), None, at(0.75, 0.75), png(ATLAS)),
-        GREEN,
-    ),
-    "texture coordinates of 16 bits": (
-        quad(base(True), None, np.array([49151, 16383], np.uint16), png(ATLAS)),
-        BLUE,
-    ),
-    "repeated": (quad(base(True), None, at(1.25, -0.75), png(ATLAS)), RED),
-    "clamped": (quad(base(True), None, at(1.25, 0.25), png(ATLAS), CLAMP), BLUE),
-    "mirrored": (quad(base(True), None, at(1.75, 0.25), png(ATLAS), MIRROR), RED),
-    "no material is white": (quad(), np.ones(3)),
-    "emission": (quad(base(baseColorFactor=[0, 0, 0, 1]) | {"emissiveFactor": HALF.tolist()}), to_srgb(HALF)),
-    "emissive strength": (
-        quad(
-            base(baseColorFactor=[0, 0, 0, 1])
-            | {
-                "emissiveFactor": (HALF / 4).tolist(),
-                "extensions": {"KHR_materials_emissive_strength": {"emissiveStrength": 4}},
-            }
-        ),
-        to_srgb(HALF),
-    ),
-    "specular and glossiness": (
-        quad({"extensions": {"KHR_materials_pbrSpecularGlossiness": {"diffuseFactor": [*HALF, 1]}}}),
-        to_srgb(HALF),
-    ),
-    "opaque whatever the alpha": (quad(base(baseColorFactor=[*HALF, 0])), to_srgb(HALF)),
-    "16 bits of grey": (
-        quad(base(True), None, at(0.5, 0.5), png(np.full((4, 4), 40000, np.uint16))),
-        np.full(3, 40000 / 65535),
-    ),
-}
-
-
-@pytest.mark.parametrize("case", COLOURS)
-def test_colours(case: str, tmp_path: Path) -> None:
-    data, right = COLOURS[case]
-    assert load(data, tmp_path).colours == pytest.approx(np.tile(right, (2, 1)), abs=0.005)
 
 
 @pytest.mark.parametrize(
@@ -194,6 +104,14 @@ def instanced_quad() -> Gltf:
     return file.scene({"attributes": {"POSITION": strip}, "mode": 6}, [{"mesh": 0, "extensions": extension}])
 
 
+def instanced_quad_of_an_application() -> Gltf:
+    """As above, with an attribute of the application's own, whose type is not read."""
+    file = instanced_quad()
+    own = file.accessor(np.zeros((2, 16), np.float32), type="MAT3")
+    file.document["nodes"][0]["extensions"]["EXT_mesh_gpu_instancing"]["attributes"]["_OWN"] = own
+    return file
+
+
 def nested_quad() -> Gltf:
     """A matrix, column by column, above a rotation; another node is hidden (KHR_node_visibility)."""
     file = Gltf(extensionsUsed=["KHR_node_visibility"])
@@ -208,7 +126,16 @@ def nested_quad() -> Gltf:
 
 
 @pytest.mark.parametrize(
-    "make", [sparse_quad, quantized_quad, morphed_quad, skinned_quad, instanced_quad, nested_quad]
+    "make",
+    [
+        sparse_quad,
+        quantized_quad,
+        morphed_quad,
+        skinned_quad,
+        instanced_quad,
+        instanced_quad_of_an_application,
+        nested_quad,
+    ],
 )
 def test_shapes_that_are_a_square_once_read(make: Any, tmp_path: Path) -> None:
     mesh = load(make().glb(), tmp_path)
@@ -255,9 +182,46 @@ def meshopt() -> bytes:
     return text
 
 
+def short_target() -> bytes:
+    """A morph target of two of the four vertices."""
+    file = morphed_quad()
+    target = {"POSITION": file.accessor(QUAD[:2])}
+    file.document["meshes"][0]["primitives"][0]["targets"] = [target]
+    return file.glb()
+
+
+def skinned_without_weights() -> bytes:
+    file = skinned_quad()
+    del file.document["meshes"][0]["primitives"][0]["attributes"]["WEIGHTS_0"]
+    return file.glb()
+
+
+def placed(**node: Any) -> bytes:
+    file = Gltf()
+    return file.scene(
+        {"attributes": {"POSITION": file.accessor(QUAD)}, "mode": 6}, [{"mesh": 0, **node}]
+    ).glb()
+
+
+def float_indices() -> bytes:
+    file = Gltf()
+    indices = file.accessor(np.array([0, 1, 2], np.float32))
+    return file.scene({"attributes": {"POSITION": file.accessor(QUAD)}, "indices": indices}).glb()
+
+
 @pytest.mark.parametrize(
     ("data", "says"),
     [
+        (quad(extensionsUsed=[{}]), "its extensionsUsed is [{}]: it should be a list of names"),
+        (quad(extensionsUsed=99), "its extensionsUsed is 99"),
+        (quad(extensionsRequired=[1]), "its extensionsRequired is [1]"),
+        (quad(extensionsRequired="KHR_foo"), 'its extensionsRequired is "KHR_foo"'),
+        (float_indices(), "a primitive's indices are no integers"),
+        (short_target(), "a morph target of POSITION has another size"),
+        (skinned_without_weights(), "a primitive has JOINTS_0 and no WEIGHTS_0"),
+        (placed(matrix=[1] * 9), "it has a node's matrix that is not 16 numbers"),
+        (placed(scale=["x", 1, 1]), "it has a node's scale that is not 3 numbers"),
+        (quad({"alphaMode": "MASK", "alphaCutoff": "x"}), "it has an alpha cutoff that is not 1 number"),
         (draco(True), "KHR_draco_mesh_compression"),
         (draco(False), "compressed with Draco"),
         (required("EXT_meshopt_compression"), "EXT_meshopt_compression"),
@@ -314,13 +278,3 @@ def test_a_gltf_file_with_its_buffer_beside(tmp_path: Path) -> None:
     (tmp_path / "a b.bin").unlink()
     with pytest.raises(ValueError, match=r"its buffer a%20b\.bin is missing"):
         load_mesh(tmp_path / "a.gltf", identifier="a")
-
-
-@pytest.mark.parametrize("ending", ["glb", "ply"])
-def test_the_meshes_of_mimic3d_mesh_keep_their_colours(ending: str, tmp_path: Path) -> None:
-    import trimesh
-
-    box = trimesh.creation.box()
-    box.visual.vertex_colors = [124, 3, 200, 255]
-    mesh = load_mesh(save_mesh(box, tmp_path / f"a.{ending}"), identifier="a")
-    assert mesh.colours * 255 == pytest.approx(np.tile([124, 3, 200], (12, 1)), abs=0.3)
