@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import os
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -187,7 +188,9 @@ def load_folder(folder: Path) -> list[Mesh]:
         try:
             meshes.append(load_mesh(path, identifier=relative.as_posix(), source=relative.as_posix()))
         except ValueError as error:
-            log.warning("skipped the mesh %s: %s", path, error)
+            # A name that is not UTF-8 is shown escaped, or the line could not be written everywhere.
+            shown = os.fsencode(path).decode(errors="backslashreplace")
+            log.warning("skipped the mesh %s: %s", shown, error)
     if not meshes:
         found = f"none of its {len(paths)} mesh files can be used" if paths else "it has no mesh file"
         raise UserError(f"no usable mesh in {folder}: {found}; give OBJ, GLB, glTF or PLY files with faces")
