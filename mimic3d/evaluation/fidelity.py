@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 import torch
 from torch import Tensor
 
@@ -99,7 +101,8 @@ class OtherCameraFrechetDistance(FidelityMetric):
 
 
 class KernelDistance(FidelityMetric):
-    kind, protocol_kind = "kd", "kid"
+    kind = "kd"
+    protocol_kind: ClassVar[str | None] = "kid"
     needs = ("images",)
     direction = "down"
     range = "about 0 to ∞; unbiased, so it may be negative"
@@ -110,14 +113,16 @@ class KernelDistance(FidelityMetric):
         reals, generated = features.reals, features.generated
         if min(len(reals), len(generated)) < 2 * BLOCKS:
             raise ValueError(f"a kernel distance with an interval needs {2 * BLOCKS} images of either kind")
-        without = without_each_block(generated, lambda rows: kernel_distance(reals, rows))
-        return jackknife(kernel_distance(reals, generated), without, len(generated))
+        without = without_each_block(generated, lambda rows: self.distance(reals, rows))
+        return jackknife(self.distance(reals, generated), without, len(generated))
+
+    def distance(self, reals: Tensor, generated: Tensor) -> float:
+        """The kernel distance of (n, D) and (m, D) features."""
+        return kernel_distance(reals, generated)
 
 
-class ClipKernelDistance(FidelityMetric):
-    kind, extractor = "cmmd", "clipvitl14"
-    needs = ("images",)
-    direction = "down"
+class ClipKernelDistance(KernelDistance):
+    kind, protocol_kind, extractor = "cmmd", None, "clipvitl14"
     range = "0 to ∞"
     about = (
         "maximum mean discrepancy of CLIP's embeddings with a Gaussian kernel of bandwidth 10, times 1000 "
@@ -125,12 +130,8 @@ class ClipKernelDistance(FidelityMetric):
     )
     fooled_by = "copies of the reals; what CLIP does not name"
 
-    def estimate(self, features: FeatureSets) -> Estimate:
-        reals, generated = features.reals, features.generated
-        if len(generated) < 2 * BLOCKS:
-            raise ValueError(f"a kernel distance with an interval needs {2 * BLOCKS} images")
-        without = without_each_block(generated, lambda rows: gaussian_kernel_distance(reals, rows))
-        return jackknife(gaussian_kernel_distance(reals, generated), without, len(generated))
+    def distance(self, reals: Tensor, generated: Tensor) -> float:
+        return gaussian_kernel_distance(reals, generated)
 
 
 class Precision(FidelityMetric):

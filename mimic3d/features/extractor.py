@@ -47,6 +47,6 @@ def load_state(network: nn.Module, weights: dict[str, Tensor], whose: str) -> No
 
 
 def one_line(error: Exception) -> str:
-    """What PyTorch says about weights that do not fit, in one line."""
+    """PyTorch's error about weights that do not fit, in one line."""
     lines = str(error).strip().splitlines()
     return " ".join(lines[1].split())[:200] if len(lines) > 1 else lines[0]

@@ -86,17 +86,7 @@ def evaluate(
     from mimic3d_platform.evaluation.evaluate import Options
 
     console = Console()
-    options = Options(
-        images,
-        identities,
-        views,
-        network,
-        fields,
-        seed,
-        workers,
-        truncation=truncation,
-        known_shapes=meshes,
-    )
+    options = Options(images, identities, views, network, fields, seed, workers, truncation, meshes)
     found = _measure(subject, data, options, console)
     header = ("metric", "value", "95 % interval", "of", "note")
     console.table(header, found.measured.rows())
@@ -128,17 +118,7 @@ def compare(
     if len(subjects) < 2:
         raise UserError(f"compare needs two subjects or more, and got {subjects[0]}: use `mimic3d evaluate`")
     console = Console()
-    options = Options(
-        images,
-        identities,
-        views,
-        network,
-        fields,
-        seed,
-        workers,
-        truncation=truncation,
-        known_shapes=meshes,
-    )
+    options = Options(images, identities, views, network, fields, seed, workers, truncation, meshes)
     found = [_measure(subject, data, options, console) for subject in subjects]
     console.table(*comparison([each.measured for each in found]))
     for each in found:

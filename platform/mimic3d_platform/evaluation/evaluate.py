@@ -54,9 +54,9 @@ class Options:
         fields: whether radiance fields are fitted to the views, which takes a CPU some ten seconds an object.
         seed: of everything that is drawn.
         workers: Ray tasks at once; as many as the cluster has GPUs, else CPUs, when None.
-        here: measure in this process, without Ray.
         truncation: whether fidelity is measured over truncation too, of generators.
         known_shapes: a folder of the meshes that the data set was rendered from, or `known_shapes.CARS`.
+        here: measure in this process, without Ray.
     """
 
     images: int | None = None
@@ -66,9 +66,9 @@ class Options:
     fields: bool = True
     seed: int = SEED
     workers: int | None = None
-    here: bool = False
     truncation: bool = False
     known_shapes: str | None = None
+    here: bool = False
 
 
 @dataclass(frozen=True)

@@ -144,16 +144,22 @@ def _efficientnet_lite2(path: Path) -> dict[str, Tensor]:
     return tensors
 
 
+def _renamed(key: str, names: dict[str, str]) -> str:
+    """A tensor's name with every part that `names` lists replaced, in its order."""
+    for theirs, ours in names.items():
+        key = key.replace(theirs, ours)
+    return key
+
+
 def _dinov2(path: Path) -> dict[str, Tensor]:
     """DINOv2 under our names; the token that stands for masked patches in its training is left out."""
-    renamed = {"patch_embed.proj": "patches", "attn": "attention", "mlp.": "", "ls1.gamma": "scale1"}
-    renamed |= {"ls2.gamma": "scale2", "cls_token": "class_token", "pos_embed": "positions"}
+    names = {"patch_embed.proj": "patches", "attn": "attention", "mlp.": "", "ls1.gamma": "scale1"}
+    names |= {"ls2.gamma": "scale2", "cls_token": "class_token", "pos_embed": "positions"}
     tensors = {}
     for key, value in _pickled_tensors(path).items():
         if key == "mask_token":
             continue
-        for theirs, ours in renamed.items():
-            key = key.replace(theirs, ours)
+        key = _renamed(key, names)
         # Tokens have dimensions for a batch in the file.
         tensors[key] = value.flatten() if key == "class_token" else value[0] if key == "positions" else value
     return tensors
@@ -161,17 +167,15 @@ def _dinov2(path: Path) -> dict[str, Tensor]:
 
 def _clip(path: Path) -> dict[str, Tensor]:
     """CLIP's image half under our names, in float32; the file is a TorchScript archive in float16."""
-    renamed = {"transformer.resblocks": "blocks", "attn.in_proj_": "attention.qkv.", "conv1": "patches"}
-    renamed |= {"attn.out_proj": "attention.proj", "mlp.c_fc": "fc1", "mlp.c_proj": "fc2"}
-    renamed |= {"ln_pre": "norm_before", "ln_post": "norm", "ln_1": "norm1", "ln_2": "norm2"}
-    renamed |= {"class_embedding": "class_token", "positional_embedding": "positions"}
+    names = {"transformer.resblocks": "blocks", "attn.in_proj_": "attention.qkv.", "conv1": "patches"}
+    names |= {"attn.out_proj": "attention.proj", "mlp.c_fc": "fc1", "mlp.c_proj": "fc2"}
+    names |= {"ln_pre": "norm_before", "ln_post": "norm", "ln_1": "norm1", "ln_2": "norm2"}
+    names |= {"class_embedding": "class_token", "positional_embedding": "positions"}
     tensors = {}
     for key, value in torchscript_tensors(path).items():
         if not key.startswith("visual."):
             continue
-        key = key.removeprefix("visual.")
-        for theirs, ours in renamed.items():
-            key = key.replace(theirs, ours)
+        key = _renamed(key.removeprefix("visual."), names)
         tensors["projection" if key == "proj" else key] = value.float()
     return tensors
 

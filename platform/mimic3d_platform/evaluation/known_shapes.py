@@ -23,12 +23,10 @@ class KnownShapes:
     """Points of the surfaces of meshes.
 
     Attributes:
-        names: of the meshes.
         points: (meshes, n, 3) float32, centred, the longest side 1, as they are rendered.
         digest: SHA-256 of the points.
     """
 
-    names: tuple[str, ...]
     points: Tensor
     digest: str
 
@@ -41,5 +39,4 @@ def load_known_shapes(source: str) -> KnownShapes:
     """
     meshes = load_cars(get_settings().home / "cache") if source == CARS else load_folder(Path(source))
     points = torch.stack([surface_points(mesh.vertices, mesh.faces) for mesh in meshes])
-    names = tuple(mesh.identifier for mesh in meshes)
-    return KnownShapes(names, points, sha256(points.numpy().tobytes()))
+    return KnownShapes(points, sha256(points.numpy().tobytes()))

@@ -123,7 +123,7 @@ class Plan:
 
 
 def truncated(truncation: float) -> str:
-    """What pieces of images of a truncation are."""
+    """The kind (`Piece.what`) of the pieces of a truncation."""
     return f"truncated {truncation:g}"
 
 

@@ -31,8 +31,8 @@ log = logging.getLogger(__name__)
 LISTING = "dataset.json"
 LISTINGS = (LISTING,)
 
-# What labels of this form are: values of keys that say so are no contradiction.
-_USUAL = ("opencv", "eg3d", "c2w", "cam2world", "normalized", "normalised", "pinhole")
+# The conventions of EG3D's labels: keys that name one of them change nothing.
+_USUAL = ("opencv", "eg3d", "c2w", "cam2world", "cameratoworld", "normalized", "normalised", "pinhole")
 
 _START = re.compile(r'\s*\{\s*"labels"\s*:\s*\[\s*')
 _COMMA = re.compile(r"\s*([,\]])\s*")

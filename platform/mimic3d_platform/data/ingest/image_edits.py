@@ -130,7 +130,7 @@ def _edited(image: Image.Image, data: bytes, edit: Edit, where: str) -> EditedIm
 
 
 def _is_turned(image: Image.Image) -> bool:
-    """Whether tags say that the image is to be turned, or are damaged, which programs take differently."""
+    """True for an EXIF orientation other than upright, and for damaged EXIF, which programs differ on."""
     try:
         return image.getexif().get(_ORIENTATION, 1) not in (0, 1)
     except (SyntaxError, OSError, ValueError, TypeError, struct.error):

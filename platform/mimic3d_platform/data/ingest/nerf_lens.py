@@ -40,13 +40,16 @@ _MEANING = re.compile(
     r"^K$|^from_(na|mitsuba)$|pixel_aspect|aspect_ratio|stereo|principal|pixel_cent|^fl(_|$)|undistort|"
     r"dist_coef|^D$|radial|tangential|^omega$|^b[12]$|kannala|^cent(er|re)_[xy]$|^pp[xy]$|^c_[xy]$|film|"
     r"camera_matrix|downscale|scale_factor|zoom|w2c|pose_type|world_to|world2|extrinsic|opencv|flip|mirrored|"
-    r"transposed|world_up|readout|^transform_matrix_"
+    r"transposed|world_up|readout|opengl|^transform_matrix_"
 )
-# Keys by which a file says that its poses are as they are assumed to be: false is a riddle, true is not.
-_ASSUMED = re.compile(r"^(is_)?(opengl|c2w|cam2world|camera_to_world)$")
+# Keys that are true or false of poses; those in a format's `usual` values have to be true.
+_POSES = re.compile(r"^(?:is_)?(opengl|opencv|c2w|cam2world|camera_to_world)$")
 # Values of such keys that say what is assumed anyway.
 _USUAL = {
     "opengl",
+    "c2w",
+    "cam2world",
+    "cameratoworld",
     "nerf",
     "blender",
     "nerfstudio",
@@ -210,14 +213,14 @@ def refuse_meanings(values: Mapping[str, Any], where: str, usual: Collection[str
         usual: values of such keys that say what the format says anyway, in lower case without `-` and `_`.
     """
     for key, value in values.items():
-        if _ASSUMED.search(key.lower()) and value is False:
+        said = _POSES.search(key.lower())
+        if said and said[1].replace("_", "") in usual and isinstance(value, bool):
+            if value:
+                continue
             raise UserError(
-                f"{where} has {key}: false, but poses are read as camera-to-world matrices in OpenGL axes: "
-                "convert them, and remove it"
+                f"{where} has {key}: false, but poses are read as if it were true: convert them and remove it"
             )
         if _is_idle(value) or key in _NUMBERS or key in _WITHOUT_MEANING:
-            continue
-        if _ASSUMED.search(key.lower()):
             continue
         names_lens = isinstance(value, str) and "/" not in value and _MAY_NAME_LENS.search(key.lower())
         if names_lens and _LENS_NAMES.search(value.lower()):

@@ -52,12 +52,12 @@ def reason(error: Exception) -> str:
 
 
 def rest_of(line: str) -> str:
-    """What follows the first word of a line, with the blanks that are in it."""
+    """The line without its first word; blanks within the rest are kept."""
     return line.strip().partition(line.split(maxsplit=1)[0])[2].strip()
 
 
 def without_comment(text: str) -> str:
-    """What stands before a comment. Names may have a `#` too: they are tried as a whole first."""
+    """The text before a comment. File names may contain `#`: `possible_names` tries the whole text first."""
     return _COMMENT.split(text, maxsplit=1)[0].strip()
 
 

@@ -248,7 +248,7 @@ def _geometry(
 
 
 def _mend_colour(file: GltfFile, name: str, number: object, path: Path) -> bool:
-    """Whether integers of `COLOR_0` lack the mark that they are normalised, which the standard demands."""
+    """True for integers of `COLOR_0` without `normalized`, which the standard demands."""
     accessor = file.item("accessors", number)
     if name != "COLOR_0" or accessor.get("componentType") == _FLOATS or accessor.get("normalized"):
         return False

@@ -84,7 +84,7 @@ def decode_texture(data: bytes, name: str) -> np.ndarray:
 
 
 def other_than_expected(data: bytes) -> str | None:
-    """What a download left instead of a file, as the end of a sentence about it; None for other bytes."""
+    """Names a web page or a Git LFS pointer in place of a file, to end a sentence; None for other bytes."""
     start = data[:64].removeprefix(b"\xef\xbb\xbf").lstrip().lower()
     if start.startswith((b"<!doctype", b"<html")):
         return "is a web page: download the file itself"

@@ -43,6 +43,8 @@ def png_of_16_bits(pixels: np.ndarray, *, colour: int) -> bytes:
         ({"camera_model": "OPENCV_FISHEYE"}, "the lens OPENCV_FISHEYE"),
         ({"convention": "opengl"}, "the key convention"),
         ({"units": "pixels"}, "the key units"),
+        ({"opengl": True}, "the key opengl"),
+        ({"is_opencv": False}, "is_opencv: false, but poses are read as if it were true"),
         ({"convention": "opencv", "note": "ours"}, None),
     ],
 )
