@@ -16,6 +16,7 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
+from mimic3d.evaluation.face_pose import FaceModel
 from mimic3d.evaluation.frechet import FeatureStatistics, covariance_root
 from mimic3d.randomness import counter_generator
 
@@ -30,6 +31,7 @@ Need = Literal[
     "field",
     "density",
     "known shapes",
+    "face model",
 ]
 Direction = Literal["up", "down"]
 
@@ -97,6 +99,7 @@ class Views:
         orbit: whether the cameras are evenly spaced along an orbit, in order.
         imitated: (V, 3, R, R) in [-1, 1], the 2D branch's images of the same views; None if there are none.
         perceptual: (N,) distances of (N, 3, R, R) images in [-1, 1] from others; None if there is no network.
+        face_model: finds the face in an image; None if there is none. See `face_pose`.
     """
 
     images: Tensor
@@ -107,6 +110,7 @@ class Views:
     orbit: bool = False
     imitated: Tensor | None = None
     perceptual: Callable[[Tensor, Tensor], Tensor] | None = None
+    face_model: FaceModel | None = None
 
 
 class Metric(ABC):

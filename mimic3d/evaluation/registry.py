@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+from mimic3d.evaluation.faces import FaceDepth, FaceIdentity, FacePose, FaceShare
 from mimic3d.evaluation.fidelity import (
     Authenticity,
     ClipKernelDistance,
@@ -70,6 +71,10 @@ VIEWS: tuple[ViewMetric, ...] = (
     Floaters(),
     FieldDepth(),
     FieldNormals(),
+    FaceShare(),
+    FaceIdentity(),
+    FacePose(),
+    FaceDepth(),
 )
 # Measured of `views.two_views` while a run trains.
 TRAINING_VIEWS: tuple[ViewMetric, ...] = (WarpDetail(), WarpPsnr(), WarpShare())

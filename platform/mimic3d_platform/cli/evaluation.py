@@ -53,6 +53,13 @@ Meshes = Annotated[
         help="Also compare shapes with the meshes that the data set was rendered from: a folder, or `cars`."
     ),
 ]
+Faces = Annotated[
+    bool,
+    typer.Option(
+        "--faces",
+        help="Also measure the identity, pose and depth of faces, by dlib: pip install 'mimic3d[faces]'.",
+    ),
+]
 DataOption = Annotated[
     str | None,
     typer.Option(help="The data set of real images; that of the generator's training by default."),
@@ -79,6 +86,7 @@ def evaluate(
     workers: Workers = None,
     truncation: Truncation = False,
     meshes: Meshes = None,
+    faces: Faces = False,
     out: Out = None,
     report: Report = None,
 ) -> None:
@@ -86,7 +94,7 @@ def evaluate(
     from mimic3d_platform.evaluation.evaluate import Options
 
     console = Console()
-    options = Options(images, identities, views, network, fields, seed, workers, truncation, meshes)
+    options = Options(images, identities, views, network, fields, seed, workers, truncation, meshes, faces)
     found = _measure(subject, data, options, console)
     header = ("metric", "value", "95 % interval", "of", "note")
     console.table(header, found.measured.rows())
@@ -107,6 +115,7 @@ def compare(
     workers: Workers = None,
     truncation: Truncation = False,
     meshes: Meshes = None,
+    faces: Faces = False,
     out: Out = None,
     report: Report = None,
 ) -> None:
@@ -118,7 +127,7 @@ def compare(
     if len(subjects) < 2:
         raise UserError(f"compare needs two subjects or more, and got {subjects[0]}: use `mimic3d evaluate`")
     console = Console()
-    options = Options(images, identities, views, network, fields, seed, workers, truncation, meshes)
+    options = Options(images, identities, views, network, fields, seed, workers, truncation, meshes, faces)
     found = [_measure(subject, data, options, console) for subject in subjects]
     console.table(*comparison([each.measured for each in found]))
     for each in found:

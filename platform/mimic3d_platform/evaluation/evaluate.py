@@ -14,6 +14,7 @@ from mimic3d_platform.cluster.tasks import run_pieces
 from mimic3d_platform.data.format.dataset import open_dataset
 from mimic3d_platform.errors import UserError
 from mimic3d_platform.evaluation import feature_weights
+from mimic3d_platform.evaluation.face_model import load_face_model
 from mimic3d_platform.evaluation.known_shapes import load_known_shapes
 from mimic3d_platform.evaluation.measured import Measured, PartCost
 from mimic3d_platform.evaluation.merge import lacking_of, merge_pieces
@@ -56,6 +57,7 @@ class Options:
         workers: Ray tasks at once; as many as the cluster has GPUs, else CPUs, when None.
         truncation: whether fidelity is measured over truncation too, of generators.
         known_shapes: a folder of the meshes that the data set was rendered from, or `known_shapes.CARS`.
+        faces: whether metrics of faces are measured, by dlib.
         here: measure in this process, without Ray.
     """
 
@@ -68,6 +70,7 @@ class Options:
     workers: int | None = None
     truncation: bool = False
     known_shapes: str | None = None
+    faces: bool = False
     here: bool = False
 
 
@@ -206,6 +209,8 @@ def _plan(subject: Subject, data_uri: str, options: Options, cache_uri: str) -> 
     if network not in EXTRACTORS:
         raise UserError(f"no feature extractor is called {network!r}; known: {', '.join(EXTRACTORS)}")
     perceptual = feature_weights.best_available("perceptual")
+    if options.faces:
+        load_face_model()
     images, objects = options.images or IMAGES, options.objects or OBJECTS
     if isinstance(subject, GeneratorSubject):
         images = options.images or subject.config.output.metric_images
@@ -228,6 +233,7 @@ def _plan(subject: Subject, data_uri: str, options: Options, cache_uri: str) -> 
             for metric in metric_registry.VIEWS
             if not lacking_of(metric, subject, "3d")
             and (options.fields or "field" not in metric.needs)
+            and (options.faces or "face model" not in metric.needs)
             and metric.network in (None, perceptual)
         ),
         seed=options.seed,
@@ -237,6 +243,7 @@ def _plan(subject: Subject, data_uri: str, options: Options, cache_uri: str) -> 
         known_shapes=load_known_shapes(options.known_shapes)
         if options.known_shapes and "density" in subject.has
         else None,
+        faces=options.faces,
     )
 
 

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from mimic3d.evaluation import registry
 from mimic3d.evaluation.frechet import FeatureStatistics
-from mimic3d.evaluation.metric import ARROWS, Estimate, FeatureSets, Metric, ViewMetric
+from mimic3d.evaluation.metric import ARROWS, Estimate, FeatureSets, Metric, Need, ViewMetric
 from mimic3d.features.pooled import EXTRACTORS
 from mimic3d_platform.evaluation.measured import Measured, PartCost
 from mimic3d_platform.evaluation.pieces import (
@@ -31,6 +31,9 @@ from mimic3d_platform.evaluation.truncation import truncation_curves
 
 # Reals and generated images whose nearest neighbours are looked for, and whose kernels are summed, at most.
 NEIGHBOURS = 10_000
+
+# Needs that no subject has to meet.
+_OURS: frozenset[Need] = frozenset({"field", "face model"})
 
 _Found = tuple[Metric, Callable[[], Estimate]]
 """A metric, and the function that estimates it or raises ValueError with the reason why it cannot."""
@@ -87,6 +90,8 @@ def _fidelity(plan: Plan, branch: str, features: FeatureSets) -> Iterator[_Found
 
 def _views(plan: Plan, branch: str) -> Iterator[_Found]:
     for metric in registry.VIEWS:
+        if "face model" in metric.needs and not plan.faces:
+            continue
         lacking = lacking_of(metric, plan.subject, branch)
         if metric.network not in (None, plan.perceptual):
             lacking = f"the perceptual distance is {plan.perceptual}"
@@ -127,7 +132,7 @@ def _reals(plan: Plan) -> tuple[FeatureStatistics, Tensor]:
 
 def lacking_of(metric: Metric, subject: Subject, branch: str) -> str:
     """Why a metric cannot be measured; "" if it can."""
-    lacking = [need for need in metric.needs if need not in subject.has and need != "field"]
+    lacking = [need for need in metric.needs if need not in subject.has | _OURS]
     if "both branches" in metric.needs and branch == "2d":
         return "compares the 3D branch with this one"
     return f"{subject.uri} has no {' and no '.join(lacking)}" if lacking else ""

@@ -28,6 +28,7 @@ from mimic3d_platform import storage
 from mimic3d_platform.data.format.manifest import Manifest
 from mimic3d_platform.errors import UserError
 from mimic3d_platform.evaluation import feature_weights
+from mimic3d_platform.evaluation.face_model import load_face_model
 from mimic3d_platform.evaluation.image_subjects import read_rows
 from mimic3d_platform.evaluation.known_shapes import KnownShapes
 from mimic3d_platform.evaluation.measured import PartCost
@@ -63,6 +64,7 @@ class Plan:
         views: of each object.
         view_metrics: the kinds of the metrics of views.
         known_shapes: with which generated surfaces are compared.
+        faces: whether metrics of faces are measured.
         truncations: below 1, with which images are generated for the curve of fidelity over truncation.
         cache_uri: the folder below which the pieces are stored.
         gpu: whether tasks use a GPU.
@@ -83,6 +85,7 @@ class Plan:
     gpu: bool = False
     truncations: tuple[float, ...] = ()
     known_shapes: KnownShapes | None = None
+    faces: bool = False
 
     @property
     def truncated_images(self) -> int:
@@ -210,9 +213,10 @@ def _view_parts(plan: Plan, piece: Piece, device: torch.device) -> dict[str, Ten
     metrics = [metric for metric in registry.VIEWS if metric.kind in plan.view_metrics]
     compares = any(metric.network for metric in metrics)
     perceptual = _perceptual(plan.perceptual) if compares else None
+    face_model = load_face_model() if plan.faces else None
     found = {}
     for branch, seen in opened.views(piece.rows.start, plan.views).items():
-        views = replace(seen, perceptual=perceptual)
+        views = replace(seen, perceptual=perceptual, face_model=face_model)
         for metric in metrics:
             if can_measure(metric, views):
                 sums = torch.tensor([metric.part(views)], dtype=torch.float64)
@@ -241,6 +245,7 @@ def can_measure(metric: ViewMetric, views: Views) -> bool:
     has |= {"depth"} if views.depth is not None else set()
     has |= {"orbit"} if views.orbit else set()
     has |= {"both branches"} if views.imitated is not None else set()
+    has |= {"face model"} if views.face_model is not None else set()
     return set(metric.needs) <= has
 
 
