@@ -66,7 +66,9 @@ bench-method: setup ## compare the method with its baselines by the same number 
 	@$(BIN)/mimic3d up
 	$(BIN)/mimic3d data render bench-method/data --resolution 32 --focal 1.6 --colourings 16 --views 12
 	$(BIN)/mimic3d weights --stage bench-method/weights
-	$(BIN)/python -m benchmarks.method --data bench-method/data --weights bench-method/weights --out bench-method --docs docs --times $(TIMES)
+	$(BIN)/mimic3d data render pretrained/data --resolution 64 --focal 1.4 --colourings 32 --views 32
+	$(BIN)/python -m benchmarks.method --data bench-method/data --pretrained-data pretrained/data \
+	  --weights bench-method/weights --out bench-method --docs docs --times $(TIMES)
 
 bench-noise: setup ## what random noise and jitter do to a Fréchet distance of the model that comes with the project
 	$(BIN)/mimic3d up

@@ -2,15 +2,15 @@
 
 EG3D, EpiGRAF's patch GAN, joint training and the two stages train networks of one size on one data set, with
 one seed, in one process each and without services; then `mimic3d evaluate`'s metrics judge every branch, at
-the end and on the way. A training that was stopped resumes, and what was measured is not measured again.
-Writes docs/results.md and its pictures.
+the end and on the way, and the model that comes with the project. A training that was stopped resumes, and
+what was measured is not measured again. Writes docs/results.md and its pictures.
 """
 
 from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -27,6 +27,7 @@ from mimic3d.export.orbits import turntable
 from mimic3d_platform.evaluation.evaluate import Options, measure
 from mimic3d_platform.evaluation.measured import Measured
 from mimic3d_platform.evaluation.subjects import open_subject
+from mimic3d_platform.models.model_uris import builtin_folder
 
 # By the names of the table.
 METHODS = {
@@ -35,6 +36,11 @@ METHODS = {
     "joint": "cars-demo-joint",
     "two stages (Mimic3D)": "cars-demo",
 }
+# The model that comes with the project at the end of each stage, and the branches trained by then.
+PRETRAINED = (
+    ("stage 1", "builtin:cars-stage1", ("2d",)),
+    ("both stages", "builtin:cars", ("2d", "3d")),
+)
 # Rows of the table: what the metric's name begins with, and its heading.
 SHOWN = (
     ("fd_", "Fréchet distance"),
@@ -94,7 +100,7 @@ def train(name: str, arguments: argparse.Namespace) -> Trained:
     return Trained(name, config, out)
 
 
-def judge(folder: Path, arguments: argparse.Namespace, *, on_the_way: bool = False) -> Measured:
+def judge(uri: str, data: Path, arguments: argparse.Namespace, *, on_the_way: bool = False) -> Measured:
     """Measures every branch of a generator; without fitted fields on the way."""
     options = Options(
         images=arguments.images,
@@ -103,8 +109,8 @@ def judge(folder: Path, arguments: argparse.Namespace, *, on_the_way: bool = Fal
         fields=not on_the_way,
         here=True,
     )
-    subject, data = open_subject(str(folder), str(arguments.data), options.seed)
-    return measure(subject, data, options, cache_uri=str(arguments.out))
+    subject, data_uri = open_subject(uri, str(data), options.seed)
+    return measure(subject, data_uri, options, cache_uri=str(arguments.out))
 
 
 def curve(trained: Trained, arguments: argparse.Namespace) -> Curve:
@@ -112,7 +118,7 @@ def curve(trained: Trained, arguments: argparse.Namespace) -> Curve:
     stage1 = trained.config.schedule.stage1_kimg
     points = {}
     for kimg, folder in trained.snapshots.items():
-        estimates = judge(folder, arguments, on_the_way=True).estimates
+        estimates = judge(str(folder), arguments.data, arguments, on_the_way=True).estimates
         points[kimg] = {
             name: each for name, each in estimates.items() if kimg > stage1 or name.endswith("/2d")
         }
@@ -177,11 +183,21 @@ def _cell(estimate: Estimate | None) -> str:
     return f"{estimate.value:.3g} ({estimate.low:.3g} … {estimate.high:.3g})" if estimate else "–"
 
 
+def judge_pretrained(arguments: argparse.Namespace) -> list[tuple[str, Measured]]:
+    """The metrics of `PRETRAINED`, of the branches that had been trained."""
+    found = []
+    for name, uri, branches in PRETRAINED:
+        measured = judge(uri, arguments.pretrained_data, arguments)
+        kept = {key: each for key, each in measured.estimates.items() if key.endswith(branches)}
+        found.append((name, replace(measured, estimates=kept)))
+    return found
+
+
 @torch.no_grad()
-def draw(folders: Sequence[tuple[str, Path]], path: Path, branches: Sequence[str] = ("2d", "3d")) -> None:
-    """Draws a row for each generator and branch: three latents from three sides."""
+def draw(generators: Sequence[tuple[str, Path, Sequence[str]]], path: Path) -> None:
+    """Draws a row for each branch of a generator: three latents from three sides."""
     rows, captions = [], []
-    for caption, folder in folders:
+    for caption, folder, branches in generators:
         generator, config = load_generator(folder)
         cameras = turntable(config.camera, VIEWS + 1)[:VIEWS]
         w = generator.mapping(latents_of_seeds(config.model, range(SEEDS)), cameras[:1].expand(SEEDS, -1))
@@ -222,6 +238,17 @@ branch of the two stages from {stage1:g} thousand images on.*
 ![The two stages' generator at some points of its training](results-training.png)
 
 *The two stages' generator on the way, both branches.*
+
+## The model that comes with the project
+
+`builtin:cars` has images of 64×64 and took eight minutes of an H100 to train; its card has the details. It is
+measured as above, against its training set of {pretrained_reals} images, beside its first stage
+(`builtin:cars-stage1`).
+
+{pretrained_table}
+![Three latents of the model after stage 1 and after both stages](results-pretrained.png)
+
+*Three latents, each from three sides: after stage 1, and both branches after both stages.*
 """
 
 
@@ -231,6 +258,7 @@ def main() -> None:
     parser.add_argument("--weights", type=Path, required=True, help="folder of feature networks' safetensors")
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--docs", type=Path, help="write the page and its pictures here")
+    parser.add_argument("--pretrained-data", type=Path, help="builtin:cars' training set; needed with --docs")
     parser.add_argument("--only", nargs="*", default=list(METHODS), choices=list(METHODS))
     parser.add_argument("--times", type=float, default=1.0, help="multiplies the recipes' lengths")
     parser.add_argument("--images", type=int, default=512)
@@ -239,18 +267,32 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     arguments = parser.parse_args()
+    if arguments.docs is not None and arguments.pretrained_data is None:
+        parser.error("--docs needs --pretrained-data")
     trained = [train(name, arguments) for name in arguments.only]
-    found = [(each.name, judge(each.folder, arguments)) for each in trained]
-    shown = table(found)
-    print(shown)
+    found = [(each.name, judge(str(each.folder), arguments.data, arguments)) for each in trained]
+    print(table(found))
     curves = [(each.name, curve(each, arguments)) for each in trained]
     if arguments.docs is None:
         return
-    method = trained[-1]
-    draw([(each.name, each.folder) for each in trained], arguments.docs / "results-methods.png")
-    plot(curves, arguments.docs / "results-curves.png")
-    points = [(f"{kimg:g} kimg", folder) for kimg, folder in method.snapshots.items()][:: POINTS // 4]
-    draw(points, arguments.docs / "results-training.png")
+    write_page(trained, found, curves, arguments)
+
+
+def write_page(
+    trained: Sequence[Trained],
+    found: Sequence[tuple[str, Measured]],
+    curves: Sequence[tuple[str, Curve]],
+    arguments: argparse.Namespace,
+) -> None:
+    """Writes docs/results.md and its pictures."""
+    docs, method, both = arguments.docs, trained[-1], ("2d", "3d")
+    draw([(each.name, each.folder, both) for each in trained], docs / "results-methods.png")
+    plot(curves, docs / "results-curves.png")
+    points = [(f"{kimg:g} kimg", folder, both) for kimg, folder in method.snapshots.items()]
+    draw(points[:: POINTS // 4], docs / "results-training.png")
+    pretrained = judge_pretrained(arguments)
+    folders = [(name, builtin_folder(uri), branches) for name, uri, branches in PRETRAINED]
+    draw([(name, folder, each) for name, folder, each in folders if folder], docs / "results-pretrained.png")
     times = "" if arguments.times == 1 else f" TIMES={arguments.times:g}"
     page = PAGE.format(
         command=f"make bench-method{times}",
@@ -261,9 +303,11 @@ def main() -> None:
         objects=arguments.objects,
         views=arguments.views,
         extractor=found[-1][1].facts["extractor"],
-        table=shown,
+        table=table(found),
+        pretrained_reals=pretrained[-1][1].facts["real images"],
+        pretrained_table=table(pretrained),
     )
-    (arguments.docs / "results.md").write_text(page, encoding="utf-8")
+    (docs / "results.md").write_text(page, encoding="utf-8")
 
 
 if __name__ == "__main__":
