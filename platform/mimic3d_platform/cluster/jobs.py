@@ -225,7 +225,7 @@ def _copy_sources(folder: Path) -> str:
     Raises:
         UserError: this program does not run from a git checkout.
     """
-    root = Path(__file__).parents[3]
+    root = Path(__file__).resolve().parents[3]
     try:
         listed = _git(root, "ls-files", "-z", *_SOURCES).split("\0")
         commit = _git(root, "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*").strip()

@@ -186,9 +186,10 @@ def _run_here(
 
 def _runtime_env() -> dict[str, dict[str, str]]:
     """Returns the runtime environment in which workers can import the packages, installed or not."""
-    packages = [Path(str(module.__file__)).parents[1] for module in (mimic3d, mimic3d_platform)]
-    given = os.environ.get("PYTHONPATH", "").split(os.pathsep)
-    roots = dict.fromkeys([*map(str, packages), *filter(None, given)])
+    # A relative PYTHONPATH makes `__file__` relative too, and workers have another current folder.
+    packages = [Path(str(module.__file__)).resolve().parents[1] for module in (mimic3d, mimic3d_platform)]
+    given = map(os.path.abspath, filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep)))
+    roots = dict.fromkeys([*map(str, packages), *given])
     return {"env_vars": {"PYTHONPATH": os.pathsep.join(roots)}}
 
 

@@ -281,7 +281,7 @@ class RayNode:
             f"--cpus={self.cpus}",
             f"--object-store-memory={self.object_store_bytes}",
         ]
-        source = str(Path(__file__).parents[2])
+        source = str(Path(__file__).resolve().parents[2])
         path = os.pathsep.join(filter(None, [source, os.environ.get("PYTHONPATH")]))
         variables = {"MIMIC3D_HOME": str(stack.home), "PATH": _path_of_programs(), "PYTHONPATH": path}
         return Launch(command, ray_variables(stack) | variables, stack.folder / "ray")
