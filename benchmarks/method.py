@@ -36,6 +36,9 @@ METHODS = {
     "joint": "cars-demo-joint",
     "two stages (Mimic3D)": "cars-demo",
 }
+# Of the 2D branch's volume render, a quarter of the image's as in the paper: superresolution then draws enough
+# of the image to contradict itself.
+NEURAL_RESOLUTION = 8
 # The model that comes with the project at the end of each stage, and the branches trained by then.
 PRETRAINED = (
     ("stage 1", "builtin:cars-stage1", ("2d",)),
@@ -82,12 +85,13 @@ class Trained:
 
 
 def longer(config: Config, times: float, seed: int) -> Config:
-    """A recipe with all its lengths multiplied."""
+    """A recipe with all its lengths multiplied, and the paper's ratio of image and volume render."""
     lengths = ("stage1_kimg", "stage2_kimg", "cooldown_kimg")
     schedule = {f"schedule.{key}": getattr(config.schedule, key) * times for key in lengths}
     anneal = {"imitation.patch_anneal_kimg": config.imitation.patch_anneal_kimg * times}
     often = {"output.metric_kimg": config.total_nimg / 1000 * times / POINTS}
-    return override(config, {**schedule, **anneal, **often, "seed": seed})
+    ratio = {"model.neural_rendering_resolution": NEURAL_RESOLUTION}
+    return override(config, {**schedule, **anneal, **often, **ratio, "seed": seed})
 
 
 def train(name: str, arguments: argparse.Namespace) -> Trained:
