@@ -11,7 +11,7 @@ import json
 import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -113,7 +113,7 @@ class Decision:
     reasons: tuple[str, ...] = ()
     forced: str | None = None
     warnings: tuple[str, ...] = ()
-    latency: tuple[float, float] | None = field(default=None)
+    latency: tuple[float, float] | None = None
 
     @property
     def line(self) -> str:

@@ -6,7 +6,7 @@ import contextlib
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from mimic3d_platform import tracking
 from mimic3d_platform.console import Console
@@ -18,12 +18,8 @@ from mimic3d_platform.tuning.plots import format_value, short_name
 from mimic3d_platform.tuning.schema import Sweep
 from mimic3d_platform.tuning.trials import Trial
 
-if TYPE_CHECKING:
-    pass
-
 REPORT = "report"
 _ENDED_TAG = "mimic3d.trial_ended"
-# The most that MLflow lists at once.
 
 
 def sweep_params(sweep: Sweep) -> dict[str, Any]:

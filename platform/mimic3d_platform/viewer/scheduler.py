@@ -7,7 +7,7 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Generator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Protocol
 
 from mimic3d_platform.viewer.drawing import Picture
@@ -44,7 +44,7 @@ class _Client:
     asked: float
     coarse_due: bool = True
     sharp_due: bool = True
-    served: float = field(default=0.0)
+    served: float = 0.0
 
 
 class Scheduler:
