@@ -10,3 +10,13 @@ class UserError(ValueError):
 
 class ClusterGoneError(UserError):
     """The Ray cluster that this program had joined is no longer there; Ray's own clean-up would hang."""
+
+
+def one_line(error: BaseException, limit: int | None = None) -> str:
+    """The message of an error without line breaks, cut to `limit` characters; its type if it has none."""
+    return " ".join(str(error).split())[:limit] or type(error).__name__
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of an error's message; its type if it has none."""
+    return str(error).strip().split("\n")[0] or type(error).__name__

@@ -232,14 +232,14 @@ def _register(source: str, name: str, alias: str | None, force: str | None) -> N
 
 
 def _show_versions(name: str) -> None:
-    from mimic3d_platform.models.registry import aliases_of, versions_of
+    from mimic3d_platform.models.registry import GENERATOR_TAG, aliases_of, versions_of
 
     versions, aliases = versions_of(name), aliases_of(name)
     rows = []
     for version in versions:
         number = int(version.version)
         own = ", ".join(sorted(alias for alias, of in aliases.items() if of == number))
-        digest = version.tags.get("mimic3d.generator", "")[:12]
+        digest = version.tags.get(GENERATOR_TAG, "")[:12]
         rows.append((str(number), own or "-", version.tags.get("mimic3d.recipe", "-"), digest or "-"))
     Console().table(("version", "aliases", "recipe", "generator"), rows)
 

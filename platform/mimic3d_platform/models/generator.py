@@ -16,10 +16,10 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from mimic3d.cameras import look_at, on_sphere
 from mimic3d.config import Config
 from mimic3d.export.latents import interpolate as interpolate_latents
 from mimic3d.export.mesh import extract_mesh
+from mimic3d.export.orbits import around_pivot
 from mimic3d.networks.generator import Generator as Network
 from mimic3d.networks.generator import View
 from mimic3d.rendering.images import to_uint8
@@ -82,11 +82,7 @@ class Generator:
             radius: distance from the pivot in world units; the config's when None.
             focal: focal length in image widths; the config's when None.
         """
-        settings = self.config.camera
-        pivot = torch.tensor(settings.pivot, dtype=torch.float64)
-        angles = torch.tensor([[yaw, settings.pitch if pitch is None else pitch]], dtype=torch.float64)
-        position = on_sphere(angles[:, 0], angles[:, 1], radius or settings.radius, pivot)
-        return look_at(position, pivot, focal=focal or settings.focal)
+        return around_pivot(self.config.camera, yaw, pitch, radius, focal)
 
     @torch.no_grad()
     def view(self, w: Tensor, camera: Tensor, branch: str | None = None) -> View:

@@ -13,7 +13,7 @@ from mimic3d_platform.data.format.dataset import open_dataset
 from mimic3d_platform.data.format.manifest_file import read_card
 from mimic3d_platform.errors import UserError
 from mimic3d_platform.models.version_files import DATA_CARD, LINEAGE
-from mimic3d_platform.tracking import PARENT_TAG
+from mimic3d_platform.tracking import children_of
 from mimic3d_platform.tracking.server import client, tracking_errors, tracking_uri, without_login
 
 if TYPE_CHECKING:
@@ -62,12 +62,9 @@ def lineage_of_run(run_id: str, config: Config, former: Lineage) -> Lineage:
     Args:
         former: that of the folder which is registered; it is kept if the generator was made elsewhere.
     """
-    mlflow_client = client()
     with tracking_errors("look up a run in"):
-        run = mlflow_client.get_run(run_id)
-        clause = f"tags.`{PARENT_TAG}` = '{run_id}'"
-        stages = mlflow_client.search_runs([run.info.experiment_id], clause)
-    tags = dict(item for found in (*stages, run) for item in found.data.tags.items())
+        run = client().get_run(run_id)
+    tags = dict(item for found in (*children_of(run_id), run) for item in found.data.tags.items())
     origin: Lineage = {
         "run": run.info.run_name,
         "run_id": run_id,

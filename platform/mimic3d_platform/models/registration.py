@@ -15,7 +15,7 @@ from mimic3d.checkpoints.generator_folder import load_generator
 from mimic3d.config import Config, to_dict
 from mimic3d.networks.generator import Generator
 from mimic3d_platform import storage
-from mimic3d_platform.errors import UserError
+from mimic3d_platform.errors import UserError, one_line
 from mimic3d_platform.models.lineage import (
     Lineage,
     data_of,
@@ -40,7 +40,7 @@ from mimic3d_platform.models.registry import (
 from mimic3d_platform.models.version_files import DIGESTS, GENERATOR_FILES, PREVIEWS, is_data
 from mimic3d_platform.storage.digests import format_sha256sums, sha256, sha256_of_file, sha256_of_files
 from mimic3d_platform.tracking import EXPERIMENT, finish_run, flat_params, start_or_resume_run
-from mimic3d_platform.tracking.server import check_tracking, client, one_line, tracking_errors
+from mimic3d_platform.tracking.server import check_tracking, client, tracking_errors
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -223,7 +223,7 @@ def _write_files(
         previews = write_previews(source.generator, config, place)
     except Exception as error:  # A finished training is registered even if its pictures cannot be made.
         previews = []
-        lineage["previews_failed"] = f"{type(error).__name__}: {one_line(error)}"
+        lineage["previews_failed"] = f"{type(error).__name__}: {one_line(error, 300)}"
         write_lineage(place, lineage)
     write_model_card(place, name, config, source.generator.branches, metrics, lineage, previews)
     write_pyfunc(

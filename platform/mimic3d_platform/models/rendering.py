@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import io
 import math
-import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -205,11 +204,7 @@ def write_mesh(
         kind = NoSurfaceError if isinstance(error, marching_cubes.NoSurfaceError) else UserError
         raise kind(f"no mesh of {what}: {error}") from error
     with storage.write_locally(uri) as path, storage.translate_errors(path, "write"):
-        partial = path.with_name(f".{path.stem}.{os.getpid()}.partial{path.suffix}")
-        try:
-            save_mesh(surface, partial).replace(path)
-        finally:
-            partial.unlink(missing_ok=True)
+        save_mesh(surface, path)
     return len(surface.faces)
 
 

@@ -17,9 +17,9 @@ from pathlib import Path
 
 from tenacity import RetryCallState, Retrying
 
-from mimic3d_platform.errors import UserError
+from mimic3d_platform.errors import UserError, one_line
 from mimic3d_platform.storage.retries import GrowingPauses
-from mimic3d_platform.tracking.server import client, is_outage, one_line, tracking_uri, without_login
+from mimic3d_platform.tracking.server import client, is_outage, tracking_uri, without_login
 
 MAX_METRICS_PER_BATCH = 500  # MLflow's own limit.
 # Entries that wait for a server that does not answer, some 100 MB: at one a second, half a day. Beyond that
@@ -127,7 +127,7 @@ class RunLogger:
             self._lost, self._failure = 0, None
         if waiting or lost:
             cause = failure or self._outage
-            reason = one_line(cause) if cause and not is_outage(cause) else "it does not answer"
+            reason = one_line(cause, 300) if cause and not is_outage(cause) else "it does not answer"
             what = (
                 f"{waiting} entries wait to be logged and {lost} were lost"
                 if lost

@@ -12,7 +12,7 @@ from pathlib import Path
 from mimic3d.config import Config, fingerprint, to_dict
 from mimic3d_platform import tracking
 from mimic3d_platform.data.format.manifest import Manifest
-from mimic3d_platform.settings import child_environment
+from mimic3d_platform.tracking.git_commit import commit_of
 from mimic3d_platform.tracking.staged_run import StagedRun, StageRun
 from mimic3d_platform.training.extension import Extension
 from mimic3d_platform.training.run_identity import RunOrigin
@@ -91,11 +91,7 @@ def _commit() -> str:
     """The commit of the checkout that this code runs from, with `-dirty` if files have changed since."""
     if sent := os.environ.get("MIMIC3D_COMMIT"):  # The sources were sent along with a Ray job.
         return sent
-    here = Path(__file__).parent
     try:
-        command = ["git", "-C", str(here), "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"]
-        return subprocess.run(
-            command, capture_output=True, text=True, timeout=10, check=True, env=child_environment()
-        ).stdout.strip()
+        return commit_of(Path(__file__).parent)
     except (OSError, subprocess.SubprocessError):
         return _NO_COMMIT

@@ -15,11 +15,10 @@ from mimic3d_platform import storage
 from mimic3d_platform.cluster.tasks import run_pieces
 from mimic3d_platform.data.format import camera_labels
 from mimic3d_platform.data.format.manifest import Manifest
-from mimic3d_platform.data.format.manifest_file import read_manifest
 from mimic3d_platform.data.format.write_shards import (
     SHARD_BYTES,
     ShardRecord,
-    delete_stray_shards,
+    complete_set,
     open_layout,
     write_manifest,
 )
@@ -99,7 +98,7 @@ def ingest_dataset(
     )
     total = len(table) * (2 if mirror else 1)
     progress = on_progress or (lambda done, total: None)
-    if not overwrite and (complete := _complete_set(dest_uri, plan)) is not None:
+    if not overwrite and (complete := complete_set(dest_uri, plan.digest)) is not None:
         progress(total, total)
         return complete
     extras = {name: extra.kind for name, extra in listing.extras.items()}
@@ -140,15 +139,6 @@ def _check_options(resize: int | None, background: str | None, up: str) -> None:
         raise UserError(f"up is {up!r}: give one of {', '.join(camera_labels.UPWARDS)}")
     if resize is not None and not 1 <= resize <= MOST_PIXELS:
         raise UserError(f"resize is {resize}: give 1 to {MOST_PIXELS} pixels")
-
-
-def _complete_set(uri: str, plan: IngestPlan) -> Manifest | None:
-    """The manifest of the data set at `uri` if the same plan made it, else None."""
-    manifest = read_manifest(uri)
-    if manifest is None or manifest.provenance.get("plan") != plan.digest:
-        return None
-    delete_stray_shards(uri, manifest)
-    return manifest
 
 
 def _first_side(source: Source, table: pa.Table, edit: Edit, partial: bool) -> int:
