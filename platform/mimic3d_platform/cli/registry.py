@@ -92,7 +92,7 @@ def show(
 @models_app.command()
 def compare(first: Registered, second: Registered) -> None:
     """Compare the metrics of two versions that were measured on the same data and number of images."""
-    from mimic3d_platform.models.gate import comparisons
+    from mimic3d_platform.models.measurements import comparisons
     from mimic3d_platform.models.registry import version_of, version_uri
 
     _use_services()
@@ -245,7 +245,7 @@ def _show_versions(name: str) -> None:
 
 
 def _show_version(uri: str) -> None:
-    from mimic3d_platform.models.gate import measurements
+    from mimic3d_platform.models.measurements import measurements
     from mimic3d_platform.models.registry import aliases_of, version_of
     from mimic3d_platform.tracking import run_url
 

@@ -219,8 +219,8 @@ def _geometry(
         return np.zeros((0, 3), np.int64), {}
     named: dict[str, int] = primitive.get("attributes") or {}
     packed = _DRACO in (primitive.get("extensions") or {})
-    numbers = [*named.values(), *([primitive["indices"]] if "indices" in primitive else [])]
-    if packed and not all("bufferView" in file.item("accessors", number) for number in numbers):
+    accessors = [*named.values(), *([primitive["indices"]] if "indices" in primitive else [])]
+    if packed and not all("bufferView" in file.item("accessors", number) for number in accessors):
         raise ValueError(f"its geometry is compressed with Draco ({_DRACO}): export it without compression")
     if "POSITION" not in named:
         return np.zeros((0, 3), np.int64), {}
