@@ -46,6 +46,7 @@ class StoredCheckpoint:
 
     @property
     def name(self) -> str:
+        """The name of its folder, `<images>-<token>`."""
         return self.uri.rsplit("/", 1)[-1]
 
     @property

@@ -41,7 +41,7 @@ _TIMED_RENDERS = 7
 
 @dataclass(frozen=True)
 class Decision:
-    """What the gate decided about a version and an alias.
+    """The gate's decision about a version and an alias.
 
     Attributes:
         present: the version that had the alias; None if none had.
@@ -49,6 +49,7 @@ class Decision:
         reasons: why it was refused, or would have been without `forced`.
         forced: the reason that a user gave to pass it nevertheless.
         warnings: what the comparison could not take into account.
+        latency: seconds of a view, of the version and of the present one; None where not measured.
     """
 
     version: int

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
+from PIL import Image
 from torch import Tensor
 
 from mimic3d.config import Config
@@ -27,7 +28,6 @@ from mimic3d_platform.models.model_uris import load_generator
 from mimic3d_platform.models.rendering import RenderOptions, latents_of
 
 if TYPE_CHECKING:
-    from PIL.Image import Image
     from trimesh import Trimesh
 
 
@@ -107,7 +107,7 @@ class Generator:
         *,
         branch: str | None = None,
         truncation: float = 1.0,
-    ) -> list[Image]:
+    ) -> list[Image.Image]:
         """Renders an image of each seed, which a notebook shows; see `latents`, `camera` and `view`."""
         return to_images(self.view(self.latents(seeds, truncation), self.camera(yaw, pitch), branch).image)
 
@@ -127,8 +127,6 @@ class Generator:
         return extract_mesh(self.network, w, branch=self.branches[-1], resolution=resolution)
 
 
-def to_images(images: Tensor) -> list[Image]:
+def to_images(images: Tensor) -> list[Image.Image]:
     """Pillow images of (N, 3, R, R) in [-1, 1]."""
-    from PIL import Image
-
     return [Image.fromarray(pixels.permute(1, 2, 0).cpu().numpy()) for pixels in to_uint8(images)]

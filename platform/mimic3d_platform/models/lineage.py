@@ -80,7 +80,7 @@ def lineage_of_run(run_id: str, config: Config, former: Lineage) -> Lineage:
 
 
 def data_of(config: Config, fingerprint: str | None, folder: Path, former: Lineage) -> Lineage:
-    """What is known of a generator's data set; writes the data set's card into `folder` if it is readable.
+    """The known facts of a generator's data set; writes the set's card into `folder` if it is readable.
 
     Args:
         fingerprint: of the data set that the run was trained on; None if no run trained it here.

@@ -33,7 +33,7 @@ class Measurement(NamedTuple):
 
 
 class Conditions(NamedTuple):
-    """What a metric was measured on: values are compared only where these are the same."""
+    """The data and the protocol of a measurement: values are compared only where these are the same."""
 
     data: str
     images: str
@@ -112,7 +112,7 @@ def comparisons(candidate: ModelVersion, present: ModelVersion) -> list[Comparis
 
 
 def _conditions(run_id: str) -> Conditions:
-    """What the metrics of a run were measured on; unknown values make them comparable with no other run's."""
+    """The conditions of a run's metrics; unknown values make them comparable with no other run's."""
     with tracking_errors("look up a run in"):
         data = client().get_run(run_id).data
     unknown = f"unknown to run {run_id}"

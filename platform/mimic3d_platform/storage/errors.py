@@ -84,11 +84,7 @@ def _is_of_storage(error: Exception, uri: Uri) -> bool:
 
 
 def _cause(error: Exception, uri: Uri) -> tuple[str, bool]:
-    """The cause and the remedy, in one line, and whether the error is transient.
-
-    Returns:
-        The line, and whether the error is transient.
-    """
+    """The cause and the remedy, in one line, and whether the error is transient."""
     if is_s3(uri):
         return _cause_in_s3(error, uri)
     if is_local(uri):

@@ -15,6 +15,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from PIL import Image, UnidentifiedImageError
 from tenacity import RetryCallState, Retrying
 
 from mimic3d_platform.errors import UserError, one_line
@@ -225,8 +226,6 @@ class RunLogger:
 
     def _send_image(self, key: str, step: int, content: bytes) -> None:
         """Logs an image by key and step, which MLflow's page shows with a slider, unless the run has it."""
-        from PIL import Image, UnidentifiedImageError
-
         if self._images is None:
             # MLflow names them images/KEY%step%STEP%….png; an older version had + in place of %.
             names = [Path(file.path).name for file in self._client.list_artifacts(self.run_id, "images")]

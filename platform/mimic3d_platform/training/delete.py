@@ -61,7 +61,7 @@ def delete_dataset(uri: str, runs_uri: str, *, force: bool = False) -> None:
 
 
 def _needs_of_run(runs_uri: str, name: str) -> list[str]:
-    """What needs a run, a clause each."""
+    """The reasons why a run is needed, a clause each."""
     root = storage.absolute(runs_uri)
     folder = storage.join(root, name)
     needs = [

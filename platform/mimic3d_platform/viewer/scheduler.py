@@ -1,4 +1,4 @@
-"""Decides who is drawn next: every client's newest settings, coarse at once, then sharp when it rests."""
+"""Decides which client is drawn next: by its newest settings, coarse at once, then sharp when it rests."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class Draw(Protocol):
 
 
 class Receiver(Protocol):
-    """Who is sent the pictures of a client."""
+    """The receiver of a client's pictures."""
 
     def show(self, picture: Picture, waited: float) -> None:
         """Shows a picture, `waited` seconds after its settings were asked for."""

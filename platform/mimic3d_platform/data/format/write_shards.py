@@ -86,6 +86,7 @@ class Layout:
     generation: str = ""
 
     def shard_uri(self, index: int) -> str:
+        """The URI of a shard's file."""
         return storage.join(self.uri, shard_name(index, self.generation))
 
 

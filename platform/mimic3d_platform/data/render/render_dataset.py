@@ -117,6 +117,7 @@ class RenderPlan:
 
     @property
     def images(self) -> int:
+        """Images of all identities together."""
         return self.models * self.identities * self.views
 
     @property
