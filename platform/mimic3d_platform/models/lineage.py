@@ -15,21 +15,29 @@ from mimic3d_platform.errors import UserError
 from mimic3d_platform.models.version_files import DATA_CARD, LINEAGE
 from mimic3d_platform.tracking import children_of
 from mimic3d_platform.tracking.server import client, tracking_errors, tracking_uri, without_login
+from mimic3d_platform.tracking.tags import (
+    COMMIT_TAG,
+    DATA_TAG,
+    STAGE1_DIGEST_TAG,
+    STAGE1_TAG,
+    START_DIGEST_TAG,
+    START_TAG,
+    VERSION_TAG,
+)
 
 if TYPE_CHECKING:
     from mlflow.entities import Run
 
 Lineage: TypeAlias = dict[str, "str | int | list[str] | Lineage | None"]
 
-_STAGE1 = "mimic3d.stage1_checkpoint"
 # Keys of the lineage, by the tags of a run and of its stages that hold their values.
 _TAGS = {
-    "stage1_checkpoint": _STAGE1,
-    "stage1_checkpoint_sha256": f"{_STAGE1}.sha256",
-    "start": "mimic3d.start",
-    "start_sha256": "mimic3d.start.sha256",
-    "code_version": "mimic3d.version",
-    "code_commit": "mimic3d.commit",
+    "stage1_checkpoint": STAGE1_TAG,
+    "stage1_checkpoint_sha256": STAGE1_DIGEST_TAG,
+    "start": START_TAG,
+    "start_sha256": START_DIGEST_TAG,
+    "code_version": VERSION_TAG,
+    "code_commit": COMMIT_TAG,
 }
 
 
@@ -112,7 +120,7 @@ def data_of(config: Config, fingerprint: str | None, folder: Path, former: Linea
 
 def trained_by(run: Run) -> str | None:
     """The fingerprint of the data set that a run was trained on."""
-    return run.data.tags.get("mimic3d.data") or None
+    return run.data.tags.get(DATA_TAG) or None
 
 
 def _public(uri: str) -> str:

@@ -11,6 +11,7 @@ from mimic3d_platform.models.checkpoints import LOWER_IS_BETTER
 from mimic3d_platform.models.model_card import HIGH, LOW
 from mimic3d_platform.models.registry import logged_model_of
 from mimic3d_platform.tracking.server import client, tracking_errors
+from mimic3d_platform.tracking.tags import DATA_TAG
 
 if TYPE_CHECKING:
     from mlflow.entities.model_registry import ModelVersion
@@ -121,4 +122,4 @@ def _conditions(run_id: str) -> Conditions:
     details = [f"{key} {data.params.get(f'evaluation.{key}')}" for key in ("views", "seed")]
     images, identities = (data.params.get(size) or unknown for size in sizes)
     protocol = f"evaluation, {', '.join(details)}" if evaluated else "training"
-    return Conditions(data.tags.get("mimic3d.data") or unknown, images, identities, protocol)
+    return Conditions(data.tags.get(DATA_TAG) or unknown, images, identities, protocol)

@@ -41,6 +41,7 @@ from mimic3d_platform.models.version_files import DIGESTS, GENERATOR_FILES, PREV
 from mimic3d_platform.storage.digests import format_sha256sums, sha256, sha256_of_file, sha256_of_files
 from mimic3d_platform.tracking import EXPERIMENT, finish_run, flat_params, start_or_resume_run
 from mimic3d_platform.tracking.server import check_tracking, client, tracking_errors
+from mimic3d_platform.tracking.tags import DATA_TAG, RECIPE_TAG, RESOLUTION_TAG, STAGE1_TAG
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -238,13 +239,13 @@ def _tags(source: _Source, lineage: Lineage) -> dict[str, str]:
     data = data if isinstance(data, dict) else {}
     licences = data.get("licences")
     tags = {
-        "mimic3d.recipe": config.recipe,
+        RECIPE_TAG: config.recipe,
         "mimic3d.architecture": config.model.architecture,
-        "mimic3d.resolution": str(config.model.image_resolution),
+        RESOLUTION_TAG: str(config.model.image_resolution),
         "mimic3d.branches": ", ".join(source.generator.branches),
-        "mimic3d.data": str(data.get("fingerprint") or ""),
+        DATA_TAG: str(data.get("fingerprint") or ""),
         "mimic3d.licences": ", ".join(map(str, licences)) if isinstance(licences, list) else "",
-        "mimic3d.stage1_checkpoint": str(lineage.get("stage1_checkpoint") or ""),
+        STAGE1_TAG: str(lineage.get("stage1_checkpoint") or ""),
     }
     return {key: value for key, value in tags.items() if value}
 

@@ -14,6 +14,7 @@ from mimic3d_platform import tracking
 from mimic3d_platform.data.format.manifest import Manifest
 from mimic3d_platform.tracking.git_commit import commit_of
 from mimic3d_platform.tracking.staged_run import StagedRun, StageRun
+from mimic3d_platform.tracking.tags import COMMIT_TAG, DATA_TAG, START_DIGEST_TAG, START_TAG, VERSION_TAG
 from mimic3d_platform.training.extension import Extension
 from mimic3d_platform.training.run_identity import RunOrigin
 
@@ -39,9 +40,9 @@ def start_mlflow_run(
     commit = _commit()
     all_tags = {
         "mimic3d.config": fingerprint(config),
-        "mimic3d.data": origin.data,
-        "mimic3d.version": metadata.version("mimic3d"),
-        "mimic3d.commit": commit,
+        DATA_TAG: origin.data,
+        VERSION_TAG: metadata.version("mimic3d"),
+        COMMIT_TAG: commit,
         "mlflow.source.name": f"mimic3d train {config.recipe}",
         "mlflow.source.type": "PROJECT" if os.environ.get("MIMIC3D_COMMIT") else "LOCAL",
         "mlflow.user": _user(),
@@ -57,7 +58,7 @@ def start_mlflow_run(
     if commit != _NO_COMMIT:
         all_tags["mlflow.source.git.commit"] = commit.removesuffix("-dirty")
     if config.start:
-        all_tags |= {"mimic3d.start": config.start, "mimic3d.start.sha256": origin.start}
+        all_tags |= {START_TAG: config.start, START_DIGEST_TAG: origin.start}
     params = to_dict(config)
     run_id = tracking.start_or_resume_run(tracking.EXPERIMENT, name, params, all_tags, parent_run_id)
     facts = {"images": manifest.count, "resolution": manifest.resolution, "identities": manifest.identities}

@@ -22,6 +22,7 @@ from ray.tune.search import Searcher
 from mimic3d_platform.cluster.ray_internals import ENV_VARS_TO_PROPAGATE
 from mimic3d_platform.errors import UserError, first_line
 from mimic3d_platform.settings import environment_variables, get_settings
+from mimic3d_platform.tracking.tags import SWEEP_TAG, TRIAL_TAG
 from mimic3d_platform.tuning.run_trial import (
     FINISHED,
     HISTORY,
@@ -155,12 +156,12 @@ class TrialSearch(Searcher):
 
     def _assignment(self, trial: Trial) -> Assignment:
         run = self._run
-        tags = {"mimic3d.sweep": run.name, "mimic3d.trial": str(trial.index)}
+        tags = {SWEEP_TAG: run.name, TRIAL_TAG: str(trial.index)}
         return Assignment(
             index=trial.index,
             name=trial.name,
             config=trial_config(run.sweep, trial, run.stage1_uri, self._records.all()),
-            tags=tags | {f"mimic3d.sweep.{path}": str(value) for path, value in trial.point.items()},
+            tags=tags | {f"{SWEEP_TAG}.{path}": str(value) for path, value in trial.point.items()},
             replay=trial.reports if self._halving else (),
         )
 

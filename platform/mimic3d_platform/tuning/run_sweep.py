@@ -19,6 +19,7 @@ from mimic3d_platform.errors import UserError
 from mimic3d_platform.evaluation import feature_weights
 from mimic3d_platform.settings import DEFAULT_RUNS_URI
 from mimic3d_platform.tracking import EXPERIMENT
+from mimic3d_platform.tracking.tags import DATA_TAG, SWEEP_TAG
 from mimic3d_platform.training.run_identity import SWEEP, check_name, claim_name
 from mimic3d_platform.tuning.checks import concurrency, with_metric_names
 from mimic3d_platform.tuning.mlflow_runs import (
@@ -75,7 +76,7 @@ def run_sweep(
             _extend(runs_uri, name, sweep, console)
     _claim_name(runs_uri, name, sweep)
     sweep_uri = storage.join(runs_uri, name)
-    tags = {"mimic3d.sweep": name, "mimic3d.data": manifest.fingerprint}
+    tags = {SWEEP_TAG: name, DATA_TAG: manifest.fingerprint}
     with run_lock(runs_uri, name):
         records = TrialRecords(sweep_uri)
         run_id = tracking.start_or_resume_run(EXPERIMENT, name, sweep_params(sweep), tags)
