@@ -17,6 +17,7 @@ from mimic3d_platform.data.format import camera_labels
 from mimic3d_platform.data.format.manifest import Manifest
 from mimic3d_platform.data.format.write_shards import (
     SHARD_BYTES,
+    Layout,
     ShardRecord,
     complete_set,
     open_layout,
@@ -110,18 +111,8 @@ def ingest_dataset(
         overwrite=overwrite,
         plan=plan.digest,
     )
-    starts = plan.shard_starts(table)
-    done = 0
-
-    def count(record: ShardRecord) -> None:
-        nonlocal done
-        done += record.shard.rows + len(record.left_out) * (2 if mirror else 1)
-        progress(done, total)
-
     progress(0, total)
-    records = run_pieces(
-        ingest_shard, len(starts) - 1, layout, plan, table, starts, on_result=count, here=here
-    )
+    records = _write_shards(layout, plan, table, here, lambda done: progress(done, total))
     left_out = listing.left_out + [name for record in records for name in record.left_out]
     records = [record for record in records if record.shard.rows]
     if not records:
@@ -139,6 +130,25 @@ def _check_options(resize: int | None, background: str | None, up: str) -> None:
         raise UserError(f"up is {up!r}: give one of {', '.join(camera_labels.UPWARDS)}")
     if resize is not None and not 1 <= resize <= MOST_PIXELS:
         raise UserError(f"resize is {resize}: give 1 to {MOST_PIXELS} pixels")
+
+
+def _write_shards(
+    layout: Layout, plan: IngestPlan, table: pa.Table, here: bool, on_rows: Callable[[int], None]
+) -> list[ShardRecord]:
+    """Writes the shards that are not there yet, as Ray tasks or in this process.
+
+    Args:
+        on_rows: called with the rows done, those that are left out included.
+    """
+    starts = plan.shard_starts(table)
+    done = 0
+
+    def count(record: ShardRecord) -> None:
+        nonlocal done
+        done += record.shard.rows + len(record.left_out) * (2 if plan.mirror else 1)
+        on_rows(done)
+
+    return run_pieces(ingest_shard, len(starts) - 1, layout, plan, table, starts, on_result=count, here=here)
 
 
 def _first_side(source: Source, table: pa.Table, edit: Edit, partial: bool) -> int:
