@@ -1,4 +1,7 @@
-"""The error that reaches a user."""
+"""The error that reaches a user, and the ways to make one of another error."""
+
+import contextlib
+from collections.abc import Iterator
 
 
 class UserError(ValueError):
@@ -10,6 +13,17 @@ class UserError(ValueError):
 
 class ClusterGoneError(UserError):
     """The Ray cluster that this program had joined is no longer there; Ray's own clean-up would hang."""
+
+
+@contextlib.contextmanager
+def user_errors() -> Iterator[None]:
+    """Raises a `ValueError` of the block, as `mimic3d` raises for bad input, as a `UserError`."""
+    try:
+        yield
+    except UserError:
+        raise
+    except ValueError as error:
+        raise UserError(str(error)) from error
 
 
 def one_line(error: BaseException, limit: int | None = None) -> str:

@@ -15,7 +15,7 @@ from mimic3d.checkpoints.generator_folder import load_generator
 from mimic3d.config import Config, to_dict
 from mimic3d.networks.generator import Generator
 from mimic3d_platform import storage
-from mimic3d_platform.errors import UserError, one_line
+from mimic3d_platform.errors import UserError, one_line, user_errors
 from mimic3d_platform.models.lineage import (
     Lineage,
     data_of,
@@ -113,10 +113,8 @@ def register_folder(folder: str | Path, name: str) -> int:
 
 def _read(folder: str | Path) -> _Source:
     folder = storage.local_path(folder)
-    try:
+    with user_errors():
         generator, config = load_generator(folder)
-    except ValueError as error:
-        raise UserError(str(error)) from error
     present = [name for name in sorted(GENERATOR_FILES) if (folder / name).is_file()]
     digests = {name: sha256_of_file(folder / name) for name in present}
     return _Source(folder, generator, config, sha256(format_sha256sums(digests).encode()))

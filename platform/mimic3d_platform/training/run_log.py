@@ -104,9 +104,9 @@ class RunLog:
         image.save(buffer, "png")
         self._add("run", nimg, File(f"samples/{nimg:09d}.png", buffer.getvalue()))
 
-    def tag(self, key: str, value: str, nimg: int, stage: str = "run") -> None:
-        """Sets a tag of the run, or of a stage."""
-        self._add(stage, nimg, Tag(f"mimic3d.{key}", value))
+    def tag(self, key: str, value: str, nimg: int) -> None:
+        """Sets the tag `mimic3d.<key>` of the run."""
+        self._add("run", nimg, Tag(f"mimic3d.{key}", value))
 
     def line(
         self, trainer: Trainer, stage: int, scalars: Mapping[str, float], speed: Mapping[str, float]

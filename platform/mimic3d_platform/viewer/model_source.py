@@ -83,7 +83,7 @@ def load_model(uri: str) -> LoadedModel:
     return LoadedModel(*load_generator(uri), uri)
 
 
-def first_model(run: RunSource, ended: threading.Event | None, every_s: float = POLL_S) -> LoadedModel:
+def first_model(run: RunSource, ended: threading.Event | None) -> LoadedModel:
     """The model of a run's newest checkpoint.
 
     Args:
@@ -92,7 +92,7 @@ def first_model(run: RunSource, ended: threading.Event | None, every_s: float = 
         UserError: the run has no checkpoint, or it cannot be loaded.
     """
     while (found := run.newer()) is None:
-        if ended is None or ended.wait(every_s):
+        if ended is None or ended.wait(POLL_S):
             raise UserError(
                 f"there is no checkpoint of a run at {run.uri}: give a generator's folder, "
                 f"models:/NAME@ALIAS, {DEFAULT_MODEL} or a run's name, or wait for one with --follow"
