@@ -39,7 +39,8 @@ from mimic3d.evaluation.generated import frechet_by_branch, generated_images
 from mimic3d.export.grid import render_grid
 from mimic3d.export.latents import latents_of_seeds
 from mimic3d.export.orbits import turntable
-from mimic3d.features.pooled import EXTRACTORS, FeatureExtractor
+from mimic3d.features.extractor import FeatureExtractor
+from mimic3d.features.registry import EXTRACTORS
 from mimic3d.losses.perceptual import PerceptualDistance
 from mimic3d.training.checkpoint import Progress, load_checkpoint, save_checkpoint
 from mimic3d.training.local import LocalShards

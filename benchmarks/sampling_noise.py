@@ -13,7 +13,7 @@ import torch
 
 from mimic3d.evaluation.frechet import FeatureStatistics
 from mimic3d.evaluation.generated import frechet_by_branch, generated_images
-from mimic3d.features.pooled import load_extractor
+from mimic3d.features.registry import load_extractor
 from mimic3d.training.local import LocalShards
 from mimic3d_platform.evaluation import feature_weights
 from mimic3d_platform.models.generator import Generator

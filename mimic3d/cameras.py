@@ -51,12 +51,21 @@ def split_label(camera: Tensor) -> tuple[Tensor, Tensor]:
     return camera[..., :16].unflatten(-1, (4, 4)), camera[..., 16:25].unflatten(-1, (3, 3))
 
 
-def on_sphere(yaw: Tensor, pitch: Tensor, radius: float, pivot: Tensor | None = None) -> Tensor:
-    """(..., 3) positions at `yaw` about +y (0 is +z) and elevation `pitch`, radians, around `pivot`."""
+def on_sphere(yaw: Tensor, pitch: Tensor, radius: float | Tensor, pivot: Tensor | None = None) -> Tensor:
+    """Positions around `pivot`, at `yaw` about +y (0 is +z) and elevation `pitch`.
+
+    Args:
+        yaw, pitch: (...), radians.
+        radius: one for all positions, or (...); world units.
+        pivot: (3,), the origin when None.
+    Returns:
+        (..., 3) float64.
+    """
     yaw, pitch = yaw.to(torch.float64), pitch.to(torch.float64)
-    position = radius * torch.stack(
+    direction = torch.stack(
         [yaw.sin() * pitch.cos(), pitch.sin().expand_as(yaw), yaw.cos() * pitch.cos()], dim=-1
     )
+    position = torch.as_tensor(radius, dtype=torch.float64, device=yaw.device)[..., None] * direction
     return position if pivot is None else position + pivot.to(torch.float64)
 
 

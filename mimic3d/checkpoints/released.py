@@ -27,7 +27,7 @@ from mimic3d.networks.discriminators import DualDiscriminator, PatchDiscriminato
 from mimic3d.networks.generator import Generator
 
 NETWORK = "G_ema"
-# The other networks of a pickle -> their names in `mimic3d.training.start`.
+# The other networks of a pickle -> their names among `mimic3d.training.initial_weights.NETWORKS`.
 _OTHERS = {"G": "generator", "D": "dual", "D_patch": "patch"}
 # The released networks nest their modules less deeply.
 _MAX_DEPTH = 16

@@ -14,7 +14,7 @@ from mimic3d.config.sections import (
     ScheduleConfig,
     parse_extractors,
 )
-from mimic3d.config.values import ConfigError, flatten
+from mimic3d.config.values import ConfigError, differences, flatten
 from mimic3d.config.yaml_text import config_from_yaml, config_to_yaml
 
 __all__ = [
@@ -32,6 +32,7 @@ __all__ = [
     "ScheduleConfig",
     "config_from_yaml",
     "config_to_yaml",
+    "differences",
     "fingerprint",
     "flatten",
     "from_dict",

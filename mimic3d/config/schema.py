@@ -150,8 +150,8 @@ class Config:
         return self.stage1_nimg + stage2
 
 
-def to_dict(config: Any) -> dict[str, Any]:
-    """Nested plain dictionaries, lists and scalars, ready for YAML or JSON."""
+def to_dict(config: Config) -> dict[str, Any]:
+    """The config as nested dictionaries, lists and scalars, ready for YAML or JSON."""
     return json.loads(json.dumps(dataclasses.asdict(config)))
 
 

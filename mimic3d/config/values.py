@@ -32,6 +32,12 @@ def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     return flat
 
 
+def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
+    """The differences between two sets of dotted keys, as "KEY OLD -> NEW"; None stands for a missing key."""
+    keys = dict.fromkeys([*new, *old])
+    return [f"{key} {old.get(key)} -> {new.get(key)}" for key in keys if old.get(key) != new.get(key)]
+
+
 def build(cls: type, values: Any, path: str) -> Any:
     """An instance of the dataclass `cls` from nested plain values; `path` is its dotted key in the config."""
     if not isinstance(values, Mapping):

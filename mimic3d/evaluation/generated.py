@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from mimic3d.evaluation.frechet import FeatureStatistics, covariance_root, frechet_distance, frechet_name
-from mimic3d.features.pooled import FeatureExtractor
+from mimic3d.features.extractor import FeatureExtractor
 from mimic3d.networks.generator import DEFAULT_MAX_POINTS, Generator
 from mimic3d.randomness import counter_generator
 from mimic3d.rendering.images import to_uint8

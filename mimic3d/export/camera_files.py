@@ -141,13 +141,7 @@ def _orbit(content: Mapping[str, Any], settings: CameraConfig) -> Tensor:
     if (path["pitch"].abs() > math.radians(89.9)).any():
         raise ValueError("pitch must be between -1.57 and 1.57, a right angle")
     pivot = torch.tensor(settings.pivot, dtype=torch.float64)
-    position = torch.stack(
-        [
-            on_sphere(yaw, pitch, float(radius))
-            for yaw, pitch, radius in zip(path["yaw"], path["pitch"], path["radius"], strict=True)
-        ]
-    )
-    cameras = look_at(position + pivot, pivot)
+    cameras = look_at(on_sphere(path["yaw"], path["pitch"], path["radius"], pivot), pivot)
     cameras[:, 16] = cameras[:, 20] = path["focal"].float()
     return cameras
 

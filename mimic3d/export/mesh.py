@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from mimic3d.export.marching_cubes import marching_cubes_in_slabs
+from mimic3d.export.whole_file import whole_file
 from mimic3d.networks.backbone import TriPlanes
 from mimic3d.networks.generator import Generator
 
@@ -110,8 +111,9 @@ def _largest_piece(vertices: np.ndarray, faces: np.ndarray) -> tuple[np.ndarray,
 def save_mesh(mesh: Trimesh, path: str | Path) -> Path:
     """Writes a mesh with vertex colours as `.ply` or `.glb`, by the extension of the path.
 
-    A PLY's colours are sRGB with 8 bits, as in images. A GLB's are linear light, as glTF defines them, with
-    16 bits, which show no bands in the shadows; its material is no metal, so that lit viewers show colours.
+    The file appears whole or not at all. A PLY's colours are sRGB with 8 bits, as in images. A GLB's are
+    linear light, as glTF defines them, with 16 bits, which show no bands in the shadows; its material is no
+    metal, so that lit viewers show colours.
 
     Raises:
         ValueError: another extension.
@@ -121,7 +123,6 @@ def save_mesh(mesh: Trimesh, path: str | Path) -> Path:
     path = Path(path)
     if path.suffix.lower() not in FORMATS:
         raise ValueError(f"meshes are written as {' or '.join(FORMATS)}; got {path.name}")
-    path.parent.mkdir(parents=True, exist_ok=True)
     if path.suffix.lower() == ".glb":
         assert isinstance(mesh.visual, ColorVisuals)
         colours = _linear_light(np.asarray(mesh.visual.vertex_colors))
@@ -130,7 +131,8 @@ def save_mesh(mesh: Trimesh, path: str | Path) -> Path:
         ply = mesh.export(file_type="ply")
         assert isinstance(ply, bytes)
         data = ply
-    path.write_bytes(data)
+    with whole_file(path) as partial:
+        partial.write_bytes(data)
     return path
 
 

@@ -3,12 +3,36 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import torch
 from torch import Tensor
 
 from mimic3d.cameras import look_at, on_sphere
 from mimic3d.config import CameraConfig
+
+
+def around_pivot(
+    settings: CameraConfig,
+    yaw: float = 0.0,
+    pitch: float | None = None,
+    radius: float | None = None,
+    focal: float | None = None,
+) -> Tensor:
+    """(1, 25): the label of a camera that looks at the settings' pivot.
+
+    Args:
+        yaw, pitch: radians; the pitch is the settings' when None.
+        radius: distance from the pivot in world units; the settings' when None.
+        focal: focal length in image widths; the settings' when None.
+    """
+    settings = replace(
+        settings,
+        pitch=settings.pitch if pitch is None else pitch,
+        radius=settings.radius if radius is None else radius,
+        focal=settings.focal if focal is None else focal,
+    )
+    return at_yaw(settings, torch.tensor([yaw], dtype=torch.float64))
 
 
 def at_yaw(settings: CameraConfig, yaw: Tensor) -> Tensor:

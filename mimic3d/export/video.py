@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import os
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
@@ -15,6 +14,7 @@ from mimic3d.export.animation import save_animation
 from mimic3d.export.ffmpeg import count_frames, encode_h264
 from mimic3d.export.grid import MIN_PANEL, image_grid
 from mimic3d.export.panels import panel_captions, render_panels
+from mimic3d.export.whole_file import whole_file
 from mimic3d.networks.generator import DEFAULT_MAX_POINTS, Generator
 
 SUFFIXES = (".mp4", ".webp")
@@ -35,13 +35,8 @@ def write_video(path: str | Path, frames: Iterable[np.ndarray], fps: int = 24) -
     suffix = path.suffix.lower()
     if suffix not in SUFFIXES:
         raise ValueError(f"videos are written as {' or '.join(SUFFIXES)}; got {path.name}")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.stem}.{os.getpid()}.partial{suffix}")
-    try:
+    with whole_file(path) as partial:
         (save_animation if suffix == ".webp" else _write_mp4)(partial, frames, fps)
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
     return path
 
 

@@ -25,6 +25,7 @@ class SameConv(nn.Conv2d):
     """A convolution whose output has ⌈input / stride⌉ pixels along each side, as TensorFlow's "same"."""
 
     def forward(self, x: Tensor) -> Tensor:
+        """(N, in, H, W) to (N, out, ⌈H / stride⌉, ⌈W / stride⌉)."""
         kernel, stride = self.kernel_size[0], self.stride[0]
         height, width = (
             max((-(-size // stride) - 1) * stride + kernel - size, 0) for size in (x.shape[-2], x.shape[-1])
@@ -49,6 +50,7 @@ class InvertedResidual(nn.Module):
         self.skip = stride == 1 and inputs == outputs
 
     def forward(self, x: Tensor) -> Tensor:
+        """(N, inputs, H, W) to (N, outputs, ⌈H / stride⌉, ⌈W / stride⌉)."""
         out = self.layers(x)
         return x + out if self.skip else out
 

@@ -32,13 +32,14 @@ MIN_SIZE = 32
 
 
 class WeightedDistances(nn.Module):
-    """The weighted sum of several distances between (N, 3, p, p) patches in [-1, 1]: (x, y) -> (N,)."""
+    """The weighted sum of several distances between patches."""
 
     def __init__(self, distances: Sequence[nn.Module], weights: Sequence[float]) -> None:
         super().__init__()
         self.distances, self.weights = nn.ModuleList(distances), list(weights)
 
     def forward(self, x: Tensor, y: Tensor) -> Tensor:
+        """(N,) distances of (N, 3, p, p) patches in [-1, 1]."""
         weighted = [w * distance(x, y) for w, distance in zip(self.weights, self.distances, strict=True)]
         return torch.stack(weighted).sum(dim=0)
 

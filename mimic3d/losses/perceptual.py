@@ -10,6 +10,7 @@ import importlib.util
 from pathlib import Path
 
 import torch
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 # Output channels of VGG16's convolutions, in five blocks with a 2x max-pool between; LPIPS compares the
@@ -78,9 +79,11 @@ class PerceptualDistance(nn.Module):
 
     @classmethod
     def from_file(cls, path: str | Path, name: str) -> PerceptualDistance:
-        """Read the convolutions from a safetensors file; `name` as in `DISTANCE_NAMES`."""
-        from safetensors.torch import load_file
+        """The distance on the convolutions in a safetensors file.
 
+        Args:
+            name: of these weights, a key of `DISTANCE_NAMES`.
+        """
         return cls(load_file(path), name)
 
     def forward(self, x: Tensor, y: Tensor) -> Tensor:

@@ -173,6 +173,7 @@ class Aware3D(nn.Module):
             self.block3 = PlaneBlock(channels, w_dim, 2 * resolution, up=False, pooled=aware_s3d)
 
     def forward(self, x: Tensor, w: Tensor, noise: str) -> Tensor:
+        """Planes (N, 3C, r, r) and (N, w_dim) to the next resolution's (N, 3C, 2r, 2r); the last keeps r."""
         return self.block(x, w, noise)
 
     def super_resolve(self, coarse: Tensor, w: Tensor, noise: str) -> Tensor:

@@ -40,6 +40,7 @@ class ResidualBlock(nn.Module):
         self.skip = Conv(in_channels, out_channels, 1, bias=False, activation=False, down=True)
 
     def forward(self, x: Tensor) -> Tensor:
+        """(N, in_channels, H, W), or an image for the first block, to (N, out_channels, H / 2, W / 2)."""
         if self.fromrgb is not None:
             x = self.fromrgb(x)
         skip = self.skip(x, gain=math.sqrt(0.5))
@@ -80,6 +81,7 @@ class LabelMapping(nn.Module):
             setattr(self, f"fc{index}", layer)
 
     def forward(self, label: Tensor) -> Tensor:
+        """(N, label_size) to (N, features)."""
         x = rms_normalize(self.embed(label))
         for index in range(LABEL_LAYERS):
             x = getattr(self, f"fc{index}")(x)
@@ -116,6 +118,7 @@ class _Residual(nn.Module):
         self.b4 = Epilogue(channels_at(4, channel_base, channel_max), out_features, clamp)
 
     def score(self, x: Tensor, sets: int = 1) -> Tensor:
+        """(N, out_features) of images (N, C, R, R); `sets` as in `Epilogue.forward`."""
         full = x.dtype
         fine = working_dtype(self.precision, x)
         for index, r in enumerate(self.resolutions):

@@ -79,7 +79,7 @@ def upsample(x: Tensor, border: str = "zero") -> Tensor:
 
 
 class FullyConnected(nn.Module):
-    """An equalised linear layer, (N, in) to (N, out)."""
+    """An equalised linear layer, with leaky ReLU behind it if `activation`."""
 
     def __init__(
         self,
@@ -98,6 +98,7 @@ class FullyConnected(nn.Module):
         self.bias_gain = lr_multiplier
 
     def forward(self, x: Tensor) -> Tensor:
+        """(..., in) to (..., out)."""
         gain = LEAKY_GAIN if self.activation else 1.0
         alpha, beta = self.weight_gain * gain, self.bias_gain * gain
         if x.dim() == 2:  # One operation instead of three, which matters in small networks.

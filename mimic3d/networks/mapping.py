@@ -9,6 +9,8 @@ from mimic3d.cameras import LABEL_SIZE
 from mimic3d.networks.layers import FullyConnected, rms_normalize
 
 LR_MULTIPLIER = 0.01
+# The weight of its former value in the moving average of w, at each batch.
+W_AVG_DECAY = 0.998
 
 
 class Mapping(nn.Module):
@@ -16,9 +18,9 @@ class Mapping(nn.Module):
 
     w_avg: Tensor
 
-    def __init__(self, z_dim: int, w_dim: int, num_ws: int, layers: int, w_avg_beta: float = 0.998) -> None:
+    def __init__(self, z_dim: int, w_dim: int, num_ws: int, layers: int) -> None:
         super().__init__()
-        self.num_ws, self.layers, self.w_avg_beta = num_ws, layers, w_avg_beta
+        self.num_ws, self.layers = num_ws, layers
         self.embed = FullyConnected(LABEL_SIZE, w_dim)
         for index in range(layers):
             fan_in = z_dim + w_dim if index == 0 else w_dim
@@ -48,7 +50,7 @@ class Mapping(nn.Module):
         for index in range(self.layers):
             x = getattr(self, f"fc{index}")(x)
         if update_w_avg:
-            self.w_avg.copy_(x.detach().mean(dim=0).lerp(self.w_avg, self.w_avg_beta))
+            self.w_avg.copy_(x.detach().mean(dim=0).lerp(self.w_avg, W_AVG_DECAY))
         w = x[:, None].repeat(1, self.num_ws, 1)
         return self.truncate(w, truncation, truncation_cutoff)
 

@@ -267,7 +267,9 @@ class AdaptiveProbability:
         self._signs = []
 
     def state_dict(self) -> dict[str, Any]:
+        """The probability, and the signs that were observed since the last adjustment."""
         return {"p": self.p, "signs": [sign.cpu() for sign in self._signs]}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restores what `state_dict` returned."""
         self.p, self._signs = state["p"], list(state["signs"])

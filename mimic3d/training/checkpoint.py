@@ -30,14 +30,14 @@ class Progress:
 
 @dataclass(frozen=True)
 class Snapshot:
-    """A run at one moment, in CPU memory and apart from the tensors that go on training."""
+    """A run at one moment: copies in CPU memory, which later steps do not change."""
 
     config: Config
     state: dict[str, Any]
     progress: Progress
 
     def write(self, folder: str | Path) -> Path:
-        """Writes everything that a later process needs to go on from here, and the generator ready to draw.
+        """Writes all that a later process needs to resume from here, and the averaged generator's folder.
 
         Raises:
             OSError: the folder cannot be written.
@@ -63,7 +63,7 @@ class Snapshot:
 
 
 def take_snapshot(trainer: Trainer, progress: Progress) -> Snapshot:
-    """Copies the run as it is now; training may go on while the copy is written."""
+    """Copies the run as it is now; training may continue while the copy is written."""
     now = Progress(trainer.nimg, dict(progress.metrics), progress.seconds)
     return Snapshot(trainer.config, _copied(trainer.state_dict()), now)
 

@@ -138,9 +138,7 @@ class LocalShards:
             place = f"row {row - int(self._starts[number])} of {self.folder / self.shards[number].path}"
             raise ValueError(f"{place} holds no readable image: {_AGAIN}") from error
         if pixels.shape != (self.resolution, self.resolution, 3):
-            raise ValueError(
-                f"row {row} of {self.folder} is not {self.resolution}²: fetch the data set again"
-            )
+            raise ValueError(f"row {row} of {self.folder} is not {self.resolution}²: {_AGAIN}")
         return pixels.transpose(2, 0, 1)
 
     def _group(self, number: int, index: int) -> list[bytes]:
@@ -164,13 +162,9 @@ class LocalShards:
                 with path.open("rb") as file:
                     digest = hashlib.file_digest(file, "sha256").hexdigest()
             except OSError as error:
-                raise ValueError(
-                    f"{path} cannot be read ({error.strerror}): fetch the data set again"
-                ) from None
+                raise ValueError(f"{path} cannot be read ({error.strerror}): {_AGAIN}") from None
             if digest != shard.sha256:
-                raise ValueError(
-                    f"{path} is not the file that {MANIFEST} describes: fetch the data set again"
-                )
+                raise ValueError(f"{path} is not the file that {MANIFEST} describes: {_AGAIN}")
             self._files[number] = self._parquet.ParquetFile(path)
         return self._files[number]
 

@@ -114,6 +114,7 @@ class Trainer:
 
     @property
     def finished(self) -> bool:
+        """Whether all images of the run have been consumed."""
         return self.nimg >= self.config.total_nimg
 
     def step(
@@ -270,7 +271,7 @@ class Trainer:
         Returns:
             the names of the networks that were given weights, among generator, ema, dual and patch.
         Raises:
-            ValueError: the folder is no start or does not fit the config.
+            ValueError: the folder holds neither, or does not fit the config.
         """
         initial = read_initial_state(folder)
         networks = {name: getattr(self, name) for name in NETWORKS}

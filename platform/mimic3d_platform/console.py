@@ -91,7 +91,7 @@ class Console:
 
     @contextlib.contextmanager
     def working(self, doing: str) -> Iterator[None]:
-        """Shows that something goes on whose progress is unknown; nothing where it ends at once."""
+        """Shows that work of unknown length is done; shows nothing where it ends at once."""
         with self.bar() as show:
             show(doing, 0, 0)
             yield
@@ -180,7 +180,7 @@ class _Lines:
 
 
 def _time_left(seconds: float | None, rough: bool) -> str:
-    """The time left in words; nothing where it is unknown, or where it has passed and the work goes on."""
+    """The time left in words; nothing where it is unknown, or where it has passed and the work continues."""
     if seconds is None or seconds < 1:
         return ""
     about = "about " if rough else ""

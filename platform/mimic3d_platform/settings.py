@@ -6,9 +6,11 @@ keep credentials with their owner: a key pair is taken whole from one place, and
 offered to an endpoint that is not the stack's.
 """
 
+import contextlib
 import functools
 import json
 import os
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -128,6 +130,21 @@ def child_environment() -> dict[str, str]:
         for name, value in os.environ.items()
         if name not in secrets and not name.startswith(("AWS_", "PGPASS"))
     }
+
+
+@contextlib.contextmanager
+def environment_variables(values: Mapping[str, str]) -> Iterator[None]:
+    """Sets variables of this process's environment during the block, then restores them."""
+    before = {name: os.environ.get(name) for name in values}
+    os.environ.update(values)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value
 
 
 def use_services() -> Settings:

@@ -22,13 +22,13 @@ from mimic3d.evaluation.metric import ViewMetric, Views
 from mimic3d.evaluation.texture import spatiotemporal_texture, stack_row
 from mimic3d.evaluation.views import WarpPsnr, WarpShare, two_views
 from mimic3d.export.orbits import orbit
-from mimic3d.features.efficientnet_lite import efficientnet_lite2_middle
-from mimic3d.features.pooled import (
+from mimic3d.features.convolutional import (
     EfficientNetLite2MiddleFeatures,
-    FeatureExtractor,
     InceptionFeatures,
     MobileNetV2Features,
 )
+from mimic3d.features.efficientnet_lite import efficientnet_lite2_middle
+from mimic3d.features.extractor import FeatureExtractor
 from mimic3d.networks.generator import Generator
 
 RESOLUTION = 64

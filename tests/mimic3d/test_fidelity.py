@@ -40,7 +40,7 @@ def inception() -> FeatureSets:
     """Features of an Inception with random weights, of images of noise and of squares."""
     from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
 
-    from mimic3d.features.pooled import InceptionFeatures
+    from mimic3d.features.convolutional import InceptionFeatures
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(FeatureExtractorInceptionV3, "load_state_dict", lambda self, state: None)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 from typing import Annotated
 
 import typer
@@ -232,8 +233,6 @@ def data_inspect(
     local: Annotated[bool, typer.Option(help="Run in this process, without Ray.")] = False,
 ) -> None:
     """Show a data set's statistics; on request a contact sheet, a plot of its cameras, its duplicates."""
-    import json
-
     from mimic3d_platform.data.inspect.inspect_dataset import inspect_dataset
     from mimic3d_platform.settings import use_services
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import contextlib
 import json
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from mimic3d.export.orbits import orbit, turntable
@@ -112,11 +112,6 @@ def run_demo(
         paths["samples"] = pictures / "samples"
         tracking.download_artifacts(run_id, "samples", paths["samples"])
 
-    console.heading("Results")
-    console.metrics(finished.result.metrics)
-    console.table(
-        ("part", "seconds"), [(name, f"{seconds:.0f}") for name, seconds in stopwatch.seconds.items()]
-    )
     mlflow_url = tracking.run_url(run_id) or ""
     places = {
         "MLflow": mlflow_url,
@@ -124,9 +119,7 @@ def run_demo(
         "model": model_uri,
         **{kind: str(path) for kind, path in paths.items()},
     }
-    for what, place in places.items():  # Lines, because a table would break long addresses.
-        console.say(f"{what:8} {place}")
-    console.say("`mimic3d down` stops the services; the demo, run again, reuses everything")
+    _print_results(finished.result.metrics, stopwatch.seconds, places, console)
     summary = {
         "recipe": recipe,
         "data": {"uri": data_uri, "images": manifest.count, "fingerprint": manifest.fingerprint},
@@ -138,6 +131,21 @@ def run_demo(
         "mlflow": mlflow_url,
     }
     storage.write_bytes(folder / "summary.json", json.dumps(summary, indent=2).encode() + b"\n")
+
+
+def _print_results(
+    metrics: Mapping[int, Mapping[str, float]],
+    seconds: Mapping[str, float],
+    places: Mapping[str, str],
+    console: Console,
+) -> None:
+    """Prints the metrics, the seconds of each part, and where everything is."""
+    console.heading("Results")
+    console.metrics(metrics)
+    console.table(("part", "seconds"), [(name, f"{taken:.0f}") for name, taken in seconds.items()])
+    for what, place in places.items():  # Lines, because a table would break long addresses.
+        console.say(f"{what:8} {place}")
+    console.say("`mimic3d down` stops the services; the demo, run again, reuses everything")
 
 
 def _render(model: Path, folder: Path, console: Console) -> dict[str, Path]:

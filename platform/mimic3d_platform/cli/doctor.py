@@ -20,6 +20,7 @@ import psutil
 
 from mimic3d.export.ffmpeg import find_ffmpeg, run_ffmpeg
 from mimic3d_platform import local, storage
+from mimic3d_platform.errors import one_line
 from mimic3d_platform.evaluation import feature_weights
 from mimic3d_platform.settings import default_home, get_settings
 
@@ -51,8 +52,7 @@ def diagnose() -> list[Finding]:
         except (TimeoutError, subprocess.TimeoutExpired):
             results[name] = [_late(name)]
         except Exception as error:
-            reason = " ".join(str(error).split()) or type(error).__name__
-            results[name] = [Finding(name, "missing", reason[:300], _REMEDIES.get(name, ""))]
+            results[name] = [Finding(name, "missing", one_line(error, 300), _REMEDIES.get(name, ""))]
 
     deadline = time.monotonic() + CHECK_PATIENCE_S
     # Daemon threads, so that the process can end while one hangs (a dead network drive, a name look-up).

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -152,8 +153,6 @@ def _say_run(found: Evaluation, console: Console) -> None:
 
 
 def _write(found: list[Evaluation], out: str | None, report: str | None) -> None:
-    from dataclasses import asdict
-
     from mimic3d_platform import storage
     from mimic3d_platform.evaluation.report import report_page
 

@@ -21,9 +21,8 @@ from mimic3d_platform.errors import UserError
 from mimic3d_platform.models.registry import check_registration
 from mimic3d_platform.settings import DEFAULT_RUNS_URI
 from mimic3d_platform.training.config_from_command import resolve_config
-from mimic3d_platform.training.run_identity import check_name
+from mimic3d_platform.training.run_identity import SWEEP, check_name
 
-SWEEP = "sweep.yaml"
 # Bytes of the largest file that is sent: configs and sweep files are smaller, data belongs in object storage.
 LARGEST_FILE = 1_000_000
 

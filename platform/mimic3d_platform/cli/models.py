@@ -9,7 +9,7 @@ import typer
 
 from mimic3d_platform.cli.app import Model, app
 from mimic3d_platform.console import Console
-from mimic3d_platform.errors import UserError
+from mimic3d_platform.errors import UserError, user_errors
 
 
 @app.command("import-checkpoint")
@@ -37,10 +37,8 @@ def import_checkpoint(
         storage.read_locally(file) as pickle,
         storage.write_locally(destination) as folder,
     ):
-        try:
+        with user_errors():
             model = import_released(pickle, folder, generator_only=generator_only).model
-        except ValueError as error:
-            raise UserError(str(error)) from error
         imported = {"file": file.rsplit("/", 1)[-1], "sha256": sha256_of_file(pickle)}
         write_lineage(folder, {"imported_from": imported})
     Console().say(f"{destination}: a generator of {model.architecture} for {model.image_resolution}² images")

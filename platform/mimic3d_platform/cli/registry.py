@@ -59,6 +59,7 @@ def register(source: Source, name: Name, alias: Alias = None, force: Force = Non
 def list_models() -> None:
     """List the models of the registry with their versions and aliases."""
     from mimic3d_platform.models.registry import registered_models, versions_of
+    from mimic3d_platform.tracking.tags import RECIPE_TAG, RESOLUTION_TAG
 
     _use_services()
     console = Console()
@@ -67,7 +68,7 @@ def list_models() -> None:
         versions = versions_of(model.name)
         aliases = ", ".join(f"{alias} = {number}" for alias, number in sorted(model.aliases.items()))
         newest = versions[-1].tags if versions else {}
-        what = " ".join(newest.get(f"mimic3d.{key}", "") for key in ("recipe", "resolution")).strip()
+        what = " ".join(newest.get(tag, "") for tag in (RECIPE_TAG, RESOLUTION_TAG)).strip()
         rows.append((model.name, str(len(versions)), aliases or "-", what or "-"))
     if rows:
         console.table(("model", "versions", "aliases", "newest: recipe, pixels"), rows)
@@ -92,7 +93,7 @@ def show(
 @models_app.command()
 def compare(first: Registered, second: Registered) -> None:
     """Compare the metrics of two versions that were measured on the same data and number of images."""
-    from mimic3d_platform.models.gate import comparisons
+    from mimic3d_platform.models.measurements import comparisons
     from mimic3d_platform.models.registry import version_of, version_uri
 
     _use_services()
@@ -232,20 +233,21 @@ def _register(source: str, name: str, alias: str | None, force: str | None) -> N
 
 
 def _show_versions(name: str) -> None:
-    from mimic3d_platform.models.registry import aliases_of, versions_of
+    from mimic3d_platform.models.registry import GENERATOR_TAG, aliases_of, versions_of
+    from mimic3d_platform.tracking.tags import RECIPE_TAG
 
     versions, aliases = versions_of(name), aliases_of(name)
     rows = []
     for version in versions:
         number = int(version.version)
         own = ", ".join(sorted(alias for alias, of in aliases.items() if of == number))
-        digest = version.tags.get("mimic3d.generator", "")[:12]
-        rows.append((str(number), own or "-", version.tags.get("mimic3d.recipe", "-"), digest or "-"))
+        digest = version.tags.get(GENERATOR_TAG, "")[:12]
+        rows.append((str(number), own or "-", version.tags.get(RECIPE_TAG, "-"), digest or "-"))
     Console().table(("version", "aliases", "recipe", "generator"), rows)
 
 
 def _show_version(uri: str) -> None:
-    from mimic3d_platform.models.gate import measurements
+    from mimic3d_platform.models.measurements import measurements
     from mimic3d_platform.models.registry import aliases_of, version_of
     from mimic3d_platform.tracking import run_url
 

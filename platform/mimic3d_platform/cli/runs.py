@@ -116,7 +116,7 @@ def runs_compare(
         if len({str(config.get(key)) for config in configs}) > 1
     ]
     results = [read_result(place, name) for name in names]
-    measured = [found.metrics[max(found.metrics)] if found and found.metrics else {} for found in results]
+    measured = [found.last_measurement()[1] if found else {} for found in results]
     metrics = sorted({metric for each in measured for metric in each})
     rows += [
         (metric, *(f"{each[metric]:.4g}" if metric in each else "–" for each in measured))

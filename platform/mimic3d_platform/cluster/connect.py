@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from mimic3d_platform.errors import UserError
+from mimic3d_platform.errors import UserError, first_line
 from mimic3d_platform.settings import get_settings, use_services
 
 _CONNECT_TIMEOUT_S = 3.0
@@ -89,7 +89,7 @@ def join_ray() -> None:
             socket.create_connection((host, int(port)), _CONNECT_TIMEOUT_S).close()
         ray.init(address=address, log_to_driver=False, logging_level=logging.WARNING)
     except (OSError, RuntimeError, ValueError) as error:
-        reason = str(error).strip().split("\n")[0] or type(error).__name__
+        reason = first_line(error)
         raise UserError(
             f"no Ray cluster at {address} ({reason}): run `mimic3d up`, or correct RAY_ADDRESS"
         ) from error

@@ -16,7 +16,7 @@ from ray.job_submission import JobDetails, JobSubmissionClient
 from mimic3d_platform.cluster.connect import Cluster, UnreachableError
 from mimic3d_platform.cluster.ray_internals import CLIENT_LOGGERS
 from mimic3d_platform.cluster.resources import Processors
-from mimic3d_platform.errors import UserError
+from mimic3d_platform.errors import UserError, one_line
 
 FIRST_TIMEOUT_S = 20.0
 # The whole log of a long job is one response, which a busy head takes long to send.
@@ -119,7 +119,7 @@ class Dashboard(JobSubmissionClient):
         except (aiohttp.ClientError, OSError, RuntimeError) as error:
             if isinstance(error, aiohttp.ClientResponseError) and error.status == 404:
                 self.get_job_info(job_id)  # Raises where the cluster does not know the job.
-            reason = " ".join(str(error).split())[:200] or type(error).__name__
+            reason = one_line(error, 200)
             raise UnreachableError(
                 f"the log of {job_id} cannot be streamed from {self.cluster.url} ({reason}): "
                 f"`mimic3d jobs logs {job_id}` shows what it has printed"

@@ -8,6 +8,7 @@ from ray.train.v2.api.config import ScalingConfig
 from ray.train.v2.torch.torch_trainer import TorchTrainer
 
 from mimic3d_platform.cluster.ray_internals import ElasticScalingPolicy
+from mimic3d_platform.cluster.resources import divisors
 
 
 class EqualSharesPolicy(ElasticScalingPolicy):
@@ -19,7 +20,7 @@ class EqualSharesPolicy(ElasticScalingPolicy):
 
     def _count_possible_workers(self, reserved_resources: Any) -> int:
         room = super()._count_possible_workers(reserved_resources)
-        return max((count for count in range(1, room + 1) if self._batch % count == 0), default=0)
+        return max(divisors(self._batch, room), default=0)
 
 
 class EqualSharesTrainer(TorchTrainer):

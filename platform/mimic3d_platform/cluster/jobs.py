@@ -20,8 +20,8 @@ from typing import TYPE_CHECKING
 
 from mimic3d_platform.cluster.connect import UnreachableError
 from mimic3d_platform.errors import UserError
-from mimic3d_platform.settings import child_environment
 from mimic3d_platform.storage.digests import sha256
+from mimic3d_platform.tracking.git_commit import commit_of, run_git
 
 if TYPE_CHECKING:
     from ray.job_submission import JobDetails
@@ -227,8 +227,8 @@ def _copy_sources(folder: Path) -> str:
     """
     root = Path(__file__).resolve().parents[3]
     try:
-        listed = _git(root, "ls-files", "-z", *_SOURCES).split("\0")
-        commit = _git(root, "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*").strip()
+        listed = run_git(root, "ls-files", "-z", *_SOURCES).split("\0")
+        commit = commit_of(root)
     except (OSError, subprocess.SubprocessError):
         raise UserError(
             f"--with-code sends the sources of a git checkout, and {root} is not one: leave it out, and the "
@@ -240,10 +240,3 @@ def _copy_sources(folder: Path) -> str:
             target.parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(source, target)
     return commit
-
-
-def _git(root: Path, *arguments: str) -> str:
-    command = ["git", "-C", str(root), *arguments]
-    return subprocess.run(
-        command, capture_output=True, text=True, timeout=20, check=True, env=child_environment()
-    ).stdout

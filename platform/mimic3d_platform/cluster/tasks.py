@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar, TypeVarTuple
 import mimic3d
 import mimic3d_platform
 from mimic3d_platform.cluster.connect import join_ray
-from mimic3d_platform.errors import UserError
+from mimic3d_platform.errors import UserError, first_line
 from mimic3d_platform.settings import get_settings
 
 if TYPE_CHECKING:
@@ -166,9 +166,9 @@ def _task_errors() -> Iterator[None]:
             raise UserError(str(error.cause)) from None
         raise
     except (ray.exceptions.RayError, ConnectionError) as error:
-        first = str(error).strip().split("\n")[0]
         raise UserError(
-            f"Ray lost a task ({first}): run the same command again, and it keeps the finished pieces"
+            f"Ray lost a task ({first_line(error)}): run the same command again, and it keeps the finished "
+            "pieces"
         ) from error
 
 

@@ -8,14 +8,13 @@ import zipfile
 from collections.abc import Callable
 from typing import IO
 
-import numpy as np
 import pyarrow as pa
 
 from mimic3d_platform import storage
 from mimic3d_platform.data.format.camera_labels import shortest_decimals
 from mimic3d_platform.data.format.dataset import check_trainable, open_dataset
 from mimic3d_platform.data.format.image_files import suffix_of
-from mimic3d_platform.data.format.read_shards import row_groups
+from mimic3d_platform.data.format.read_shards import camera_array, row_groups
 from mimic3d_platform.data.ingest.eg3d import LISTING
 from mimic3d_platform.data.ingest.source_files import check_name
 from mimic3d_platform.errors import UserError
@@ -90,8 +89,7 @@ def _label_numbers(table: pa.Table) -> list[list[float]]:
     """The 25 numbers of each row: the source's, or the shortest decimals of the float32."""
     if "label" in table.column_names:
         return table["label"].to_pylist()
-    cameras = table["camera"].combine_chunks().flatten().to_numpy(zero_copy_only=False)
-    return shortest_decimals(np.asarray(cameras)).reshape(-1, 25).tolist()
+    return shortest_decimals(camera_array(table)).tolist()
 
 
 def _write_listing(archive: zipfile.ZipFile, labels: IO[str]) -> None:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from mimic3d.evaluation import registry as metric_registry
-from mimic3d.features.pooled import EXTRACTORS
+from mimic3d.features.registry import EXTRACTORS
 from mimic3d_platform import storage, tracking
 from mimic3d_platform.cluster.resources import Processors
 from mimic3d_platform.cluster.tasks import run_pieces

@@ -12,7 +12,7 @@ from torch import Tensor
 from mimic3d.evaluation import registry
 from mimic3d.evaluation.frechet import FeatureStatistics
 from mimic3d.evaluation.metric import ARROWS, Estimate, FeatureSets, Metric, Need, ViewMetric
-from mimic3d.features.pooled import EXTRACTORS
+from mimic3d.features.registry import EXTRACTORS
 from mimic3d_platform.evaluation.measured import Measured, PartCost
 from mimic3d_platform.evaluation.pieces import (
     GENERATED,

@@ -19,7 +19,7 @@ from mimic3d.evaluation.frechet import FeatureStatistics
 from mimic3d.evaluation.generated import generated_images, statistics_by_branch
 from mimic3d.evaluation.registry import TRAINING_VIEWS
 from mimic3d.evaluation.views import two_views
-from mimic3d.features.pooled import load_extractor
+from mimic3d.features.registry import load_extractor
 from mimic3d.networks.generator import Generator
 from mimic3d.networks.precision import allow_tf32
 from mimic3d.randomness import counter_generator

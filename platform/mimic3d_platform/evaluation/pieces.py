@@ -22,7 +22,8 @@ from mimic3d.evaluation import registry
 from mimic3d.evaluation.metric import ViewMetric, Views
 from mimic3d.evaluation.shapes import compare_with_nearest, surface_points
 from mimic3d.export.marching_cubes import NoSurfaceError
-from mimic3d.features.pooled import FeatureExtractor, load_extractor
+from mimic3d.features.extractor import FeatureExtractor
+from mimic3d.features.registry import load_extractor
 from mimic3d.losses.perceptual import PerceptualDistance
 from mimic3d_platform import storage
 from mimic3d_platform.data.format.manifest import Manifest

@@ -9,7 +9,7 @@ from torch import Tensor
 from mimic3d.evaluation.fidelity import FrechetDistance, Precision, Recall
 from mimic3d.evaluation.frechet import FeatureStatistics
 from mimic3d.evaluation.metric import FeatureSets
-from mimic3d.features.pooled import EXTRACTORS
+from mimic3d.features.registry import EXTRACTORS
 from mimic3d_platform.evaluation.measured import Curves
 from mimic3d_platform.evaluation.pieces import GENERATED, Plan, concatenated, stored, truncated
 

@@ -10,7 +10,7 @@ import os
 from collections.abc import Mapping
 from urllib.parse import unquote, urlsplit
 
-from mimic3d_platform.errors import UserError
+from mimic3d_platform.errors import UserError, one_line
 from mimic3d_platform.local.state import Stack, write_private
 
 CONNECT_TIMEOUT_S = 5
@@ -116,7 +116,7 @@ def _try_to_connect(url: str, environment: Mapping[str, str]) -> None:
     try:
         psycopg2.connect(url, connect_timeout=CONNECT_TIMEOUT_S, **passfile).close()
     except psycopg2.Error as error:
-        reason = " ".join(str(error).split())[:200]
+        reason = one_line(error, 200)
         raise UserError(
             f"MLflow's database refuses the connection ({reason}): correct --mlflow-database, or set "
             "PGPASSWORD"

@@ -22,6 +22,7 @@ from mimic3d_platform.local.database import sqlalchemy_url
 from mimic3d_platform.local.database import variables as database_variables
 from mimic3d_platform.local.login import server_variables, write_login
 from mimic3d_platform.local.state import Stack, write_private
+from mimic3d_platform.storage.s3 import DEFAULT_REGION
 
 HOST = "127.0.0.1"
 DATA_BUCKET = "mimic3d"
@@ -174,7 +175,7 @@ class Tracking:
             "AWS_ENDPOINT_URL": ObjectStorage().url(stack.service("s3").ports),
             "AWS_ACCESS_KEY_ID": secrets["AWS_ACCESS_KEY_ID"],
             "AWS_SECRET_ACCESS_KEY": secrets["AWS_SECRET_ACCESS_KEY"],
-            "AWS_DEFAULT_REGION": "us-east-1",
+            "AWS_DEFAULT_REGION": DEFAULT_REGION,
             "MLFLOW_ENABLE_PROXY_MULTIPART_UPLOAD": "true",
             "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",  # Each job runner of MLflow takes 200 MB.
             "MLFLOW_DISABLE_TELEMETRY": "true",

@@ -18,6 +18,7 @@ from mimic3d_platform.local import processes, services, state
 from mimic3d_platform.local.database import choose_database, remember_database
 from mimic3d_platform.local.login import choose_login, client_variables
 from mimic3d_platform.settings import Settings, default_home
+from mimic3d_platform.storage.s3 import DEFAULT_REGION
 
 # Services start within seconds on an idle machine and within minutes on a busy one.
 START_PATIENCE_S = 400.0
@@ -325,7 +326,7 @@ def _environment(stack: state.Stack, secrets: dict[str, str], login: bool) -> di
         "AWS_ENDPOINT_URL": services.ObjectStorage().url(stack.service("s3").ports),
         "AWS_ACCESS_KEY_ID": secrets["AWS_ACCESS_KEY_ID"],
         "AWS_SECRET_ACCESS_KEY": secrets["AWS_SECRET_ACCESS_KEY"],
-        "AWS_REGION": "us-east-1",
+        "AWS_REGION": DEFAULT_REGION,
         "MLFLOW_TRACKING_URI": services.Tracking().url(stack.service("mlflow").ports),
         **client_variables(login, secrets),
         "RAY_ADDRESS": services.RayHead().address(stack.service("ray").ports),

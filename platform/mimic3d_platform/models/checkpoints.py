@@ -46,6 +46,7 @@ class StoredCheckpoint:
 
     @property
     def name(self) -> str:
+        """The name of its folder, `<images>-<token>`."""
         return self.uri.rsplit("/", 1)[-1]
 
     @property
@@ -98,6 +99,23 @@ class KeepPolicy:
             sign = 1 if self.best.startswith(LOWER_IS_BETTER) else -1
             keep.add(min(measured, key=lambda found: sign * found.facts["metrics"][self.best]).uri)
         return [checkpoint for checkpoint in distinct if checkpoint.uri in keep]
+
+
+def require_files(folder: Path, files: Mapping[str, str], uri: str) -> None:
+    """Verifies the files of a checkpoint, or a part of them, that were copied into a folder.
+
+    Args:
+        files: the SHA-256 of each file that must be there, by its path in the folder.
+        uri: of the checkpoint, for the error's message.
+    Raises:
+        DamagedCheckpoint: a file is missing, truncated or changed; the message names the first.
+    """
+    found = sha256_of_files(folder, leave_out=[MANIFEST])
+    for name in sorted(files):
+        if found.get(name) != files[name]:
+            size = (folder / name).stat().st_size if name in found else None
+            what = "is missing" if size is None else f"is not what was written ({size} bytes now)"
+            raise DamagedCheckpoint(f"the checkpoint {uri} is damaged: {name} {what}")
 
 
 class CheckpointStore:
@@ -169,12 +187,7 @@ class CheckpointStore:
         if not checkpoint.files:
             raise DamagedCheckpoint(f"the checkpoint {checkpoint.uri} is damaged: {MANIFEST} is unreadable")
         storage.copy_tree(checkpoint.uri, folder)
-        found = sha256_of_files(folder, leave_out=[MANIFEST])
-        for name, digest in checkpoint.files.items():
-            if found.get(name) != digest:
-                size = (folder / name).stat().st_size if name in found else None
-                what = "is missing" if size is None else f"is not what was written ({size} bytes now)"
-                raise DamagedCheckpoint(f"the checkpoint {checkpoint.uri} is damaged: {name} {what}")
+        require_files(folder, checkpoint.files, checkpoint.uri)
         return folder
 
     def prune(self, policy: KeepPolicy) -> list[StoredCheckpoint]:

@@ -11,21 +11,18 @@ import json
 import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
-from mimic3d.evaluation.metric import FidelityMetric
-from mimic3d.evaluation.registry import METRICS
 from mimic3d_platform.errors import UserError
 from mimic3d_platform.models.alias_claim import claimed_alias
-from mimic3d_platform.models.checkpoints import LOWER_IS_BETTER
+from mimic3d_platform.models.measurements import Comparison, comparisons
 from mimic3d_platform.models.model_card import HIGH, LOW, MAX_DESCRIPTION
 from mimic3d_platform.models.pull import cached
 from mimic3d_platform.models.registry import (
     aliases_of,
     check_registration,
-    logged_model_of,
     version_of,
     version_uri,
 )
@@ -38,64 +35,13 @@ if TYPE_CHECKING:
 _CHOSEN = ("fid3d_", "fid_", "fd3d_", "fd_")
 _GUARDED = ("field_detail", "warp_detail")
 _BRANCHES = ("/3d", "/2d")
-_SIZES_OF_TRAINING = ("output.metric_images", "output.metric_identities")
 _DECISION_TAG = "mimic3d.gate."
 _TIMED_RENDERS = 7
 
 
-class Measurement(NamedTuple):
-    """A metric of a version, with the ends of its interval; both ends are the value if it has none."""
-
-    value: float
-    low: float
-    high: float
-    measured_on: Conditions
-
-    def __str__(self) -> str:
-        if self.low == self.high:
-            return f"{self.value:.4g}"
-        return f"{self.value:.4g} ({self.low:.4g} to {self.high:.4g})"
-
-
-class Conditions(NamedTuple):
-    """What a metric was measured on: values are compared only where these are the same."""
-
-    data: str
-    images: str
-    identities: str
-    protocol: str
-    """A training's own, or that of `mimic3d evaluate` with its number of views and its seed."""
-
-
-@dataclass(frozen=True)
-class Comparison:
-    """One metric of the candidate and of the present version."""
-
-    metric: str
-    candidate: Measurement
-    present: Measurement
-
-    @property
-    def better(self) -> bool:
-        """Whether the candidate is better beyond both intervals."""
-        if lower_is_better(self.metric):
-            return self.candidate.high < self.present.low
-        return self.candidate.low > self.present.high
-
-    @property
-    def worse(self) -> bool:
-        """Whether the candidate is worse beyond both intervals."""
-        if lower_is_better(self.metric):
-            return self.candidate.low > self.present.high
-        return self.candidate.high < self.present.low
-
-    def __str__(self) -> str:
-        return f"{self.metric} {self.candidate} against {self.present}"
-
-
 @dataclass(frozen=True)
 class Decision:
-    """What the gate decided about a version and an alias.
+    """The gate's decision about a version and an alias.
 
     Attributes:
         present: the version that had the alias; None if none had.
@@ -103,6 +49,7 @@ class Decision:
         reasons: why it was refused, or would have been without `forced`.
         forced: the reason that a user gave to pass it nevertheless.
         warnings: what the comparison could not take into account.
+        latency: seconds of a view, of the version and of the present one; None where not measured.
     """
 
     version: int
@@ -113,7 +60,7 @@ class Decision:
     reasons: tuple[str, ...] = ()
     forced: str | None = None
     warnings: tuple[str, ...] = ()
-    latency: tuple[float, float] | None = field(default=None)
+    latency: tuple[float, float] | None = None
 
     @property
     def line(self) -> str:
@@ -131,16 +78,6 @@ class Decision:
             return f"version {self.present} stays {self.alias}, not version {self.version}: {why}{numbers}"
         by = f", forced: {self.forced}" if self.forced else ""
         return f"version {self.version} is {self.alias} in place of version {self.present}{by}{numbers}"
-
-
-def lower_is_better(metric: str) -> bool:
-    """Whether a lower value of a metric is better."""
-    name = metric.partition("/")[0]
-    for known in METRICS:
-        kinds = (known.kind, known.protocol_kind) if isinstance(known, FidelityMetric) else ()
-        if name == known.name("") or name.partition("_")[0] in kinds:
-            return known.direction == "down"
-    return name.startswith(LOWER_IS_BETTER)
 
 
 def promote(
@@ -193,39 +130,6 @@ def promote(
     return decision
 
 
-def measurements(version: ModelVersion) -> dict[str, list[Measurement]]:
-    """The metrics of a version's logged model by name, each measurement once, newest first.
-
-    An interval is that of the metrics `NAME_low` and `NAME_high` of the same run and step.
-    """
-    logged = logged_model_of(version)
-    points = list(logged.metrics or ()) if logged else []
-    values = {(point.key, point.run_id, point.step): float(point.value) for point in points}
-    conditions: dict[str, Conditions] = {}
-    found: dict[str, list[Measurement]] = {}
-    for point in sorted(points, key=lambda point: (point.timestamp, point.step), reverse=True):
-        name, of = str(point.key), (point.run_id, point.step)
-        if name.endswith((LOW, HIGH)) and (name.removesuffix(LOW).removesuffix(HIGH), *of) in values:
-            continue
-        run_id = str(point.run_id)
-        if run_id not in conditions:
-            conditions[run_id] = _conditions(run_id)
-        low, high = (values.get((f"{name}{end}", *of), float(point.value)) for end in (LOW, HIGH))
-        found.setdefault(name, []).append(Measurement(float(point.value), low, high, conditions[run_id]))
-    return found
-
-
-def comparisons(candidate: ModelVersion, present: ModelVersion) -> list[Comparison]:
-    """The newest measurement of each metric that both versions have under the same conditions, by name."""
-    ours, theirs = measurements(candidate), measurements(present)
-    found = []
-    for name in sorted(ours.keys() & theirs.keys()):
-        pairs = [(a, b) for a in ours[name] for b in theirs[name] if a.measured_on == b.measured_on]
-        if pairs:
-            found.append(Comparison(name, *pairs[0]))
-    return found
-
-
 def _compare(
     candidate: ModelVersion,
     present: ModelVersion,
@@ -257,7 +161,7 @@ def _compare(
         if common[guard].worse:
             reasons.append(f"the guarded metric {guard} is worse beyond the intervals")
     for comparison in used:
-        if {True} == {side.low == side.high for side in (comparison.candidate, comparison.present)}:
+        if all(side.low == side.high for side in (comparison.candidate, comparison.present)):
             warnings.append(
                 f"{comparison.metric} was logged without an interval (…{LOW}, …{HIGH}): it is taken as exact"
             )
@@ -290,19 +194,6 @@ def _first(common: Mapping[str, Comparison]) -> str | None:
 
 def _default_guards(common: Mapping[str, Comparison]) -> list[str]:
     return [name for name in sorted(common) if name.partition("/")[0] in _GUARDED]
-
-
-def _conditions(run_id: str) -> Conditions:
-    """What the metrics of a run were measured on; unknown values make them comparable with no other run's."""
-    with tracking_errors("look up a run in"):
-        data = client().get_run(run_id).data
-    unknown = f"unknown to run {run_id}"
-    evaluated = "evaluation.images" in data.params
-    sizes = ("evaluation.images", "evaluation.objects") if evaluated else _SIZES_OF_TRAINING
-    details = [f"{key} {data.params.get(f'evaluation.{key}')}" for key in ("views", "seed")]
-    images, identities = (data.params.get(size) or unknown for size in sizes)
-    protocol = f"evaluation, {', '.join(details)}" if evaluated else "training"
-    return Conditions(data.tags.get("mimic3d.data") or unknown, images, identities, protocol)
 
 
 def _latencies(candidate: ModelVersion, present: ModelVersion) -> tuple[float, float]:

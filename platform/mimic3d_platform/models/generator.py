@@ -14,12 +14,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
+from PIL import Image
 from torch import Tensor
 
-from mimic3d.cameras import look_at, on_sphere
 from mimic3d.config import Config
 from mimic3d.export.latents import interpolate as interpolate_latents
 from mimic3d.export.mesh import extract_mesh
+from mimic3d.export.orbits import around_pivot
 from mimic3d.networks.generator import Generator as Network
 from mimic3d.networks.generator import View
 from mimic3d.rendering.images import to_uint8
@@ -27,7 +28,6 @@ from mimic3d_platform.models.model_uris import load_generator
 from mimic3d_platform.models.rendering import RenderOptions, latents_of
 
 if TYPE_CHECKING:
-    from PIL.Image import Image
     from trimesh import Trimesh
 
 
@@ -82,11 +82,7 @@ class Generator:
             radius: distance from the pivot in world units; the config's when None.
             focal: focal length in image widths; the config's when None.
         """
-        settings = self.config.camera
-        pivot = torch.tensor(settings.pivot, dtype=torch.float64)
-        angles = torch.tensor([[yaw, settings.pitch if pitch is None else pitch]], dtype=torch.float64)
-        position = on_sphere(angles[:, 0], angles[:, 1], radius or settings.radius, pivot)
-        return look_at(position, pivot, focal=focal or settings.focal)
+        return around_pivot(self.config.camera, yaw, pitch, radius, focal)
 
     @torch.no_grad()
     def view(self, w: Tensor, camera: Tensor, branch: str | None = None) -> View:
@@ -111,7 +107,7 @@ class Generator:
         *,
         branch: str | None = None,
         truncation: float = 1.0,
-    ) -> list[Image]:
+    ) -> list[Image.Image]:
         """Renders an image of each seed, which a notebook shows; see `latents`, `camera` and `view`."""
         return to_images(self.view(self.latents(seeds, truncation), self.camera(yaw, pitch), branch).image)
 
@@ -131,8 +127,6 @@ class Generator:
         return extract_mesh(self.network, w, branch=self.branches[-1], resolution=resolution)
 
 
-def to_images(images: Tensor) -> list[Image]:
+def to_images(images: Tensor) -> list[Image.Image]:
     """Pillow images of (N, 3, R, R) in [-1, 1]."""
-    from PIL import Image
-
     return [Image.fromarray(pixels.permute(1, 2, 0).cpu().numpy()) for pixels in to_uint8(images)]

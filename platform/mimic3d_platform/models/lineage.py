@@ -13,23 +13,31 @@ from mimic3d_platform.data.format.dataset import open_dataset
 from mimic3d_platform.data.format.manifest_file import read_card
 from mimic3d_platform.errors import UserError
 from mimic3d_platform.models.version_files import DATA_CARD, LINEAGE
-from mimic3d_platform.tracking import PARENT_TAG
+from mimic3d_platform.tracking import children_of
 from mimic3d_platform.tracking.server import client, tracking_errors, tracking_uri, without_login
+from mimic3d_platform.tracking.tags import (
+    COMMIT_TAG,
+    DATA_TAG,
+    STAGE1_DIGEST_TAG,
+    STAGE1_TAG,
+    START_DIGEST_TAG,
+    START_TAG,
+    VERSION_TAG,
+)
 
 if TYPE_CHECKING:
     from mlflow.entities import Run
 
 Lineage: TypeAlias = dict[str, "str | int | list[str] | Lineage | None"]
 
-_STAGE1 = "mimic3d.stage1_checkpoint"
 # Keys of the lineage, by the tags of a run and of its stages that hold their values.
 _TAGS = {
-    "stage1_checkpoint": _STAGE1,
-    "stage1_checkpoint_sha256": f"{_STAGE1}.sha256",
-    "start": "mimic3d.start",
-    "start_sha256": "mimic3d.start.sha256",
-    "code_version": "mimic3d.version",
-    "code_commit": "mimic3d.commit",
+    "stage1_checkpoint": STAGE1_TAG,
+    "stage1_checkpoint_sha256": STAGE1_DIGEST_TAG,
+    "start": START_TAG,
+    "start_sha256": START_DIGEST_TAG,
+    "code_version": VERSION_TAG,
+    "code_commit": COMMIT_TAG,
 }
 
 
@@ -62,12 +70,9 @@ def lineage_of_run(run_id: str, config: Config, former: Lineage) -> Lineage:
     Args:
         former: that of the folder which is registered; it is kept if the generator was made elsewhere.
     """
-    mlflow_client = client()
     with tracking_errors("look up a run in"):
-        run = mlflow_client.get_run(run_id)
-        clause = f"tags.`{PARENT_TAG}` = '{run_id}'"
-        stages = mlflow_client.search_runs([run.info.experiment_id], clause)
-    tags = dict(item for found in (*stages, run) for item in found.data.tags.items())
+        run = client().get_run(run_id)
+    tags = dict(item for found in (*children_of(run_id), run) for item in found.data.tags.items())
     origin: Lineage = {
         "run": run.info.run_name,
         "run_id": run_id,
@@ -83,7 +88,7 @@ def lineage_of_run(run_id: str, config: Config, former: Lineage) -> Lineage:
 
 
 def data_of(config: Config, fingerprint: str | None, folder: Path, former: Lineage) -> Lineage:
-    """What is known of a generator's data set; writes the data set's card into `folder` if it is readable.
+    """The known facts of a generator's data set; writes the set's card into `folder` if it is readable.
 
     Args:
         fingerprint: of the data set that the run was trained on; None if no run trained it here.
@@ -115,7 +120,7 @@ def data_of(config: Config, fingerprint: str | None, folder: Path, former: Linea
 
 def trained_by(run: Run) -> str | None:
     """The fingerprint of the data set that a run was trained on."""
-    return run.data.tags.get("mimic3d.data") or None
+    return run.data.tags.get(DATA_TAG) or None
 
 
 def _public(uri: str) -> str:

@@ -17,7 +17,7 @@ from mimic3d.checkpoints.file_names import GENERATOR_FOLDER
 from mimic3d.config import Config
 from mimic3d_platform import storage
 from mimic3d_platform.errors import UserError
-from mimic3d_platform.models.checkpoints import MANIFEST
+from mimic3d_platform.models.checkpoints import MANIFEST, DamagedCheckpoint, require_files
 from mimic3d_platform.models.pull import cached, pull
 from mimic3d_platform.models.registry import is_registered, version_of
 from mimic3d_platform.settings import use_services
@@ -137,9 +137,7 @@ def _verify_manifest(folder: Path, uri: str) -> None:
         listed = dict(json.loads(manifest.read_text(encoding="utf-8"))["files"])
     except (ValueError, KeyError, TypeError):
         raise UserError(f"the checkpoint {uri} is damaged: {MANIFEST} is unreadable; name another") from None
-    found = sha256_of_files(folder, leave_out=[MANIFEST])
-    changed = sorted(name for name, digest in listed.items() if found.get(name) != digest)
-    if changed:
-        raise UserError(
-            f"the checkpoint {uri} is damaged: {changed[0]} is not what was written; name another"
-        )
+    try:
+        require_files(folder, listed, uri)
+    except DamagedCheckpoint as error:
+        raise UserError(f"{error}; name another") from error

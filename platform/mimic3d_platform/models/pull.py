@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from mimic3d.checkpoints.file_names import GENERATOR_WEIGHTS
 from mimic3d_platform import storage
-from mimic3d_platform.errors import UserError
+from mimic3d_platform.errors import UserError, one_line
 from mimic3d_platform.models.registry import DIGEST_TAG, FORMAT, FORMAT_TAG, version_of, version_uri
 from mimic3d_platform.models.version_files import DIGESTS, GENERATOR_FILES, is_data, is_safe
 from mimic3d_platform.settings import default_home
@@ -24,7 +24,7 @@ from mimic3d_platform.storage.digests import (
     sha256_of_file,
     sha256_of_files,
 )
-from mimic3d_platform.tracking.server import client, in_environment, one_line, tracking_errors
+from mimic3d_platform.tracking.server import client, in_environment, tracking_errors
 
 if TYPE_CHECKING:
     from mlflow.entities.model_registry import ModelVersion
@@ -203,7 +203,7 @@ def _download(version: ModelVersion, name: str, folder: str) -> Path:
                 uri, dst_path=folder, tracking_uri=where, registry_uri=where
             )
         except OSError as error:  # MLflow reports a file that is not there in several ways, this one too.
-            raise UserError(f"cannot {doing} MLflow: {one_line(error)}") from error
+            raise UserError(f"cannot {doing} MLflow: {one_line(error, 300)}") from error
     if not name or Path(found) == Path(folder, name):
         return Path(found)
     # Some kinds of artifact stores drop the folders of a file.

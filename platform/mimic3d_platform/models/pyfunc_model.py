@@ -22,11 +22,11 @@ from torch import Tensor
 if importlib.util.find_spec("mimic3d") is None:
     sys.path.append(str(Path(__file__).with_name("mimic3d_sources.zip")))
 
-from mimic3d.cameras import LABEL_SIZE, look_at, on_sphere, pixel_grid
+from mimic3d.cameras import LABEL_SIZE, pixel_grid
 from mimic3d.checkpoints.generator_folder import load_generator
 from mimic3d.config import Config
 from mimic3d.export.latents import latents_of_seeds
-from mimic3d.export.orbits import front
+from mimic3d.export.orbits import around_pivot, front
 from mimic3d.networks.backbone import TriPlanes
 from mimic3d.networks.generator import DEFAULT_MAX_POINTS, Generator
 from mimic3d.rendering.images import to_uint8
@@ -172,9 +172,7 @@ class TableRenderer:
                 raise ValueError(f"{name} is {value:g}: give a {'positive ' * (name in _CAMERA[2:])}number")
         if abs(values["pitch"]) >= np.pi / 2:
             raise ValueError(f"pitch is {values['pitch']:g}: give radians between -π/2 and π/2")
-        yaw, pitch = (torch.tensor([values[name]], dtype=torch.float64) for name in ("yaw", "pitch"))
-        pivot = torch.tensor(camera.pivot, dtype=torch.float64)
-        return look_at(on_sphere(yaw, pitch, values["radius"], pivot), pivot, focal=values["focal"])
+        return around_pivot(camera, **values)
 
 
 def _load_pyfunc(path: str) -> TableRenderer:

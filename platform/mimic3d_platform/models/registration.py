@@ -15,7 +15,7 @@ from mimic3d.checkpoints.generator_folder import load_generator
 from mimic3d.config import Config, to_dict
 from mimic3d.networks.generator import Generator
 from mimic3d_platform import storage
-from mimic3d_platform.errors import UserError
+from mimic3d_platform.errors import UserError, one_line, user_errors
 from mimic3d_platform.models.lineage import (
     Lineage,
     data_of,
@@ -40,7 +40,8 @@ from mimic3d_platform.models.registry import (
 from mimic3d_platform.models.version_files import DIGESTS, GENERATOR_FILES, PREVIEWS, is_data
 from mimic3d_platform.storage.digests import format_sha256sums, sha256, sha256_of_file, sha256_of_files
 from mimic3d_platform.tracking import EXPERIMENT, finish_run, flat_params, start_or_resume_run
-from mimic3d_platform.tracking.server import check_tracking, client, one_line, tracking_errors
+from mimic3d_platform.tracking.server import check_tracking, client, tracking_errors
+from mimic3d_platform.tracking.tags import DATA_TAG, RECIPE_TAG, RESOLUTION_TAG, STAGE1_TAG
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -112,10 +113,8 @@ def register_folder(folder: str | Path, name: str) -> int:
 
 def _read(folder: str | Path) -> _Source:
     folder = storage.local_path(folder)
-    try:
+    with user_errors():
         generator, config = load_generator(folder)
-    except ValueError as error:
-        raise UserError(str(error)) from error
     present = [name for name in sorted(GENERATOR_FILES) if (folder / name).is_file()]
     digests = {name: sha256_of_file(folder / name) for name in present}
     return _Source(folder, generator, config, sha256(format_sha256sums(digests).encode()))
@@ -223,7 +222,7 @@ def _write_files(
         previews = write_previews(source.generator, config, place)
     except Exception as error:  # A finished training is registered even if its pictures cannot be made.
         previews = []
-        lineage["previews_failed"] = f"{type(error).__name__}: {one_line(error)}"
+        lineage["previews_failed"] = f"{type(error).__name__}: {one_line(error, 300)}"
         write_lineage(place, lineage)
     write_model_card(place, name, config, source.generator.branches, metrics, lineage, previews)
     write_pyfunc(
@@ -238,13 +237,13 @@ def _tags(source: _Source, lineage: Lineage) -> dict[str, str]:
     data = data if isinstance(data, dict) else {}
     licences = data.get("licences")
     tags = {
-        "mimic3d.recipe": config.recipe,
+        RECIPE_TAG: config.recipe,
         "mimic3d.architecture": config.model.architecture,
-        "mimic3d.resolution": str(config.model.image_resolution),
+        RESOLUTION_TAG: str(config.model.image_resolution),
         "mimic3d.branches": ", ".join(source.generator.branches),
-        "mimic3d.data": str(data.get("fingerprint") or ""),
+        DATA_TAG: str(data.get("fingerprint") or ""),
         "mimic3d.licences": ", ".join(map(str, licences)) if isinstance(licences, list) else "",
-        "mimic3d.stage1_checkpoint": str(lineage.get("stage1_checkpoint") or ""),
+        STAGE1_TAG: str(lineage.get("stage1_checkpoint") or ""),
     }
     return {key: value for key, value in tags.items() if value}
 

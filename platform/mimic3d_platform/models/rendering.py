@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
 import io
 import math
-import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypedDict
@@ -23,7 +21,7 @@ from mimic3d.export.orbits import front, orbit, turntable
 from mimic3d.export.video import render_video
 from mimic3d.networks.generator import Generator, points_within
 from mimic3d_platform import storage
-from mimic3d_platform.errors import UserError
+from mimic3d_platform.errors import UserError, user_errors
 from mimic3d_platform.storage import Uri
 
 
@@ -80,7 +78,7 @@ def latents_of(generator: Generator, config: Config, options: RenderOptions) -> 
     mapping = generator.backbone.mapping
     device = next(generator.parameters()).device
     truncation = (options.truncation, options.truncation_cutoff)
-    with torch.no_grad(), _user_errors():
+    with torch.no_grad(), user_errors():
         if options.latents:
             with storage.read_locally(options.latents) as file:
                 latents = export_latents.read_latents(file, generator).to(device)
@@ -98,7 +96,7 @@ def parse_seeds(text: str) -> tuple[int, ...]:
     Raises:
         UserError: the text is no list of numbers and ranges.
     """
-    with _user_errors():
+    with user_errors():
         return export_latents.parse_seeds(text)
 
 
@@ -111,7 +109,7 @@ def camera_path(settings: CameraConfig, file: Uri | None, count: int, *, closed:
         UserError: the file holds no camera path.
     """
     if file is not None:
-        with storage.read_locally(file) as path, _user_errors():
+        with storage.read_locally(file) as path, user_errors():
             return read_cameras(path, settings)
     return orbit(settings, count) if closed else turntable(settings, count)
 
@@ -131,7 +129,7 @@ def write_grid(
     """
     storage.check_writable(uri)
     w = latents_of(generator, config, options)
-    with _user_errors():
+    with user_errors():
         grid = render_grid(generator, w, cameras, progress=progress, **_shared(generator, options))
     buffer = io.BytesIO()
     grid.save(buffer, "png")
@@ -156,7 +154,7 @@ def write_video(
     w = latents_of(generator, config, options)
     if interpolate:
         w = export_latents.interpolate(w, len(cameras))[:, None]
-    with storage.write_locally(uri) as path, storage.translate_errors(path, "write"), _user_errors():
+    with storage.write_locally(uri) as path, storage.translate_errors(path, "write"), user_errors():
         render_video(path, generator, w, cameras, progress=progress, **_shared(generator, options))
 
 
@@ -205,16 +203,12 @@ def write_mesh(
         kind = NoSurfaceError if isinstance(error, marching_cubes.NoSurfaceError) else UserError
         raise kind(f"no mesh of {what}: {error}") from error
     with storage.write_locally(uri) as path, storage.translate_errors(path, "write"):
-        partial = path.with_name(f".{path.stem}.{os.getpid()}.partial{path.suffix}")
-        try:
-            save_mesh(surface, partial).replace(path)
-        finally:
-            partial.unlink(missing_ok=True)
+        save_mesh(surface, path)
     return len(surface.faces)
 
 
 def _shared(generator: Generator, options: RenderOptions) -> _Shared:
-    with _user_errors():
+    with user_errors():
         for branch in options.branches or ():
             generator.require_branch(branch)
     return {
@@ -223,14 +217,3 @@ def _shared(generator: Generator, options: RenderOptions) -> _Shared:
         "noise": options.noise,
         "max_points": points_within(options.memory),
     }
-
-
-@contextlib.contextmanager
-def _user_errors() -> Iterator[None]:
-    """Turns a `ValueError` of the method into a `UserError`."""
-    try:
-        yield
-    except UserError:
-        raise
-    except ValueError as error:
-        raise UserError(str(error)) from error

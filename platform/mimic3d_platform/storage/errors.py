@@ -7,7 +7,7 @@ import os
 import re
 from collections.abc import Iterator
 
-from mimic3d_platform.errors import UserError
+from mimic3d_platform.errors import UserError, one_line
 from mimic3d_platform.settings import get_settings
 from mimic3d_platform.storage.s3 import NO_CREDENTIALS, s3_client
 from mimic3d_platform.storage.uris import Uri, is_local, is_s3, scheme, split_s3
@@ -84,11 +84,7 @@ def _is_of_storage(error: Exception, uri: Uri) -> bool:
 
 
 def _cause(error: Exception, uri: Uri) -> tuple[str, bool]:
-    """The cause and the remedy, in one line, and whether the error is transient.
-
-    Returns:
-        The line, and whether the error is transient.
-    """
+    """The cause and the remedy, in one line, and whether the error is transient."""
     if is_s3(uri):
         return _cause_in_s3(error, uri)
     if is_local(uri):
@@ -98,10 +94,10 @@ def _cause(error: Exception, uri: Uri) -> tuple[str, bool]:
     if isinstance(error, PermissionError):
         return f"access is refused; check the credentials for {scheme(uri)}://", False
     if isinstance(error, ConnectionError | TimeoutError):
-        return f"no answer ({_one_line(error)})", True
+        return f"no answer ({one_line(error)})", True
     if isinstance(error, NotImplementedError):
         return f"{scheme(uri)}:// places do not allow that; name another place", False
-    return _one_line(error), False
+    return one_line(error), False
 
 
 def _cause_on_disk(error: Exception) -> str:
@@ -112,7 +108,7 @@ def _cause_on_disk(error: Exception) -> str:
     if any(word in str(error) for word in ("No space left", "quota")):
         return "no space is left on the device; free some or choose another folder"
     system = os.strerror(error.errno) if isinstance(error, OSError) and error.errno else None
-    return system or _one_line(error)
+    return system or one_line(error)
 
 
 def _cause_in_s3(error: Exception, uri: Uri) -> tuple[str, bool]:
@@ -147,11 +143,7 @@ def _cause_in_s3(error: Exception, uri: Uri) -> tuple[str, bool]:
         return f"nothing answers at {where}; start it (`mimic3d up`) or correct AWS_ENDPOINT_URL", True
     if isinstance(error, FileNotFoundError) or says(*_NO_KEY):
         return "there is nothing there; check the URI", False
-    return _one_line(error), False
-
-
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split()) or type(error).__name__
+    return one_line(error), False
 
 
 def _why_refused(uri: Uri) -> str:

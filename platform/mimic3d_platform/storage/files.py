@@ -2,8 +2,8 @@
 
 Local places are served by the standard library, all others by fsspec (S3 by s3fs). boto3 copies between S3
 and the local disk, in parts and with checksums. An error is a `StorageError` that names the place, the cause
-and the way out; transient ones are retried first (`retries`). In every function, `patience_s` is how long
-they are retried; the settings' if not given.
+and the way out; transient ones are retried first (`retries`). `patience_s`, where a function takes it, is how
+long they are retried; the settings' if not given.
 """
 
 from __future__ import annotations
@@ -76,7 +76,7 @@ def write_bytes(uri: Uri, data: bytes, *, patience_s: float | None = None) -> No
     access(uri, "write", write, patience_s=patience_s)
 
 
-def create_bytes(uri: Uri, data: bytes, *, patience_s: float | None = None) -> bool:
+def create_bytes(uri: Uri, data: bytes) -> bool:
     """Write a file unless there is one; of several concurrent writers, one succeeds.
 
     Other places than S3 and the local disk have no such operation: there, the file is looked for first.
@@ -107,15 +107,15 @@ def create_bytes(uri: Uri, data: bytes, *, patience_s: float | None = None) -> b
         files.pipe_file(path, data)
         return True
 
-    return access(uri, "write", create, patience_s=patience_s)
+    return access(uri, "write", create)
 
 
-def list_files(uri: Uri, suffix: str = "", *, patience_s: float | None = None) -> list[str]:
+def list_files(uri: Uri, suffix: str = "") -> list[str]:
     """The URIs of all files below a folder whose names end in `suffix`, sorted; none if it is not there."""
-    return sorted(place for place in file_sizes(uri, patience_s=patience_s) if place.endswith(suffix))
+    return sorted(place for place in file_sizes(uri) if place.endswith(suffix))
 
 
-def file_sizes(uri: Uri, *, patience_s: float | None = None) -> dict[str, int]:
+def file_sizes(uri: Uri) -> dict[str, int]:
     """The bytes of each file below a folder, by its URI; none if the folder is not there."""
 
     def look() -> dict[str, int]:
@@ -129,10 +129,10 @@ def file_sizes(uri: Uri, *, patience_s: float | None = None) -> dict[str, int]:
             if name and not name.endswith(("/", PARTIAL_SUFFIX))
         }
 
-    return access(uri, "list", look, patience_s=patience_s)
+    return access(uri, "list", look)
 
 
-def copy_tree(source: Uri, target: Uri, *, patience_s: float | None = None) -> int:
+def copy_tree(source: Uri, target: Uri) -> int:
     """Copy a file to the URI `target`, or every file below a folder into the folder `target`.
 
     Returns:
@@ -140,19 +140,16 @@ def copy_tree(source: Uri, target: Uri, *, patience_s: float | None = None) -> i
     Raises:
         StorageError: nothing is at `source`, or either side fails.
     """
-    if _is_file(source, patience_s):
-        names = [""]
-    else:
-        names = [place[len(join(source)) :] for place in list_files(source, patience_s=patience_s)]
+    names = [""] if _is_file(source) else [place[len(join(source)) :] for place in list_files(source)]
     if not names:
         raise StorageError(f"cannot copy {source}: there is nothing there; check the path")
     for name in names:
         place, copy = (join(uri, name).rstrip("/") for uri in (source, target))
-        access(copy, "write", _copier(place, copy), patience_s=patience_s)
+        access(copy, "write", _copier(place, copy))
     return len(names)
 
 
-def delete_tree(uri: Uri, *, patience_s: float | None = None) -> None:
+def delete_tree(uri: Uri) -> None:
     """Delete a file, or a folder with all below it; what is not there is no error.
 
     Raises:
@@ -169,10 +166,10 @@ def delete_tree(uri: Uri, *, patience_s: float | None = None) -> None:
             with contextlib.suppress(FileNotFoundError):
                 files.rm(path, recursive=True)
 
-    access(uri, "delete", delete, patience_s=patience_s)
+    access(uri, "delete", delete)
 
 
-def ensure_bucket(uri: Uri, *, patience_s: float | None = None) -> None:
+def ensure_bucket(uri: Uri) -> None:
     """Make the bucket of an `s3://` URI, or the folder of another, unless it is there."""
 
     def create() -> None:
@@ -187,10 +184,10 @@ def ensure_bucket(uri: Uri, *, patience_s: float | None = None) -> None:
             files, path = open_filesystem(uri)
             files.makedirs(path, exist_ok=True)
 
-    access(uri, "create", create, patience_s=patience_s)
+    access(uri, "create", create)
 
 
-def _is_file(uri: Uri, patience_s: float | None) -> bool:
+def _is_file(uri: Uri) -> bool:
     def look() -> bool:
         if is_local(uri):
             return local_path(uri).is_file()
@@ -200,7 +197,7 @@ def _is_file(uri: Uri, patience_s: float | None) -> bool:
         except FileNotFoundError:
             return False
 
-    return access(uri, "read", look, patience_s=patience_s)
+    return access(uri, "read", look)
 
 
 def _has_keys(files: AbstractFileSystem, uri: Uri) -> bool:

@@ -15,11 +15,12 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from PIL import Image, UnidentifiedImageError
 from tenacity import RetryCallState, Retrying
 
-from mimic3d_platform.errors import UserError
+from mimic3d_platform.errors import UserError, one_line
 from mimic3d_platform.storage.retries import GrowingPauses
-from mimic3d_platform.tracking.server import client, is_outage, one_line, tracking_uri, without_login
+from mimic3d_platform.tracking.server import client, is_outage, tracking_uri, without_login
 
 MAX_METRICS_PER_BATCH = 500  # MLflow's own limit.
 # Entries that wait for a server that does not answer, some 100 MB: at one a second, half a day. Beyond that
@@ -127,7 +128,7 @@ class RunLogger:
             self._lost, self._failure = 0, None
         if waiting or lost:
             cause = failure or self._outage
-            reason = one_line(cause) if cause and not is_outage(cause) else "it does not answer"
+            reason = one_line(cause, 300) if cause and not is_outage(cause) else "it does not answer"
             what = (
                 f"{waiting} entries wait to be logged and {lost} were lost"
                 if lost
@@ -225,8 +226,6 @@ class RunLogger:
 
     def _send_image(self, key: str, step: int, content: bytes) -> None:
         """Logs an image by key and step, which MLflow's page shows with a slider, unless the run has it."""
-        from PIL import Image, UnidentifiedImageError
-
         if self._images is None:
             # MLflow names them images/KEY%step%STEP%….png; an older version had + in place of %.
             names = [Path(file.path).name for file in self._client.list_artifacts(self.run_id, "images")]

@@ -10,8 +10,8 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit, urlunsplit
 
-from mimic3d_platform.errors import UserError
-from mimic3d_platform.settings import get_settings
+from mimic3d_platform.errors import UserError, one_line
+from mimic3d_platform.settings import environment_variables, get_settings
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -28,6 +28,12 @@ _DEFAULTS = {
     "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
     "MLFLOW_LOGGING_LEVEL": "WARNING",
     "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
+}
+
+# Keeps MLflow from retrying, and from waiting long.
+_ONE_QUICK_ATTEMPT = {
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0",
+    "MLFLOW_HTTP_REQUEST_TIMEOUT": str(int(CHECK_TIMEOUT_S)),
 }
 
 _LOGIN = ("MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_PASSWORD", "MLFLOW_TRACKING_TOKEN")
@@ -79,13 +85,8 @@ def _set_defaults() -> None:
 def in_environment() -> Iterator[str]:
     """Sets `MLFLOW_TRACKING_URI`, which MLflow's module functions read, during the block."""
     uri = tracking_uri()
-    before = os.environ.get("MLFLOW_TRACKING_URI")
-    os.environ["MLFLOW_TRACKING_URI"] = uri
-    try:
+    with environment_variables({"MLFLOW_TRACKING_URI": uri}):
         yield uri
-    finally:
-        if before is None:
-            del os.environ["MLFLOW_TRACKING_URI"]
 
 
 def check_tracking() -> str:
@@ -109,7 +110,7 @@ def check_tracking() -> str:
             answers.append(error)
 
     _set_defaults()
-    with _without_retries():
+    with environment_variables(_ONE_QUICK_ATTEMPT):
         import mlflow  # noqa: F401  (its import takes seconds that are not the server's)
 
         requesting = threading.Thread(target=request, daemon=True)
@@ -151,7 +152,7 @@ def tracking_errors(doing: str) -> Iterator[None]:
         if getattr(error, "error_code", "") in ("UNAUTHENTICATED", "PERMISSION_DENIED"):
             remedy = "check MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, or MLFLOW_TRACKING_TOKEN"
             raise UserError(f"MLflow at {without_login(uri)} refuses access; {remedy}") from error
-        raise UserError(f"cannot {doing} MLflow at {without_login(uri)}: {one_line(error)}") from error
+        raise UserError(f"cannot {doing} MLflow at {without_login(uri)}: {one_line(error, 300)}") from error
 
 
 def is_outage(error: BaseException) -> bool:
@@ -168,11 +169,6 @@ def is_outage(error: BaseException) -> bool:
     return isinstance(error, MlflowException) and (
         error.error_code in codes or any(words in str(error) for words in unreachable)
     )
-
-
-def one_line(error: BaseException) -> str:
-    """The first 300 characters of an error's message, without line breaks."""
-    return " ".join(str(error).split())[:300] or type(error).__name__
 
 
 def _no_answer(uri: str) -> str:
@@ -201,19 +197,3 @@ def _listens(uri: str) -> bool:
     connecting.start()
     connecting.join(CHECK_TIMEOUT_S)
     return connected.is_set()
-
-
-@contextlib.contextmanager
-def _without_retries() -> Iterator[None]:
-    """Keeps MLflow from retrying, and from waiting long, during the block."""
-    names = ("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "MLFLOW_HTTP_REQUEST_TIMEOUT")
-    before = {name: os.environ.get(name) for name in names}
-    os.environ |= {names[0]: "0", names[1]: str(int(CHECK_TIMEOUT_S))}
-    try:
-        yield
-    finally:
-        for name, value in before.items():
-            if value is None:
-                del os.environ[name]
-            else:
-                os.environ[name] = value

@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from mimic3d.config import Config, config_from_yaml, override
+from mimic3d.config import Config, override
 from mimic3d.config.recipes import get_recipe
 from mimic3d_platform import storage
 from mimic3d_platform.errors import UserError
+from mimic3d_platform.training.run_identity import read_config_file
 
 _NO_DATA = "no data set is named: give --data s3://…, or make one with `mimic3d data render`"
 
@@ -75,10 +76,4 @@ def parse_assignments(assignments: Sequence[str], data_uri: str | None = None) -
 def _read_config(uri: str) -> Config:
     if not storage.exists(uri):
         raise UserError(f"there is no config file {uri}: check the path, or name a recipe")
-    try:
-        text = storage.read_bytes(uri).decode()
-    except UnicodeDecodeError as error:
-        raise UserError(
-            f"cannot read the config file {uri}: it is not UTF-8 text; correct or replace it"
-        ) from error
-    return config_from_yaml(text, uri)
+    return read_config_file(uri)

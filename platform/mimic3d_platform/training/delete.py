@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from mimic3d.checkpoints.file_names import CONFIG
-from mimic3d.config import Config, ConfigError, config_from_yaml
+from mimic3d.config import Config, ConfigError
 from mimic3d_platform import storage
 from mimic3d_platform.cluster.connect import join_ray
 from mimic3d_platform.cluster.named_actors import run_lock
@@ -11,9 +11,7 @@ from mimic3d_platform.data.format.list_datasets import list_datasets
 from mimic3d_platform.errors import UserError
 from mimic3d_platform.models.registry import registered_models, versions_of
 from mimic3d_platform.training.result import read_result
-from mimic3d_platform.training.run_identity import check_name
-
-_SWEEP = "sweep.yaml"
+from mimic3d_platform.training.run_identity import SWEEP, check_name, read_config_file
 
 
 def delete_run(runs_uri: str, name: str, *, force: bool = False) -> None:
@@ -63,7 +61,7 @@ def delete_dataset(uri: str, runs_uri: str, *, force: bool = False) -> None:
 
 
 def _needs_of_run(runs_uri: str, name: str) -> list[str]:
-    """What needs a run, a clause each."""
+    """The reasons why a run is needed, a clause each."""
     root = storage.absolute(runs_uri)
     folder = storage.join(root, name)
     needs = [
@@ -72,7 +70,7 @@ def _needs_of_run(runs_uri: str, name: str) -> list[str]:
         if other != name and f"{config.start}/".startswith(f"{folder}/")
     ]
     sweep = name.rpartition("-")[0]
-    if sweep and storage.exists(storage.join(root, sweep, _SWEEP)):
+    if sweep and storage.exists(storage.join(root, sweep, SWEEP)):
         needs.append(f"it is a trial of the sweep {sweep}")
     result = read_result(runs_uri, name)
     if result is not None:
@@ -94,7 +92,7 @@ def _configs(runs_uri: str) -> dict[str, Config]:
         if "/" in name:  # The config of a checkpoint.
             continue
         try:
-            configs[name] = config_from_yaml(storage.read_bytes(place).decode(), place)
-        except (ConfigError, UnicodeDecodeError):
+            configs[name] = read_config_file(place)
+        except ConfigError:
             continue
     return configs

@@ -153,6 +153,7 @@ class HeldBytes:
             yield
 
     def add(self, storage: torch.UntypedStorage) -> None:
+        """Counts a saved tensor's storage."""
         key = storage.data_ptr()
         if not self._holders.get(key):
             self.now += storage.nbytes()
@@ -160,6 +161,7 @@ class HeldBytes:
         self._holders[key] = self._holders.get(key, 0) + 1
 
     def remove(self, storage: torch.UntypedStorage) -> None:
+        """Counts a storage out again, once no saved tensor uses it."""
         key = storage.data_ptr()
         self._holders[key] -= 1
         if not self._holders[key]:

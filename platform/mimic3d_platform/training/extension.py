@@ -11,11 +11,11 @@ import json
 from dataclasses import asdict, dataclass
 
 from mimic3d.checkpoints.file_names import CONFIG
-from mimic3d.config import Config, config_from_yaml, config_to_yaml, fingerprint, flatten, to_dict
+from mimic3d.config import Config, config_to_yaml, differences, fingerprint, flatten, to_dict
 from mimic3d_platform import storage
 from mimic3d_platform.errors import UserError
 from mimic3d_platform.training.result import delete_result
-from mimic3d_platform.training.run_identity import check_name
+from mimic3d_platform.training.run_identity import check_name, read_config_file
 
 EXTENSIONS = "extensions.json"
 LENGTHS = ("schedule.stage1_kimg", "schedule.stage2_kimg")
@@ -61,7 +61,7 @@ def extend_run(runs_uri: str, name: str, config: Config) -> str | None:
     uri = storage.join(runs_uri, check_name(name), CONFIG)
     if not storage.exists(uri):
         raise UserError(f"there is no run {name} to extend in {runs_uri}: train it without --extend first")
-    former = config_from_yaml(storage.read_bytes(uri).decode(), uri)
+    former = read_config_file(uri)
     if former == config:
         return None
     _check_lengths(name, former, config)
@@ -84,8 +84,7 @@ def extend_run(runs_uri: str, name: str, config: Config) -> str | None:
 
 def _check_lengths(name: str, former: Config, config: Config) -> None:
     """Raises a `UserError` unless `config` is `former` with more images at its end."""
-    old, new = flatten(to_dict(former)), flatten(to_dict(config))
-    changes = [f"{key} {old.get(key)} -> {value}" for key, value in new.items() if old.get(key) != value]
+    changes = differences(flatten(to_dict(former)), flatten(to_dict(config)))
     others = [change for change in changes if change.partition(" ")[0] not in LENGTHS]
     if others:
         raise UserError(

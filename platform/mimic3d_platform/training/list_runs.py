@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-import json
 import re
 from dataclasses import dataclass
 
-from mimic3d.config import ConfigError, config_from_yaml
+from mimic3d.checkpoints.file_names import CONFIG
+from mimic3d.config import ConfigError
 from mimic3d_platform import storage
 from mimic3d_platform.errors import UserError
-from mimic3d_platform.training.result import RESULT
-from mimic3d_platform.training.run_identity import CONFIG, ORIGIN
+from mimic3d_platform.models.checkpoints import FOLDER, MANIFEST
+from mimic3d_platform.training.result import RESULT, parse_result
+from mimic3d_platform.training.run_identity import ORIGIN, read_config_file
 
-_CHECKPOINT = re.compile(r"/checkpoints/(\d+)-[^/]+/manifest\.json$")
+_CHECKPOINT = re.compile(rf"/{FOLDER}/(\d+)-[^/]+/{re.escape(MANIFEST)}$")
 
 
 @dataclass(frozen=True)
@@ -67,13 +68,12 @@ def _listed(root: str, folder: str, nimg: int, finished: bool) -> ListedRun:
     name = folder.removeprefix(f"{root}/")
     uri = storage.join(folder, CONFIG)
     try:
-        config = config_from_yaml(storage.read_bytes(uri).decode(), uri)
-    except (ConfigError, UserError, UnicodeDecodeError) as error:
+        config = read_config_file(uri)
+    except (ConfigError, UserError) as error:
         return ListedRun(name, "", "", nimg, 0, str(error), {})
     metrics: dict[str, float] = {}
     if finished:
-        measured = json.loads(storage.read_bytes(storage.join(folder, RESULT)))["metrics"]
-        metrics = measured[max(measured, key=int)] if measured else {}
+        _, metrics = parse_result(storage.read_bytes(storage.join(folder, RESULT))).last_measurement()
     total = config.total_nimg
     state = "finished" if finished else "not finished"
     done = total if finished else nimg

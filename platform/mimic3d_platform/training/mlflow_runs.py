@@ -12,8 +12,9 @@ from pathlib import Path
 from mimic3d.config import Config, fingerprint, to_dict
 from mimic3d_platform import tracking
 from mimic3d_platform.data.format.manifest import Manifest
-from mimic3d_platform.settings import child_environment
+from mimic3d_platform.tracking.git_commit import commit_of
 from mimic3d_platform.tracking.staged_run import StagedRun, StageRun
+from mimic3d_platform.tracking.tags import COMMIT_TAG, DATA_TAG, START_DIGEST_TAG, START_TAG, VERSION_TAG
 from mimic3d_platform.training.extension import Extension
 from mimic3d_platform.training.run_identity import RunOrigin
 
@@ -39,9 +40,9 @@ def start_mlflow_run(
     commit = _commit()
     all_tags = {
         "mimic3d.config": fingerprint(config),
-        "mimic3d.data": origin.data,
-        "mimic3d.version": metadata.version("mimic3d"),
-        "mimic3d.commit": commit,
+        DATA_TAG: origin.data,
+        VERSION_TAG: metadata.version("mimic3d"),
+        COMMIT_TAG: commit,
         "mlflow.source.name": f"mimic3d train {config.recipe}",
         "mlflow.source.type": "PROJECT" if os.environ.get("MIMIC3D_COMMIT") else "LOCAL",
         "mlflow.user": _user(),
@@ -57,7 +58,7 @@ def start_mlflow_run(
     if commit != _NO_COMMIT:
         all_tags["mlflow.source.git.commit"] = commit.removesuffix("-dirty")
     if config.start:
-        all_tags |= {"mimic3d.start": config.start, "mimic3d.start.sha256": origin.start}
+        all_tags |= {START_TAG: config.start, START_DIGEST_TAG: origin.start}
     params = to_dict(config)
     run_id = tracking.start_or_resume_run(tracking.EXPERIMENT, name, params, all_tags, parent_run_id)
     facts = {"images": manifest.count, "resolution": manifest.resolution, "identities": manifest.identities}
@@ -91,11 +92,7 @@ def _commit() -> str:
     """The commit of the checkout that this code runs from, with `-dirty` if files have changed since."""
     if sent := os.environ.get("MIMIC3D_COMMIT"):  # The sources were sent along with a Ray job.
         return sent
-    here = Path(__file__).parent
     try:
-        command = ["git", "-C", str(here), "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"]
-        return subprocess.run(
-            command, capture_output=True, text=True, timeout=10, check=True, env=child_environment()
-        ).stdout.strip()
+        return commit_of(Path(__file__).parent)
     except (OSError, subprocess.SubprocessError):
         return _NO_COMMIT

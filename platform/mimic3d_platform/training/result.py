@@ -23,13 +23,23 @@ class TrainingResult:
     seconds: float
     """Spent in training steps."""
 
+    def last_measurement(self) -> tuple[int, dict[str, float]]:
+        """The images and the metrics of the last measurement; (0, {}) where there was none."""
+        last = max(self.metrics, default=0)
+        return last, self.metrics.get(last, {})
+
 
 def read_result(runs_uri: str, name: str) -> TrainingResult | None:
     """The result of a run; None where it has not reached its end."""
     uri = storage.join(runs_uri, name, RESULT)
     if not storage.exists(uri):
         return None
-    values = json.loads(storage.read_bytes(uri))
+    return parse_result(storage.read_bytes(uri))
+
+
+def parse_result(content: bytes) -> TrainingResult:
+    """The result that a file's content describes."""
+    values = json.loads(content)
     metrics = {int(nimg): measured for nimg, measured in values.pop("metrics").items()}
     return TrainingResult(metrics=metrics, **values)
 
@@ -40,4 +50,5 @@ def delete_result(runs_uri: str, name: str) -> None:
 
 
 def write_result(runs_uri: str, result: TrainingResult) -> None:
+    """Writes a run's result into its folder."""
     storage.write_bytes(storage.join(runs_uri, result.name, RESULT), json.dumps(asdict(result)).encode())

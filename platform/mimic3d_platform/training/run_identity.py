@@ -11,12 +11,22 @@ from collections.abc import Callable, Collection
 from dataclasses import asdict, dataclass
 
 from mimic3d.checkpoints.file_names import CONFIG
-from mimic3d.config import Config, config_from_yaml, config_to_yaml, flatten, to_dict
+from mimic3d.config import (
+    Config,
+    ConfigError,
+    config_from_yaml,
+    config_to_yaml,
+    differences,
+    flatten,
+    to_dict,
+)
 from mimic3d_platform import storage
 from mimic3d_platform.errors import UserError
 from mimic3d_platform.tracking.staged_run import StagedRun
 
 ORIGIN = "origin.json"
+# In the folder of a sweep, which is beside those of runs.
+SWEEP = "sweep.yaml"
 _SHOWN_DIFFERENCES = 4
 
 
@@ -61,6 +71,22 @@ def check_name(name: str) -> str:
     return name
 
 
+def read_config_file(uri: str) -> Config:
+    """The config in a YAML file.
+
+    Raises:
+        UserError: the file cannot be read.
+        ConfigError: it is not UTF-8 text, or not a config of this version.
+    """
+    try:
+        text = storage.read_bytes(uri).decode()
+    except UnicodeDecodeError as error:
+        raise ConfigError(
+            f"cannot read the config file {uri}: it is not UTF-8 text; correct or replace it"
+        ) from error
+    return config_from_yaml(text, uri)
+
+
 def read_config(runs_uri: str, name: str) -> Config:
     """The config of a run.
 
@@ -71,7 +97,7 @@ def read_config(runs_uri: str, name: str) -> Config:
     uri = storage.join(runs_uri, check_name(name), CONFIG)
     if not storage.exists(uri):
         raise UserError(f"there is no run {name} in {runs_uri}: `mimic3d runs list` shows the runs")
-    return config_from_yaml(storage.read_bytes(uri).decode(), uri)
+    return read_config_file(uri)
 
 
 def read_origin(runs_uri: str, name: str) -> RunOrigin | None:
@@ -94,19 +120,12 @@ def claim_run(runs_uri: str, name: str, config: Config, origin: RunOrigin) -> bo
         UserError: the name belongs to another config, data set or start; shows the first differences.
     """
     uri = storage.join(runs_uri, check_name(name), CONFIG)
-    wanted = flatten(to_dict(config))
 
-    def differences(text: str) -> list[str]:
-        existing = flatten(to_dict(config_from_yaml(text, uri)))
-        return [
-            f"{key} {existing.get(key)} -> {value}"
-            for key, value in wanted.items()
-            if existing.get(key) != value
-        ]
+    def changes(text: str) -> list[str]:
+        existing = config_from_yaml(text, uri)
+        return differences(flatten(to_dict(existing)), flatten(to_dict(config)))
 
-    exists = claim_name(
-        uri, config_to_yaml(config), differences, f"the run {name} exists with another config"
-    )
+    exists = claim_name(uri, config_to_yaml(config), changes, f"the run {name} exists with another config")
     known = read_origin(runs_uri, name)
     if known is None:
         uri = storage.join(runs_uri, name, ORIGIN)
@@ -126,11 +145,12 @@ def check_origin(name: str, config: Config, known: RunOrigin, present: RunOrigin
     _require_same(name, "start", config.start, known.start, present.start)
 
 
-def claim_name(uri: str, text: str, differences: Callable[[str], list[str]], conflict: str) -> bool:
+def claim_name(uri: str, text: str, changes: Callable[[str], list[str]], conflict: str) -> bool:
     """Takes a name by writing `text`, which a run or sweep of the name is made of, to `uri`.
 
     Args:
-        differences: between `text` and what was written before under the name; empty if they mean the same.
+        changes: the differences between `text` and what was written before under the name; empty if they
+            mean the same.
         conflict: begins the message of the error where there are any.
     Returns:
         whether the name was taken before, for the same.
@@ -141,7 +161,7 @@ def claim_name(uri: str, text: str, differences: Callable[[str], list[str]], con
         storage.ensure_bucket(uri.rpartition("/")[0])
         if storage.create_bytes(uri, text.encode()):
             return False
-    found = differences(storage.read_bytes(uri).decode())
+    found = changes(storage.read_bytes(uri).decode())
     if found:
         more = f" and {len(found) - _SHOWN_DIFFERENCES} more" if len(found) > _SHOWN_DIFFERENCES else ""
         raise UserError(

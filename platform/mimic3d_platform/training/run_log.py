@@ -22,6 +22,7 @@ from mimic3d_platform.errors import UserError
 from mimic3d_platform.models.checkpoints import StoredCheckpoint
 from mimic3d_platform.tracking.logger import Entry, File, Metrics, RunLogger, Tag
 from mimic3d_platform.tracking.staged_run import StagedRun
+from mimic3d_platform.tracking.tags import STAGE1_DIGEST_TAG, STAGE1_TAG
 from mimic3d_platform.training.divergence import Divergence, DivergenceDetector
 from mimic3d_platform.training.metrics_file import LogLine, MetricsFile
 from mimic3d_platform.training.system_metrics import SystemMetrics, hardware
@@ -103,9 +104,9 @@ class RunLog:
         image.save(buffer, "png")
         self._add("run", nimg, File(f"samples/{nimg:09d}.png", buffer.getvalue()))
 
-    def tag(self, key: str, value: str, nimg: int, stage: str = "run") -> None:
-        """Sets a tag of the run, or of a stage."""
-        self._add(stage, nimg, Tag(f"mimic3d.{key}", value))
+    def tag(self, key: str, value: str, nimg: int) -> None:
+        """Sets the tag `mimic3d.<key>` of the run."""
+        self._add("run", nimg, Tag(f"mimic3d.{key}", value))
 
     def line(
         self, trainer: Trainer, stage: int, scalars: Mapping[str, float], speed: Mapping[str, float]
@@ -163,8 +164,8 @@ class RunLog:
     def _tag_stage1(self, checkpoint: StoredCheckpoint) -> None:
         """Names, in stage 2, the checkpoint of stage 1 that it began with."""
         if checkpoint.nimg == self._config.stage1_nimg:
-            self.tag("stage1_checkpoint", checkpoint.uri, checkpoint.nimg, "stage2")
-            self.tag("stage1_checkpoint.sha256", checkpoint.digest, checkpoint.nimg, "stage2")
+            for key, value in ((STAGE1_TAG, checkpoint.uri), (STAGE1_DIGEST_TAG, checkpoint.digest)):
+                self._add("stage2", checkpoint.nimg, Tag(key, value))
 
 
 def schedule_values(config: Config, trainer: Trainer) -> dict[str, float]:

@@ -31,16 +31,20 @@ class ProgressReports:
         self._notes: list[str] = []
 
     def publish(self, report: ProgressReport) -> None:
+        """Replaces the newest report."""
         self._report = report
 
     def latest(self) -> ProgressReport | None:
+        """The newest report; None before the first."""
         return self._report
 
     def add_note(self, line: str) -> None:
+        """Adds a note, unless it was added before."""
         if line not in self._notes:
             self._notes.append(line)
 
     def notes(self) -> list[str]:
+        """All notes, oldest first."""
         return list(self._notes)
 
 
@@ -52,15 +56,19 @@ class StopRequest:
         self._stopped_at: int | None = None
 
     def request(self) -> None:
+        """Asks the workers to stop."""
         self._requested = True
 
     def requested(self) -> bool:
+        """Whether the driver has asked the workers to stop."""
         return self._requested
 
     def confirm(self, nimg: int) -> None:
+        """Records the images at which the workers ended as requested."""
         self._stopped_at = nimg
 
     def stopped_at(self) -> int | None:
+        """The images at which the workers ended as requested; None if they did not."""
         return self._stopped_at
 
 
@@ -92,6 +100,7 @@ class FailureCount:
         self._failure = reason
 
     def failure(self) -> str | None:
+        """The reason why the run has failed for good, or None."""
         return self._failure
 
 
@@ -141,6 +150,7 @@ class RunState:
             ray.get(published)
 
     def latest_report(self, timeout: float | None = None) -> ProgressReport | None:
+        """The newest progress report, or None; waits for `timeout` seconds at most."""
         return self._ask("reports", "latest", timeout=timeout)
 
     def add_note(self, line: str) -> None:
@@ -148,6 +158,7 @@ class RunState:
         self._send("reports", "add_note", line)
 
     def notes(self, timeout: float | None = None) -> list[str]:
+        """All notes for the user, oldest first; waits for `timeout` seconds at most."""
         return self._ask("reports", "notes", timeout=timeout)
 
     def request_stop(self) -> None:

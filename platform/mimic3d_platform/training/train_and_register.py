@@ -5,6 +5,7 @@ from __future__ import annotations
 import tempfile
 from dataclasses import dataclass
 
+from mimic3d.checkpoints.file_names import GENERATOR_FOLDER
 from mimic3d.config import Config
 from mimic3d_platform import storage
 from mimic3d_platform.console import Console
@@ -60,9 +61,8 @@ def train_and_register(
     version = None
     if model:
         with tempfile.TemporaryDirectory(prefix="mimic3d-generator-") as folder:
-            storage.copy_tree(storage.join(result.checkpoint_uri, "generator"), folder)
-            last = max(result.metrics, default=0)
-            metrics = result.metrics.get(last, {})
+            storage.copy_tree(storage.join(result.checkpoint_uri, GENERATOR_FOLDER), folder)
+            last, metrics = result.last_measurement()
             with console.working("registering"):
                 version = register_generator(folder, model, result.run_id, metrics, step=last)
         console.say(f"registered {model} version {version}")

@@ -86,7 +86,7 @@ def _measured(config: Config, network: str) -> dict[str, str]:
     """The metrics that a run measures while it trains, by the names that a sweep file may use for them."""
     from mimic3d.evaluation.frechet import frechet_name
     from mimic3d.evaluation.registry import TRAINING_VIEWS
-    from mimic3d.features.pooled import EXTRACTORS
+    from mimic3d.features.registry import EXTRACTORS
 
     branches = ["2d"] if config.model.branch_2d else []
     branches += ["3d"] if config.model.architecture != "eg3d" else []

@@ -6,7 +6,7 @@ import contextlib
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from mimic3d_platform import tracking
 from mimic3d_platform.console import Console
@@ -14,16 +14,13 @@ from mimic3d_platform.errors import UserError
 from mimic3d_platform.tracking import EXPERIMENT
 from mimic3d_platform.tracking.logger import RunLogger
 from mimic3d_platform.tracking.server import client, tracking_errors
+from mimic3d_platform.tracking.tags import TRIAL_TAG
 from mimic3d_platform.tuning.plots import format_value, short_name
 from mimic3d_platform.tuning.schema import Sweep
 from mimic3d_platform.tuning.trials import Trial
 
-if TYPE_CHECKING:
-    pass
-
 REPORT = "report"
 _ENDED_TAG = "mimic3d.trial_ended"
-# The most that MLflow lists at once.
 
 
 def sweep_params(sweep: Sweep) -> dict[str, Any]:
@@ -74,7 +71,7 @@ class TrialReporter:
 
 def close_trial(trial: Trial, parent_run_id: str) -> None:
     """Tags and closes the run of a trial and those of its stages: a trial that Ray stopped could not."""
-    tags = {"mimic3d.trial": str(trial.index), _ENDED_TAG: trial.status}
+    tags = {TRIAL_TAG: str(trial.index), _ENDED_TAG: trial.status}
     run_id = tracking.start_or_resume_run(EXPERIMENT, trial.name, {}, tags, parent_run_id=parent_run_id)
     _close(run_id, "FAILED" if trial.status == "failed" else "FINISHED")
 

@@ -50,6 +50,7 @@ class Scale:
 
     @staticmethod
     def of_list(values: Sequence[Value]) -> Scale:
+        """Values evenly spaced, in their order."""
         steps = max(len(values) - 1, 1)
         ticks = tuple(
             (place / steps if len(values) > 1 else 0.5, format_value(v)) for place, v in enumerate(values)
@@ -58,6 +59,7 @@ class Scale:
 
     @staticmethod
     def of_range(low: float, high: float, log: bool = False) -> Scale:
+        """A range, with a tick at each quarter; one of no width is widened."""
         if low == high:
             low, high = low - abs(low or 1) * 0.05, high + abs(high or 1) * 0.05
         ends = (math.log(low), math.log(high)) if log else (low, high)
@@ -67,6 +69,7 @@ class Scale:
 
     @staticmethod
     def of_parameter(parameter: Parameter) -> Scale:
+        """The scale of a parameter's kind."""
         if parameter.is_list:
             return Scale.of_list(parameter.values)
         low, high = parameter.values[:2]

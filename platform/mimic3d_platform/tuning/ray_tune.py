@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import os
 import re
 from collections import deque
 from collections.abc import Callable, Iterator
@@ -21,8 +20,9 @@ from ray.tune.schedulers import ASHAScheduler, FIFOScheduler, TrialScheduler
 from ray.tune.search import Searcher
 
 from mimic3d_platform.cluster.ray_internals import ENV_VARS_TO_PROPAGATE
-from mimic3d_platform.errors import UserError
-from mimic3d_platform.settings import get_settings
+from mimic3d_platform.errors import UserError, first_line
+from mimic3d_platform.settings import environment_variables, get_settings
+from mimic3d_platform.tracking.tags import SWEEP_TAG, TRIAL_TAG
 from mimic3d_platform.tuning.run_trial import (
     FINISHED,
     HISTORY,
@@ -99,9 +99,9 @@ def run_trials(
         try:
             tuner.fit()
         except (ray.exceptions.RayError, tune.TuneError, ConnectionError) as error:
-            first = str(error).strip().split("\n")[0]
             raise UserError(
-                f"Ray ended the sweep {run.name} ({first}): run the same command again, it resumes from here"
+                f"Ray ended the sweep {run.name} ({first_line(error)}): run the same command again, it "
+                "resumes from here"
             ) from error
     records.flush()
 
@@ -156,12 +156,12 @@ class TrialSearch(Searcher):
 
     def _assignment(self, trial: Trial) -> Assignment:
         run = self._run
-        tags = {"mimic3d.sweep": run.name, "mimic3d.trial": str(trial.index)}
+        tags = {SWEEP_TAG: run.name, TRIAL_TAG: str(trial.index)}
         return Assignment(
             index=trial.index,
             name=trial.name,
             config=trial_config(run.sweep, trial, run.stage1_uri, self._records.all()),
-            tags=tags | {f"mimic3d.sweep.{path}": str(value) for path, value in trial.point.items()},
+            tags=tags | {f"{SWEEP_TAG}.{path}": str(value) for path, value in trial.point.items()},
             replay=trial.reports if self._halving else (),
         )
 
@@ -292,20 +292,14 @@ def _reason(trial: TuneTrial) -> str:
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
     """Keeps Ray Tune from printing and from catching signals: the observer reports, this process stops."""
-    before = {name: os.environ.get(name) for name in _ENVIRONMENT}
-    os.environ.update(_ENVIRONMENT)
     logger = logging.getLogger("ray.tune")
     level = logger.level
     logger.setLevel(logging.CRITICAL)
     try:
-        yield
+        with environment_variables(_ENVIRONMENT):
+            yield
     finally:
         logger.setLevel(level)
-        for name, value in before.items():
-            if value is None:
-                os.environ.pop(name, None)
-            else:
-                os.environ[name] = value
 
 
 @contextlib.contextmanager

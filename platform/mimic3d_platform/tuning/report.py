@@ -14,6 +14,7 @@ from PIL import Image
 from mimic3d.config import config_to_yaml
 from mimic3d_platform import tracking
 from mimic3d_platform.errors import UserError
+from mimic3d_platform.training.run_identity import SWEEP
 from mimic3d_platform.tuning import plots
 from mimic3d_platform.tuning.plots import format_value, short_name
 from mimic3d_platform.tuning.schema import Pbt, Sweep
@@ -65,7 +66,7 @@ def write_report(
     """
     folder.mkdir(parents=True, exist_ok=True)
     best = best_trials(sweep, trials)
-    (folder / "sweep.yaml").write_text(sweep_to_yaml(sweep), encoding="utf-8")
+    (folder / SWEEP).write_text(sweep_to_yaml(sweep), encoding="utf-8")
     (folder / TABLE).write_text(_csv(sweep, trials), encoding="utf-8")
     ordered = [*best, *(trial for trial in trials if trial not in best)]
     header, rows = table(sweep, ordered)
@@ -191,7 +192,7 @@ figure {{ margin: 2em 0; }} img {{ max-width: 100%; }} figcaption {{ font-weight
 <p>{len(trials)} trials ({counts}), {html.escape(aims)}; {sum(trial.kimg for trial in trials):g} kimg,
 {sum(trial.seconds for trial in trials) / 60:.1f} minutes of training steps in the finished ones.</p>
 <h2>Winning</h2><ul>{winners or "<li>no trial has a result</li>"}</ul>
-<p>The best first. <a href="{TABLE}">All metrics as CSV</a>, <a href="sweep.yaml">the sweep</a>.</p>
+<p>The best first. <a href="{TABLE}">All metrics as CSV</a>, <a href="{SWEEP}">the sweep</a>.</p>
 <table><tr>{head}</tr>{body}</table>
 {figures}
 </html>

@@ -19,7 +19,8 @@ from mimic3d_platform.errors import UserError
 from mimic3d_platform.evaluation import feature_weights
 from mimic3d_platform.settings import DEFAULT_RUNS_URI
 from mimic3d_platform.tracking import EXPERIMENT
-from mimic3d_platform.training.run_identity import check_name, claim_name
+from mimic3d_platform.tracking.tags import DATA_TAG, SWEEP_TAG
+from mimic3d_platform.training.run_identity import SWEEP, check_name, claim_name
 from mimic3d_platform.tuning.checks import concurrency, with_metric_names
 from mimic3d_platform.tuning.mlflow_runs import (
     REPORT,
@@ -33,10 +34,10 @@ from mimic3d_platform.tuning.report import SweepResult, write_report
 from mimic3d_platform.tuning.schema import SHARED, Sweep
 from mimic3d_platform.tuning.search import size
 from mimic3d_platform.tuning.stage1 import find_stage1, pin_stage1, stage1_run, train_stage1
-from mimic3d_platform.tuning.sweep_file import differences, parse_sweep, sweep_to_yaml
+from mimic3d_platform.tuning.sweep_file import parse_sweep, sweep_differences, sweep_to_yaml
 from mimic3d_platform.tuning.trials import SweepRun, Trial, TrialRecords
 
-SWEEP, CLOCK = "sweep.yaml", "clock.json"
+CLOCK = "clock.json"
 
 
 def run_sweep(
@@ -75,7 +76,7 @@ def run_sweep(
             _extend(runs_uri, name, sweep, console)
     _claim_name(runs_uri, name, sweep)
     sweep_uri = storage.join(runs_uri, name)
-    tags = {"mimic3d.sweep": name, "mimic3d.data": manifest.fingerprint}
+    tags = {SWEEP_TAG: name, DATA_TAG: manifest.fingerprint}
     with run_lock(runs_uri, name):
         records = TrialRecords(sweep_uri)
         run_id = tracking.start_or_resume_run(EXPERIMENT, name, sweep_params(sweep), tags)
@@ -164,7 +165,7 @@ def _claim_name(runs_uri: str, name: str, sweep: Sweep) -> None:
     claim_name(
         place,
         sweep_to_yaml(sweep),
-        lambda text: differences(parse_sweep(text, place), sweep),
+        lambda text: sweep_differences(parse_sweep(text, place), sweep),
         f"the sweep {name} exists with other settings",
     )
 
@@ -179,7 +180,7 @@ def _extend(runs_uri: str, name: str, sweep: Sweep, console: Console) -> None:
     if not storage.exists(place):
         raise UserError(f"there is no sweep {name} to extend in {runs_uri}: run it without --extend first")
     stored = parse_sweep(storage.read_bytes(place).decode(), place)
-    changes = differences(stored, sweep)
+    changes = sweep_differences(stored, sweep)
     if not changes:
         return
     if others := [change for change in changes if not change.startswith("budget.")]:

@@ -71,7 +71,7 @@ def run_trial(config: dict[str, Assignment], settings: TrialSettings) -> None:
         tags=assignment.tags,
         callbacks=[TuneReportCallback()],
     )
-    last = max(result.metrics, default=0)
+    last, metrics = result.last_measurement()
     tune.report(
         {
             FINISHED: True,
@@ -79,7 +79,7 @@ def run_trial(config: dict[str, Assignment], settings: TrialSettings) -> None:
             "seconds": result.seconds,
             "checkpoint_uri": result.checkpoint_uri,
             "run_id": result.run_id,
-            HISTORY: {str(nimg): metrics for nimg, metrics in result.metrics.items()},
-            **result.metrics.get(last, {}),
+            HISTORY: {str(nimg): measured for nimg, measured in result.metrics.items()},
+            **metrics,
         }
     )

@@ -47,6 +47,7 @@ class Parameter:
 
     @property
     def is_list(self) -> bool:
+        """Whether its values are listed, not a range."""
         return self.kind in LISTS
 
     def sample(self, source: random.Random) -> Value:
@@ -96,6 +97,7 @@ class Space:
 
     @property
     def paths(self) -> list[str]:
+        """The parameters' paths, in their order."""
         return [parameter.path for parameter in self.parameters]
 
     def grid(self) -> list[Point]:

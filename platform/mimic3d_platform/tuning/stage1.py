@@ -14,7 +14,7 @@ from mimic3d_platform.console import Console
 from mimic3d_platform.errors import UserError
 from mimic3d_platform.models import model_uris
 from mimic3d_platform.models.checkpoints import CheckpointStore
-from mimic3d_platform.models.registry import is_registered, version_of
+from mimic3d_platform.models.registry import is_registered, version_of, version_uri
 from mimic3d_platform.training import run_identity
 from mimic3d_platform.training.progress import progress_bar
 from mimic3d_platform.training.train import train
@@ -85,14 +85,13 @@ def stage1_run(sweep: str) -> str:
 def _checkpoint(uri: str) -> str:
     """The URI of the checkpoint or registered version that `uri` stands for now."""
     if is_registered(uri):
-        version = version_of(uri)
-        return f"models:/{version.name}/{version.version}"
+        return version_uri(version_of(uri))
     if not storage.exists(uri):
         raise UserError(f"there is nothing at {uri}; name a checkpoint, a run's folder, shared or own")
     config_uri = storage.join(uri, CONFIG)
     if not (storage.exists(config_uri) and storage.exists(storage.join(uri, run_identity.ORIGIN))):
         return uri
-    nimg = config_from_yaml(storage.read_bytes(config_uri).decode(), config_uri).stage1_nimg
+    nimg = run_identity.read_config_file(config_uri).stage1_nimg
     runs_uri, _, run = uri.rstrip("/").rpartition("/")
     ends = [stored.uri for stored in CheckpointStore(runs_uri, run).all() if stored.nimg == nimg > 0]
     if not ends:

@@ -10,9 +10,9 @@ from typing import Any, TypeVar
 import yaml
 from pydantic import BaseModel, ValidationError
 
-from mimic3d.config import ConfigError, flatten, from_dict, to_dict
+from mimic3d.config import ConfigError, differences, flatten, from_dict, to_dict
 from mimic3d_platform import storage
-from mimic3d_platform.errors import UserError
+from mimic3d_platform.errors import UserError, one_line
 from mimic3d_platform.training.config_from_command import assign, resolve_config
 from mimic3d_platform.tuning.checks import check_sweep
 from mimic3d_platform.tuning.schema import Asha, Objective, Pbt, Section, Sweep, SweepFile
@@ -72,14 +72,10 @@ def sweep_to_yaml(sweep: Sweep) -> str:
     return yaml.safe_dump(sweep.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
 
 
-def differences(stored: Sweep, given: Sweep) -> list[str]:
-    """The differences between two sweeps: "KEY OLD -> NEW" for each key."""
+def sweep_differences(stored: Sweep, given: Sweep) -> list[str]:
+    """The differences between two sweeps, sorted: "KEY OLD -> NEW" for each key."""
     old, new = (flatten(sweep.model_dump(mode="json")) for sweep in (stored, given))
-    return [
-        f"{key} {old.get(key)} -> {new.get(key)}"
-        for key in sorted(old.keys() | new.keys())
-        if old.get(key) != new.get(key)
-    ]
+    return sorted(differences(old, new))
 
 
 def _beside(file: str, name: str) -> str:
@@ -102,8 +98,7 @@ def _mapping(text: str, where: str) -> dict[str, Any]:
     try:
         values = yaml.safe_load(text)
     except yaml.YAMLError as error:
-        reason = " ".join(str(error).split())
-        raise UserError(f"{where} is not YAML: {reason}") from error
+        raise UserError(f"{where} is not YAML: {one_line(error)}") from error
     if not isinstance(values, dict):
         raise UserError(f"{where} holds no sweep: write keys such as recipe, space and objectives")
     return values

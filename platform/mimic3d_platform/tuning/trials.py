@@ -58,14 +58,16 @@ class Trial:
 
     @property
     def kimg(self) -> float:
+        """Thousands of images consumed."""
         return self.nimg / 1000
 
     @property
     def ended(self) -> bool:
+        """Whether it has finished, was stopped or has failed."""
         return self.status != "running"
 
     def scores(self, objectives: Iterable[Objective]) -> list[float] | None:
-        """Its value of each objective; None where one was not measured or is not finite."""
+        """The trial's value of each objective; None where one was not measured or is not finite."""
         values = [self.metrics.get(objective.metric, math.nan) for objective in objectives]
         return values if all(map(math.isfinite, values)) else None
 

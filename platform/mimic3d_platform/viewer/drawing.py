@@ -48,6 +48,7 @@ class Model:
 
     @property
     def device(self) -> torch.device:
+        """The device of the generator's weights."""
         return next(self.generator.parameters()).device
 
     @property

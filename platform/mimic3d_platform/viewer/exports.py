@@ -63,12 +63,7 @@ def camera_path(keys: Sequence[tuple[float, ...]], settings: CameraConfig, frame
     poses, intrinsics = split_label(cameras)
     frame_poses = torch.eye(4, dtype=torch.float64).repeat(frames, 1, 1)
     frame_poses[:, :3, :3] = _rotations_between(poses[:, :3, :3], index, share)
-    frame_poses[:, :3, 3] = torch.stack(
-        [
-            on_sphere(a, b, float(r), pivot)
-            for a, b, r in zip(between(yaw), between(pitch), between(radius), strict=True)
-        ]
-    )
+    frame_poses[:, :3, 3] = on_sphere(between(yaw), between(pitch), between(radius), pivot)
     return make_label(frame_poses, between(intrinsics))
 
 

@@ -14,11 +14,10 @@ from mimic3d.networks.generator import Generator
 from mimic3d_platform import storage
 from mimic3d_platform.errors import UserError
 from mimic3d_platform.models.checkpoints import FOLDER as CHECKPOINTS
-from mimic3d_platform.models.checkpoints import CheckpointStore, DamagedCheckpoint, StoredCheckpoint
+from mimic3d_platform.models.checkpoints import CheckpointStore, StoredCheckpoint, require_files
 from mimic3d_platform.models.model_uris import BUILTIN, load_generator
 from mimic3d_platform.models.registry import is_registered
 from mimic3d_platform.settings import use_services
-from mimic3d_platform.storage.digests import sha256_of_files
 
 DEFAULT_MODEL = "builtin:cars"
 POLL_S = 5.0
@@ -84,7 +83,7 @@ def load_model(uri: str) -> LoadedModel:
     return LoadedModel(*load_generator(uri), uri)
 
 
-def first_model(run: RunSource, ended: threading.Event | None, every_s: float = POLL_S) -> LoadedModel:
+def first_model(run: RunSource, ended: threading.Event | None) -> LoadedModel:
     """The model of a run's newest checkpoint.
 
     Args:
@@ -93,7 +92,7 @@ def first_model(run: RunSource, ended: threading.Event | None, every_s: float = 
         UserError: the run has no checkpoint, or it cannot be loaded.
     """
     while (found := run.newer()) is None:
-        if ended is None or ended.wait(every_s):
+        if ended is None or ended.wait(POLL_S):
             raise UserError(
                 f"there is no checkpoint of a run at {run.uri}: give a generator's folder, "
                 f"models:/NAME@ALIAS, {DEFAULT_MODEL} or a run's name, or wait for one with --follow"
@@ -139,14 +138,10 @@ def _is_model(place: str) -> bool:
 def _load_checkpoint(checkpoint: StoredCheckpoint) -> tuple[Generator, Config]:
     """The generator of a checkpoint: only its folder is copied, and verified against the manifest."""
     with tempfile.TemporaryDirectory(prefix="mimic3d-view-") as temporary:
-        folder = Path(temporary) / GENERATOR_FOLDER
+        folder, prefix = Path(temporary) / GENERATOR_FOLDER, f"{GENERATOR_FOLDER}/"
         storage.copy_tree(storage.join(checkpoint.uri, GENERATOR_FOLDER), folder)
-        found = sha256_of_files(Path(temporary))
-        for name, digest in checkpoint.files.items():
-            if name.startswith(f"{GENERATOR_FOLDER}/") and found.get(name) != digest:
-                raise DamagedCheckpoint(
-                    f"the checkpoint {checkpoint.uri} is damaged: {name} is not what was written"
-                )
+        files = {name: digest for name, digest in checkpoint.files.items() if name.startswith(prefix)}
+        require_files(Path(temporary), files, checkpoint.uri)
         try:
             return load_generator(str(folder))
         except UserError as error:

@@ -1,4 +1,4 @@
-"""Decides who is drawn next: every client's newest settings, coarse at once, then sharp when it rests."""
+"""Decides which client is drawn next: by its newest settings, coarse at once, then sharp when it rests."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Generator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Protocol
 
 from mimic3d_platform.viewer.drawing import Picture
@@ -28,7 +28,7 @@ class Draw(Protocol):
 
 
 class Receiver(Protocol):
-    """Who is sent the pictures of a client."""
+    """The receiver of a client's pictures."""
 
     def show(self, picture: Picture, waited: float) -> None:
         """Shows a picture, `waited` seconds after its settings were asked for."""
@@ -44,7 +44,7 @@ class _Client:
     asked: float
     coarse_due: bool = True
     sharp_due: bool = True
-    served: float = field(default=0.0)
+    served: float = 0.0
 
 
 class Scheduler:

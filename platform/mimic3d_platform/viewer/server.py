@@ -17,6 +17,7 @@ class Server(viser.ViserServer):
     """A viser server that never opens a tunnel: a page of any origin could ask it for one."""
 
     def request_share_url(self, verbose: bool = True) -> str | None:
+        """No address: viser would open a tunnel to get one."""
         return None
 
 

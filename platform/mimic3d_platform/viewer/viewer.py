@@ -57,7 +57,7 @@ class Viewer:
 
     @property
     def clients(self) -> int:
-        """How many pages are open."""
+        """The number of open pages."""
         with self._lock:
             return len(self._pages)
 

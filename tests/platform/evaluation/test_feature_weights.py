@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from mimic3d.features.pooled import load_extractor
+from mimic3d.features.registry import load_extractor
 from mimic3d.losses.perceptual import PerceptualDistance
 from mimic3d_platform.errors import UserError
 from mimic3d_platform.evaluation import feature_weights

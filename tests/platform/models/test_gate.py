@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from mimic3d_platform.errors import UserError
-from mimic3d_platform.models import alias_claim, gate, registry
+from mimic3d_platform.models import alias_claim, gate, measurements, registry
 from mimic3d_platform.models.gate import Decision, promote
 from mimic3d_platform.models.registration import register_generator
 from mimic3d_platform.tracking import start_or_resume_run
@@ -55,7 +55,7 @@ def register(
     ],
 )
 def test_which_direction_of_a_metric_is_better(metric: str, lower: bool) -> None:
-    assert gate.lower_is_better(metric) is lower
+    assert measurements.lower_is_better(metric) is lower
 
 
 def decision_of(name: str, version: int) -> dict:

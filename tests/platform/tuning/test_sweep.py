@@ -23,7 +23,7 @@ from mimic3d_platform.tuning.report import MARKDOWN, PAGE, TABLE, WINNER, write_
 from mimic3d_platform.tuning.schema import Sweep
 from mimic3d_platform.tuning.search import DONE, WAIT, Proposal, best_trials, generations, propose, size
 from mimic3d_platform.tuning.stage1 import find_stage1, pin_stage1
-from mimic3d_platform.tuning.sweep_file import differences, load_sweep, parse_sweep, sweep_to_yaml
+from mimic3d_platform.tuning.sweep_file import load_sweep, parse_sweep, sweep_differences, sweep_to_yaml
 from mimic3d_platform.tuning.trials import Trial, TrialRecords, trial_config
 
 SWEEPS = sorted((Path(__file__).parents[3] / "sweeps").glob("*.yaml"))
@@ -400,10 +400,10 @@ def test_a_sweep_file_resolves_to_one_that_depends_on_no_other(tmp_path: Path) -
     sweep = loaded(tmp_path, recipe=None, config="base.yaml", overrides={"seed": 3})
     again = parse_sweep(sweep_to_yaml(sweep), "stored")
     assert again == sweep and again.base.seed == 3 and again.base.schedule.stage2_kimg == 6.4
-    assert differences(sweep, again) == []
+    assert sweep_differences(sweep, again) == []
     plain = written(tmp_path, recipe=None, config="base.yaml", overrides=None)
     other = load_sweep(plain, assignments=["seed=4"])
-    assert differences(sweep, other) == ["config.seed 3 -> 4"]
+    assert sweep_differences(sweep, other) == ["config.seed 3 -> 4"]
 
 
 @pytest.mark.parametrize("objectives", [1, 2])

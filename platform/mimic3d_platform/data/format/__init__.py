@@ -1,1 +1,1 @@
-"""The format of a data set: Parquet shards, their manifest, camera labels and image files."""
+"""The format of a data set: Parquet shards, their manifest, camera labels, rotations and image files."""

@@ -32,7 +32,7 @@ from mimic3d_platform.data.format.manifest import (
     Shard,
     fingerprint,
 )
-from mimic3d_platform.data.format.manifest_file import find_manifest, manifest_file
+from mimic3d_platform.data.format.manifest_file import find_manifest, manifest_file, read_manifest
 from mimic3d_platform.data.format.parquet_schema import (
     arrow_schema,
     is_shard_name,
@@ -86,6 +86,7 @@ class Layout:
     generation: str = ""
 
     def shard_uri(self, index: int) -> str:
+        """The URI of a shard's file."""
         return storage.join(self.uri, shard_name(index, self.generation))
 
 
@@ -200,6 +201,18 @@ def write_manifest(
         for name in (FORMER_MANIFEST, FORMER_CARD):
             storage.delete_tree(storage.join(layout.uri, name))
     delete_stray_shards(layout.uri, manifest)
+    return manifest
+
+
+def complete_set(uri: str, plan: str) -> Manifest | None:
+    """The manifest of the data set at `uri` if a run of the same `plan` made it, else None.
+
+    Files that an interrupted writer has left beside it are deleted.
+    """
+    manifest = read_manifest(uri)
+    if manifest is None or manifest.provenance.get("plan") != plan:
+        return None
+    delete_stray_shards(uri, manifest)
     return manifest
 
 

@@ -18,6 +18,7 @@ from typing import TypeVar
 import numpy as np
 
 from mimic3d_platform.data.format.camera_labels import make_labels
+from mimic3d_platform.data.format.rotations import rotation_matrix
 from mimic3d_platform.data.ingest.listing import Listing, identities_of, match_images, scene_name
 from mimic3d_platform.data.ingest.source_files import Source, is_image
 from mimic3d_platform.errors import UserError
@@ -230,13 +231,7 @@ def _lens(camera: _Camera, where: str) -> tuple[float, float, float, float]:
 
 def _camera_to_world(image: _Image) -> np.ndarray:
     w, x, y, z = np.array(image.rotation) / np.linalg.norm(image.rotation)
-    rotation = np.array(
-        [
-            [1 - 2 * (y * y + z * z), 2 * (x * y - w * z), 2 * (x * z + w * y)],
-            [2 * (x * y + w * z), 1 - 2 * (x * x + z * z), 2 * (y * z - w * x)],
-            [2 * (x * z - w * y), 2 * (y * z + w * x), 1 - 2 * (x * x + y * y)],
-        ]
-    )
+    rotation = rotation_matrix(w, x, y, z)
     pose = np.eye(4)
     pose[:3, :3] = rotation.T
     pose[:3, 3] = -rotation.T @ np.array(image.translation)

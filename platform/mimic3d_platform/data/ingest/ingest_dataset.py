@@ -15,11 +15,11 @@ from mimic3d_platform import storage
 from mimic3d_platform.cluster.tasks import run_pieces
 from mimic3d_platform.data.format import camera_labels
 from mimic3d_platform.data.format.manifest import Manifest
-from mimic3d_platform.data.format.manifest_file import read_manifest
 from mimic3d_platform.data.format.write_shards import (
     SHARD_BYTES,
+    Layout,
     ShardRecord,
-    delete_stray_shards,
+    complete_set,
     open_layout,
     write_manifest,
 )
@@ -99,7 +99,7 @@ def ingest_dataset(
     )
     total = len(table) * (2 if mirror else 1)
     progress = on_progress or (lambda done, total: None)
-    if not overwrite and (complete := _complete_set(dest_uri, plan)) is not None:
+    if not overwrite and (complete := complete_set(dest_uri, plan.digest)) is not None:
         progress(total, total)
         return complete
     extras = {name: extra.kind for name, extra in listing.extras.items()}
@@ -111,18 +111,8 @@ def ingest_dataset(
         overwrite=overwrite,
         plan=plan.digest,
     )
-    starts = plan.shard_starts(table)
-    done = 0
-
-    def count(record: ShardRecord) -> None:
-        nonlocal done
-        done += record.shard.rows + len(record.left_out) * (2 if mirror else 1)
-        progress(done, total)
-
     progress(0, total)
-    records = run_pieces(
-        ingest_shard, len(starts) - 1, layout, plan, table, starts, on_result=count, here=here
-    )
+    records = _write_shards(layout, plan, table, here, lambda done: progress(done, total))
     left_out = listing.left_out + [name for record in records for name in record.left_out]
     records = [record for record in records if record.shard.rows]
     if not records:
@@ -142,13 +132,23 @@ def _check_options(resize: int | None, background: str | None, up: str) -> None:
         raise UserError(f"resize is {resize}: give 1 to {MOST_PIXELS} pixels")
 
 
-def _complete_set(uri: str, plan: IngestPlan) -> Manifest | None:
-    """The manifest of the data set at `uri` if the same plan made it, else None."""
-    manifest = read_manifest(uri)
-    if manifest is None or manifest.provenance.get("plan") != plan.digest:
-        return None
-    delete_stray_shards(uri, manifest)
-    return manifest
+def _write_shards(
+    layout: Layout, plan: IngestPlan, table: pa.Table, here: bool, on_rows: Callable[[int], None]
+) -> list[ShardRecord]:
+    """Writes the shards that are not there yet, as Ray tasks or in this process.
+
+    Args:
+        on_rows: called with the rows done, those that are left out included.
+    """
+    starts = plan.shard_starts(table)
+    done = 0
+
+    def count(record: ShardRecord) -> None:
+        nonlocal done
+        done += record.shard.rows + len(record.left_out) * (2 if plan.mirror else 1)
+        on_rows(done)
+
+    return run_pieces(ingest_shard, len(starts) - 1, layout, plan, table, starts, on_result=count, here=here)
 
 
 def _first_side(source: Source, table: pa.Table, edit: Edit, partial: bool) -> int:

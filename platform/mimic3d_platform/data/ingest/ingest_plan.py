@@ -18,8 +18,8 @@ from mimic3d.training.camera_rarity import camera_rarity
 from mimic3d_platform.data.format import camera_labels
 from mimic3d_platform.data.format.manifest import CAMERA_SIZE
 from mimic3d_platform.data.ingest.image_edits import Edit
+from mimic3d_platform.data.ingest.listing import Listing
 from mimic3d_platform.data.ingest.placement import Placement
-from mimic3d_platform.data.ingest.read_listing import Listing
 from mimic3d_platform.data.ingest.source_files import Entry, Source
 from mimic3d_platform.errors import UserError
 from mimic3d_platform.storage.digests import sha256_of_json

@@ -23,8 +23,10 @@ _STRIP = 36
 _COMPASS = 14
 
 
-def contact_sheet(uri: str, manifest: Manifest, seed: int = 0) -> bytes:
+def contact_sheet(uri: str, manifest: Manifest) -> bytes:
     """A PNG file: up to 40 random images, each above a compass, the yaw and the pitch of its camera.
+
+    A data set has the same sheet at every call.
 
     The compass shows the sphere around the object from above, the front (+z) at the bottom. A dot marks the
     camera: at the rim when it is level with the object, in the middle when it is above, hollow when below.
@@ -33,7 +35,7 @@ def contact_sheet(uri: str, manifest: Manifest, seed: int = 0) -> bytes:
         UserError: the set has no cameras, a shard cannot be read or an image is broken.
     """
     check_trainable(manifest, where=uri)
-    rows = randomness.permutation(seed, "contact sheet", size=manifest.count)[:_TILES]
+    rows = randomness.permutation(0, "contact sheet", size=manifest.count)[:_TILES]
     tiles = read_rows(uri, manifest, rows)
     yaw, pitch, _ = yaw_pitch_radius(np.array([camera for _, camera in tiles]))
     lines = math.ceil(len(rows) / _COLUMNS)

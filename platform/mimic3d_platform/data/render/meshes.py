@@ -92,10 +92,57 @@ def load_mesh(
     for text in (identifier, name or path.stem, source or path.name):
         if text != text.encode(errors="ignore").decode():
             raise ValueError("its name is not UTF-8: rename it")
-    parts = _read(path)
+    surface = _merged(_read(path))
+    return Mesh(
+        identifier,
+        name or path.stem,
+        author,
+        licence,
+        source or path.name,
+        surface.points,
+        surface.faces.astype(np.int32),
+        surface.colours,
+        (_stated_paint(surface, paints) if paints else _likely_paint(surface)).astype(np.int8),
+        surface.material,
+    )
+
+
+@dataclass(frozen=True)
+class _Surface:
+    """The visible faces of a mesh's parts in one.
+
+    Attributes:
+        points: (V, 3) float64, centred and scaled as those of `Mesh`.
+        faces: (F, 3), none of them degenerate.
+        colours: (F, 3) sRGB.
+        material: (F,) int32, index of `names`.
+        areas: (F,).
+        opacity: the least mean opacity of a material's parts, by its index.
+    """
+
+    points: np.ndarray
+    faces: np.ndarray
+    colours: np.ndarray
+    material: np.ndarray
+    areas: np.ndarray
+    names: list[str]
+    opacity: dict[int, float]
+
+
+def _merged(parts: list[MeshPart]) -> _Surface:
+    """The parts as one surface, without invisible and degenerate faces.
+
+    Raises:
+        ValueError: no face is visible, or none has an area.
+    """
     # Files of the same shape may list their parts in any order: sorted, they give the same images.
-    parts.sort(
-        key=lambda part: (part.material, len(part.faces), part.vertices[part.faces].min(axis=(0, 1)).tolist())
+    parts = sorted(
+        parts,
+        key=lambda part: (
+            part.material,
+            len(part.faces),
+            part.vertices[part.faces].min(axis=(0, 1)).tolist(),
+        ),
     )
     names = sorted({part.material for part in parts})
     vertices, faces, colours, material, shown = [], [], [], [], []
@@ -121,26 +168,21 @@ def load_mesh(
     solid = area > _MIN_AREA
     if not solid.any():
         raise ValueError("its faces have no area")
-    face, colour, kind, area = face[solid], colour[solid], kind[solid], area[solid]
-    if paints:
-        order = [names.index(paint) + 1 if paint in names else 0 for paint in paints]
-        paint = np.select([kind + 1 == index for index in order], range(1, len(order) + 1), 0)
-        if not paint.any():
-            raise ValueError(f"it has none of the materials {', '.join(paints)}")
-    else:
-        paint = np.isin(kind, _largest_bright(colour, kind, area, names, opacity)).astype(np.int64)
-    return Mesh(
-        identifier,
-        name or path.stem,
-        author,
-        licence,
-        source or path.name,
-        points,
-        face.astype(np.int32),
-        colour,
-        paint.astype(np.int8),
-        kind,
-    )
+    return _Surface(points, face[solid], colour[solid], kind[solid], area[solid], names, opacity)
+
+
+def _stated_paint(surface: _Surface, paints: tuple[str, ...]) -> np.ndarray:
+    """(F,): the number, from 1, of the paint among the materials `paints` that a face has; 0 for none.
+
+    Raises:
+        ValueError: the mesh has none of them.
+    """
+    names = surface.names
+    order = [names.index(paint) + 1 if paint in names else 0 for paint in paints]
+    paint = np.select([surface.material + 1 == index for index in order], range(1, len(order) + 1), 0)
+    if not paint.any():
+        raise ValueError(f"it has none of the materials {', '.join(paints)}")
+    return paint
 
 
 def _read(path: Path) -> list[MeshPart]:
@@ -220,13 +262,20 @@ def _through_glass(part: MeshPart) -> np.ndarray:
     return np.where(clear[:, None], part.colours * share + _BEHIND_GLASS * (1 - share), part.colours)
 
 
-def _largest_bright(
-    colours: np.ndarray, kind: np.ndarray, area: np.ndarray, names: list[str], opacity: dict[int, float]
-) -> list[int]:
+def _likely_paint(surface: _Surface) -> np.ndarray:
+    """(F,) bool: whether a face has the body's paint, judged by its material."""
+    return np.isin(surface.material, _largest_bright(surface))
+
+
+def _largest_bright(surface: _Surface) -> list[int]:
     """The materials of the body's paint: opaque, not dark, not glass, and with the largest area."""
-    total = np.bincount(kind, weights=area, minlength=len(names))
+    names, kind, opacity = surface.names, surface.material, surface.opacity
+    total = np.bincount(kind, weights=surface.areas, minlength=len(names))
     mean = np.stack(
-        [np.bincount(kind, weights=area * channel, minlength=len(names)) for channel in colours.T]
+        [
+            np.bincount(kind, weights=surface.areas * channel, minlength=len(names))
+            for channel in surface.colours.T
+        ]
     )
     bright = (mean / np.maximum(total, 1e-12)).max(axis=0) > _DARK
     clear = [index for index, name in enumerate(names) if opacity[index] < _OPAQUE or _GLASS.search(name)]

@@ -191,9 +191,8 @@ def _typed(column: np.ndarray | list[np.ndarray], given: _Property) -> np.ndarra
 
 def _ascii(words: list[bytes], at: int, element: _Element) -> tuple[PlyValues, int]:
     columns: dict[str, list] = {each.name: [] for each in element.properties}
-    single = [each.name for each in element.properties]
     if all(each.count is None for each in element.properties):
-        width = len(single)
+        width = len(element.properties)
         if at + width * element.count > len(words):
             raise ValueError("cut off")
         table = np.array(words[at : at + width * element.count], dtype=np.float64).reshape(-1, max(width, 1))

@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from mimic3d_platform.data.format.rotations import rotation_matrix
 from mimic3d_platform.data.render.gltf_file import GltfFile, Object, numbers
 from mimic3d_platform.data.render.gltf_materials import Materials
 from mimic3d_platform.data.render.mesh_parts import MeshPart
@@ -174,14 +175,7 @@ def _compose(translation: np.ndarray, rotation: np.ndarray, scale: np.ndarray) -
     """(4, 4) of a translation, a quaternion (x, y, z, w) and scales."""
     x, y, z, w = rotation / max(float(np.linalg.norm(rotation)), 1e-12)
     result = np.eye(4)
-    result[:3, :3] = np.array(
-        [
-            [1 - 2 * (y * y + z * z), 2 * (x * y - w * z), 2 * (x * z + w * y)],
-            [2 * (x * y + w * z), 1 - 2 * (x * x + z * z), 2 * (y * z - w * x)],
-            [2 * (x * z - w * y), 2 * (y * z + w * x), 1 - 2 * (x * x + y * y)],
-        ]
-    )
-    result[:3, :3] *= scale
+    result[:3, :3] = rotation_matrix(w, x, y, z) * scale
     result[:3, 3] = translation
     return result
 
@@ -219,8 +213,8 @@ def _geometry(
         return np.zeros((0, 3), np.int64), {}
     named: dict[str, int] = primitive.get("attributes") or {}
     packed = _DRACO in (primitive.get("extensions") or {})
-    numbers = [*named.values(), *([primitive["indices"]] if "indices" in primitive else [])]
-    if packed and not all("bufferView" in file.item("accessors", number) for number in numbers):
+    accessors = [*named.values(), *([primitive["indices"]] if "indices" in primitive else [])]
+    if packed and not all("bufferView" in file.item("accessors", number) for number in accessors):
         raise ValueError(f"its geometry is compressed with Draco ({_DRACO}): export it without compression")
     if "POSITION" not in named:
         return np.zeros((0, 3), np.int64), {}

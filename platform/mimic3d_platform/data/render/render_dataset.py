@@ -23,13 +23,13 @@ from mimic3d import randomness
 from mimic3d_platform.cluster.tasks import run_pieces, start_workers
 from mimic3d_platform.data.format.image_files import encode_png
 from mimic3d_platform.data.format.manifest import Manifest
-from mimic3d_platform.data.format.manifest_file import find_manifest, read_manifest
+from mimic3d_platform.data.format.manifest_file import find_manifest
 from mimic3d_platform.data.format.write_shards import (
     SHARD_BYTES,
     Layout,
     Row,
     ShardRecord,
-    delete_stray_shards,
+    complete_set,
     open_layout,
     read_record,
     write_manifest,
@@ -117,6 +117,7 @@ class RenderPlan:
 
     @property
     def images(self) -> int:
+        """Images of all identities together."""
         return self.models * self.identities * self.views
 
     @property
@@ -229,22 +230,7 @@ def render_dataset(
     """
     if colourings is None:
         colourings = 0 if meshes else _CAR_COLOURINGS
-    numbers = {
-        "resolution": resolution,
-        "models": models,
-        "colourings": colourings or None,
-        "views": views,
-        "supersample": supersample,
-    }
-    for name, value in numbers.items():
-        if value is not None and not 1 <= value <= _LIMITS[name]:
-            raise UserError(f"{name} is {value}: give 1 to {_LIMITS[name]}")
-    if resolution * supersample > _MOST_SIDE:
-        raise UserError(
-            f"resolution {resolution} times supersample {supersample} is more than {_MOST_SIDE}: lower either"
-        )
-    if not _FOCALS[0] <= focal <= _FOCALS[1]:
-        raise UserError(f"focal is {focal}: give {_FOCALS[0]:g} to {_FOCALS[1]:g}, in image widths")
+    _check_numbers(resolution, models, colourings, views, supersample, focal)
     complete = not overwrite and find_manifest(dest_uri) is not None
     if not complete:
         # Workers start while this process reads the meshes. Errors of Ray are raised below, by `run_pieces`.
@@ -267,9 +253,7 @@ def render_dataset(
             f"render {_MOST_IMAGES} at most"
         )
     progress = on_progress or (lambda done, total: None)
-    former = read_manifest(dest_uri) if complete else None
-    if former is not None and former.provenance.get("plan") == plan.digest:
-        delete_stray_shards(dest_uri, former)
+    if complete and (former := complete_set(dest_uri, plan.digest)) is not None:
         progress(former.count, former.count)
         return former
     layout = open_layout(dest_uri, resolution, overwrite=overwrite, plan=plan.digest)
@@ -285,6 +269,28 @@ def render_dataset(
     provenance = {"tool": "mimic3d data render", "plan": plan.digest, **asdict(plan)}
     provenance |= {"radius": RADIUS, "models": [_attribution(mesh) for mesh in loaded]}
     return write_manifest(layout, records, provenance, [mesh.licence for mesh in loaded])
+
+
+def _check_numbers(
+    resolution: int, models: int | None, colourings: int, views: int, supersample: int, focal: float
+) -> None:
+    """Raises a `UserError` for an argument of `render_dataset` that is out of range."""
+    numbers = {
+        "resolution": resolution,
+        "models": models,
+        "colourings": colourings or None,
+        "views": views,
+        "supersample": supersample,
+    }
+    for name, value in numbers.items():
+        if value is not None and not 1 <= value <= _LIMITS[name]:
+            raise UserError(f"{name} is {value}: give 1 to {_LIMITS[name]}")
+    if resolution * supersample > _MOST_SIDE:
+        raise UserError(
+            f"resolution {resolution} times supersample {supersample} is more than {_MOST_SIDE}: lower either"
+        )
+    if not _FOCALS[0] <= focal <= _FOCALS[1]:
+        raise UserError(f"focal is {focal}: give {_FOCALS[0]:g} to {_FOCALS[1]:g}, in image widths")
 
 
 def _attribution(mesh: Mesh) -> dict[str, str]:

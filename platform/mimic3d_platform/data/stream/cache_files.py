@@ -87,6 +87,7 @@ class RowFile:
         return self._read(stop - start, start)
 
     def close(self) -> None:
+        """Closes the file; the cache may then evict it."""
         os.close(self._descriptor)
 
     def _read(self, length: int, offset: int) -> bytes:
@@ -136,6 +137,7 @@ class PixelFile:
             self._full = True
 
     def close(self) -> None:
+        """Closes the file; the cache may then evict it."""
         os.close(self._descriptor)
 
 

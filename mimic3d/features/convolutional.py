@@ -1,10 +1,9 @@
-"""Feature extractors for Fréchet and kernel distances; the names of the metrics contain theirs."""
+"""Convolutional networks as feature extractors: Inception-v3, and two stand-ins for it."""
 
 from __future__ import annotations
 
 import itertools
 import tempfile
-from pathlib import Path
 
 import torch
 from torch import Tensor, nn
@@ -13,7 +12,6 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 from mimic3d.features import imagenet
 from mimic3d.features.efficientnet_lite import MIDDLE, efficientnet_lite2_middle
 from mimic3d.features.extractor import FeatureExtractor, check_images, load_state, one_line
-from mimic3d.features.vision_transformer import ClipFeatures, DinoV2Features
 
 
 class MobileNetV2Features(FeatureExtractor):
@@ -130,33 +128,3 @@ class InceptionFeatures(FeatureExtractor):
     def forward(self, images: Tensor) -> Tensor:
         check_images(images)
         return self.network(images)[0]
-
-
-# Name of the feature weights (as in `mimic3d weights`) -> the extractor that uses them.
-EXTRACTORS: dict[
-    str,
-    type[InceptionFeatures]
-    | type[DinoV2Features]
-    | type[ClipFeatures]
-    | type[EfficientNetLite2MiddleFeatures]
-    | type[MobileNetV2Features],
-] = {
-    "inception-2015-12-05": InceptionFeatures,
-    "dinov2-vitl14": DinoV2Features,
-    "clip-vitl14-336": ClipFeatures,
-    "efficientnetlite2mid": EfficientNetLite2MiddleFeatures,
-    "mobilenetv2": MobileNetV2Features,
-}
-
-
-def load_extractor(path: str | Path, name: str) -> FeatureExtractor:
-    """Builds the extractor `name`, a key of `EXTRACTORS`, on the feature weights of a safetensors file.
-
-    Raises:
-        ValueError: unknown name, or weights of another network.
-    """
-    from safetensors.torch import load_file
-
-    if name not in EXTRACTORS:
-        raise ValueError(f"no feature extractor is called {name!r}; known: {', '.join(EXTRACTORS)}")
-    return EXTRACTORS[name](load_file(path))
