@@ -126,7 +126,7 @@ def run_demo(
     }
     for what, place in places.items():  # Lines, because a table would break long addresses.
         console.say(f"{what:8} {place}")
-    console.say("`mimic3d down` stops the services; the demo, run again, reuses everything")
+    console.say("`mimic3d down` stops the services; `mimic3d demo` again reuses all results")
     summary = {
         "recipe": recipe,
         "data": {"uri": data_uri, "images": manifest.count, "fingerprint": manifest.fingerprint},
