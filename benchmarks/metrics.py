@@ -233,8 +233,8 @@ def main() -> None:
         "`make bench-metrics` writes this page.\n\n"
         f"Views of {len(objects)} cars, {COUNT} of each along an orbit of ±0.4 rad at {SIDE}×{SIDE}, "
         "rendered from true meshes, then damaged. Each cell has the values for increasing strength of the "
-        f"damage. Blur must not raise the main metrics ({headlines}). The depth is that of the meshes, unless "
-        "the column says otherwise.\n\n"
+        f"damage. Blur must not raise the main metrics ({headlines}). The depth is that of the meshes, "
+        "unless the column says otherwise.\n\n"
         f"{table}\n![Each metric against the strength of the damage](evaluation-calibration.png)\n",
         encoding="utf-8",
     )
