@@ -229,11 +229,12 @@ def main() -> None:
     page = arguments.docs / "evaluation-calibration.md"
     page.write_text(
         "# Calibration of the metrics of consistency\n\n"
-        "For people who want to know how far to trust a number of [evaluation.md](evaluation.md). "
+        "For anyone who wants to know how far to trust the metrics of [evaluation.md](evaluation.md). "
         "`make bench-metrics` writes this page.\n\n"
         f"Views of {len(objects)} cars, {COUNT} of each along an orbit of ±0.4 rad at {SIDE}×{SIDE}, "
-        "rendered from true meshes, then damaged, from weak to strong. Blur must not raise the headline "
-        f"figures ({headlines}). Depth is as rendered but where it says otherwise.\n\n"
+        "rendered from true meshes, then damaged. Each cell has the values for increasing strength of the "
+        f"damage. Blur must not raise the main metrics ({headlines}). The depth is that of the meshes, "
+        "unless the column says otherwise.\n\n"
         f"{table}\n![Each metric against the strength of the damage](evaluation-calibration.png)\n",
         encoding="utf-8",
     )

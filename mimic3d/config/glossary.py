@@ -18,9 +18,10 @@ from mimic3d.config.bounds import Bound, WholeBatches, field_types, metadata_of
 
 HEADING = """# Config keys
 
-For whoever writes a recipe, an override (`--set imitation.lpips_weight=0.5`) or a sweep: every key of a run's
-config, what it may be and what it means. A run writes all its keys to `config.yaml`; a file with some of them
-takes the defaults for the rest. Names in *kimg* count thousands of images that the discriminator has seen.
+For anyone who writes a recipe, an override (`--set imitation.lpips_weight=0.5`) or a sweep: every key of a
+run's config with its possible values, its default and its meaning. The defaults are the paper's at 512²;
+recipes have others. A run writes all its keys to `config.yaml`; keys that a config file leaves out have their
+defaults. Keys that end in `_kimg` count thousands of real images that the discriminator has seen.
 
 This page is generated: `python -m mimic3d.config.glossary > docs/config.md`.
 """

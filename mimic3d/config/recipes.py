@@ -160,7 +160,7 @@ def cars64() -> Config:
 
 
 def cars_small() -> Config:
-    """Cars at 64² with networks of 2 million parameters, for half an hour of one large GPU.
+    """Cars at 64² with networks of 2 million parameters, for about an hour of one large GPU.
 
     mimic3d train cars-small --data s3://… on one GPU, or `make pretrained` without services. The data are
     those of `mimic3d data render` with --resolution 64 --focal 1.4 --colourings 32 --views 32: 13 312 images

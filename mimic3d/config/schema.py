@@ -41,7 +41,7 @@ from mimic3d.config.values import ConfigError, build, flatten, require
 
 @dataclass(frozen=True)
 class Config:
-    """Everything a run used. Written as YAML beside its results, it can be run again."""
+    """Everything that a run used. Its YAML file beside the run's results can be trained again."""
 
     recipe: str = "custom"
     """Name of the recipe that the config comes from."""
@@ -50,7 +50,7 @@ class Config:
     start: str = ""
     """Folder or URI of a training checkpoint or a generator whose weights the run begins with."""
     start_recipe: str = ""
-    """Recipe whose stage 1 the run is fine-tuned from: `start` must then be given; empty needs none."""
+    """Recipe whose stage 1 this one is fine-tuned from; if it is set, `start` is required."""
     model: ModelConfig = field(default_factory=ModelConfig)
     rendering: RenderingConfig = field(default_factory=RenderingConfig)
     camera: CameraConfig = field(default_factory=CameraConfig)

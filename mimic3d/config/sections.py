@@ -78,7 +78,7 @@ class ModelConfig(Section):
     branch_2d: bool = True
     """Whether there is a 2D branch; without one, the 3D branch has nothing to imitate."""
     precision: Literal["fp32", "mixed", "bf16"] = "fp32"
-    """Of S2D and the discriminators' four finest resolutions; mixed is float16 on GPUs, as in the paper."""
+    """Numbers in S2D and the discriminators' four finest resolutions; mixed: float16 on GPUs (paper)."""
     aware_s3d: bool = False
     """Whether the blocks of S3D are 3D-aware, too: their convolutions read all three planes."""
     detail_init: NonNegative = 1.0
@@ -121,7 +121,7 @@ class RenderingConfig(Section):
     importance_samples: Annotated[int, at_least(4)] = 48
     """Samples of a ray's second pass, placed where the first found density."""
     white_background: bool = False
-    """Whether rays that pass through everything are white instead of black."""
+    """Whether rays that hit nothing are white instead of black."""
     guided_samples: Annotated[int, zero_or_at_least(4)] = 0
     """Samples of the 3D branch's rays, near the depth of the coarse planes; 0 takes the two passes above."""
 
@@ -145,7 +145,7 @@ class CameraConfig(Section):
     pitch: float = 0.0
     """Elevation above the pivot, in radians."""
     yaw_range: float = 0.4
-    """Radians either side of the front; pi goes all the way round."""
+    """Largest angle to either side of the front, in radians; pi is the full circle."""
 
 
 @dataclass(frozen=True)
@@ -155,7 +155,7 @@ class ImitationConfig(Section):
     NAME: ClassVar[str] = "imitation"
 
     patch_resolution: int | None = None
-    """Rays along a side of a patch; none renders every pixel of the patch's square, fewer skip pixels."""
+    """Rays along a side of a patch; none takes a ray for each pixel of the patch, fewer skip pixels."""
     patch_scale: Annotated[float, more_than(0)] = 0.125
     """Side of a patch's square as a share of the image's side."""
     patch_anneal_kimg: NonNegative = 0.0
@@ -269,7 +269,7 @@ class ScheduleConfig(Section):
     batch: Count = 32
     """Images of a step, over all workers."""
     accumulate: Count = 1
-    """Parts into which each worker's share of a batch is split to save memory; gradients are the same."""
+    """Parts into which each worker's share of a batch is split to save memory, with the same gradients."""
     stage1_kimg: Annotated[float, at_least(0), WholeBatches()] = 25000.0
     """Length of stage 1, which trains the 2D branch; 0 trains both branches from scratch."""
     stage2_kimg: Annotated[float, at_least(0), WholeBatches()] = 15000.0
@@ -280,7 +280,7 @@ class ScheduleConfig(Section):
     ema_half_life_kimg: Positive = 10.0
     """Half-life of the generator's moving average."""
     ema_ramp_up: Positive | None = 0.05
-    """The half-life is at most this share of the images so far; none, and a continued run, have no limit."""
+    """Largest half-life, as a share of the images so far; no limit with none or in a continued run."""
     blur_sigma: NonNegative = 10.0
     """Initial σ of the blur of all that the discriminators see, in pixels; 0 is no blur."""
     blur_kimg: NonNegative = 200.0
@@ -310,7 +310,7 @@ class DataConfig(Section):
     cache_bytes: NonNegativeInt = 16 * 2**30
     """Disk that all processes of a machine together use to cache shards."""
     camera_balance: Fraction = 0.0
-    """How far rare views are weighted up, among real and generated images: 0 not at all, 1 fully."""
+    """Power of the weights of rare views, of real and generated images: 0 none, 1 full weights."""
     loader_workers: NonNegativeInt = 1
     """Processes that fetch and decode images for each training worker; 0 uses a thread of the worker."""
     max_bad_images: NonNegativeInt = 0
@@ -332,13 +332,13 @@ class OutputConfig(Section):
     log_steps: Count = 50
     """Steps from one log line to the next."""
     metric_kimg: Annotated[float, more_than(0), WholeBatches()] | None = None
-    """Kimg from one measurement of the metrics to the next; none measures at the ends of stages only."""
+    """Kimg from one measurement of metrics to the next; none: only at the start and the ends of stages."""
     metric_images: Annotated[int, at_least(2)] = 50000
     """Images that are generated for a Fréchet distance."""
     metric_identities: Count = 50
     """Identities whose views are compared for consistency."""
     keep_checkpoints: Count = 2
-    """Newest checkpoints that are kept; the one that ends stage 1 always is."""
+    """How many of the newest checkpoints are kept; the one at the end of stage 1 always is."""
     keep_every_kimg: Positive | None = None
     """Checkpoints at multiples of this many kimg are kept as well."""
     keep_best: str = ""

@@ -75,8 +75,8 @@ class FrechetDistance(FidelityMetric):
     needs = ("images",)
     direction = "down"
     range = "0 to ∞"
-    about = "Fréchet distance of all reals and the generated images (FID: Heusel et al., 2017)"
-    fooled_by = "few images (biased upwards); copies of the reals; what the extractor does not see"
+    about = "Fréchet distance between all real images and the generated ones (FID: Heusel et al., 2017)"
+    fooled_by = "few images (biased upwards); copies of the reals; faults that the extractor ignores"
 
     def estimate(self, features: FeatureSets) -> Estimate:
         return _frechet_estimate(features, features.generated)
@@ -107,7 +107,7 @@ class KernelDistance(FidelityMetric):
     direction = "down"
     range = "about 0 to ∞; unbiased, so it may be negative"
     about = "squared maximum mean discrepancy with a cubic kernel (KID: Bińkowski et al., 2018)"
-    fooled_by = "copies of the reals; what the extractor does not see"
+    fooled_by = "copies of the reals; faults that the extractor ignores"
 
     def estimate(self, features: FeatureSets) -> Estimate:
         reals, generated = features.reals, features.generated
@@ -128,7 +128,7 @@ class ClipKernelDistance(KernelDistance):
         "maximum mean discrepancy of CLIP's embeddings with a Gaussian kernel of bandwidth 10, times 1000 "
         "(CMMD: Jayasumana et al., 2024)"
     )
-    fooled_by = "copies of the reals; what CLIP does not name"
+    fooled_by = "copies of the reals; faults that CLIP ignores"
 
     def distance(self, reals: Tensor, generated: Tensor) -> float:
         return gaussian_kernel_distance(reals, generated)
@@ -166,8 +166,8 @@ class Density(FidelityMetric):
     kind = "density"
     needs = ("images",)
     direction = "up"
-    range = "0 to about 1; more where images crowd at the densest reals"
-    about = "how many reals' balls a generated image lies in, over k = 5 (Naeem et al., 2020)"
+    range = "0 to about 1; above 1 if images concentrate where reals are densest"
+    about = "number of reals whose ball (k = 5) holds a generated image, over k (Naeem et al., 2020)"
     fooled_by = "a few typical images, repeated"
     neighbours = 5
 
@@ -182,7 +182,7 @@ class Coverage(FidelityMetric):
     needs = ("images",)
     direction = "up"
     range = "0 to 1; grows with the number of generated images"
-    about = "share of reals whose ball, k = 5, has a generated image in it (Naeem et al., 2020)"
+    about = "share of reals whose ball (k = 5) holds a generated image (Naeem et al., 2020)"
     fooled_by = "more images than the other subject has"
     neighbours = 5
 
@@ -197,8 +197,8 @@ class Authenticity(FidelityMetric):
     direction = "up"
     range = "0 to 1; 0 for copies of the reals, above 0.5 for other images of their distribution"
     about = (
-        "share of generated images farther from the real nearest to them than that real is from the others; "
-        "memorisation lowers it (Alaa et al., 2022)"
+        "share of generated images that are farther from their nearest real than this real is from its own "
+        "nearest real; memorisation lowers it (Alaa et al., 2022)"
     )
     fooled_by = "bad images, which are far from every real: read it beside precision"
 

@@ -232,7 +232,7 @@ class FieldDetail(ViewMetric):
         "correlation of the detail of each view with the render of the field fitted to the other half; the "
         "headline figure of consistency"
     )
-    fooled_by = "nothing known among the corruptions of the calibration; a field that is too coarse lowers it"
+    fooled_by = "nothing known; a field that is too coarse lowers it"
 
     def part(self, views: Views) -> Sequence[float]:
         everywhere = torch.ones_like(views.images[:, :1], dtype=torch.bool)
@@ -248,7 +248,7 @@ class FieldsAgreement(ViewMetric):
     direction = "up"
     range = "-1 to 1"
     about = "correlation of the detail of two fields' renders, fitted to disjoint halves of the views"
-    fooled_by = "inconsistency that every field averages away alike"
+    fooled_by = "inconsistency that both fields average to the same result"
 
     def part(self, views: Views) -> Sequence[float]:
         even, odd = fitted_halves(views)

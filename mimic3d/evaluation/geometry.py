@@ -23,7 +23,7 @@ class SilhouetteOverlap(RatioMetric):
     direction = "up"
     range = "0 to 1"
     about = (
-        "intersection over union of what is opaque and what differs from the background's colour in the image"
+        "intersection over union of the opaque pixels and those whose colour differs from the background's"
     )
     fooled_by = "parts of the background's colour, which lower it; images whose background varies"
 
@@ -39,8 +39,8 @@ class Floaters(RatioMetric):
     needs = ("cameras", "depth")
     direction = "down"
     range = "0 to 1"
-    about = "share of the opaque pixels that the largest connected part of the silhouette does not hold"
-    fooled_by = "what floats in front of the object"
+    about = "share of the opaque pixels outside the largest connected part of the silhouette"
+    fooled_by = "floaters in front of the object"
 
     def part(self, views: Views) -> Sequence[float]:
         assert views.opacity is not None
@@ -59,7 +59,7 @@ class FieldDepth(RatioMetric):
     direction = "down"
     range = "0 to 1, in sides of the box"
     about = "mean difference of the depth and that of the field fitted to the other half of the views"
-    fooled_by = "surfaces of one colour, whose place no image shows"
+    fooled_by = "surfaces of one colour, whose position no image shows"
 
     def part(self, views: Views) -> Sequence[float]:
         assert views.depth is not None

@@ -73,7 +73,7 @@ Overrides = Annotated[
     typer.Option(
         "--set",
         metavar="KEY=VALUE",
-        help="Override a config key; repeatable. rendering=auto takes near, far and box from the data set.",
+        help="Override a config key; repeatable. rendering=auto: near, far, box and camera of the data set.",
     ),
 ]
 Recipe = Annotated[str, typer.Argument(help="A recipe's name, or a config file (.yaml): s3://… or a path.")]
@@ -81,15 +81,20 @@ SweepFile = Annotated[
     str, typer.Argument(help="The sweep file, such as sweeps/imitation.yaml: s3://… or a path.")
 ]
 Data = Annotated[str | None, typer.Option(help="The data set's folder: s3://… or a path.")]
-Runs = Annotated[str | None, typer.Option(help="The folder of all runs: s3://… or a path.")]
-RunName = Annotated[str | None, typer.Option(help="The run's name; the recipe's by default.")]
-SweepName = Annotated[str | None, typer.Option(help="The sweep's name; the file's by default.")]
+Runs = Annotated[
+    str | None, typer.Option(help="The folder of all runs: s3://… or a path; s3://mimic3d/runs by default.")
+]
+RunName = Annotated[str | None, typer.Option(help="The run's name; by default the recipe's name.")]
+SweepName = Annotated[str | None, typer.Option(help="The sweep's name; by default the file's name.")]
 Workers = Annotated[
     str | None,
-    typer.Option(help="Ray Train workers: a number, or LEAST:MOST; all GPUs, else all CPUs, by default."),
+    typer.Option(help="Ray Train workers: a number, or LEAST:MOST; by default one a GPU, else one a CPU."),
 ]
 Register = Annotated[str | None, typer.Option(help="Register the generator in MLflow under this model name.")]
-Alias = Annotated[str | None, typer.Option(help="Point this alias at the registered version.")]
+Alias = Annotated[
+    str | None,
+    typer.Option(help="Give the version this alias, if it is better than the version that has it."),
+]
 Extend = Annotated[
     bool,
     typer.Option("--extend", help="Continue an existing run or sweep with a greater length or budget."),

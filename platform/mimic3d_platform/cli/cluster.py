@@ -30,7 +30,8 @@ if TYPE_CHECKING:
     from mimic3d_platform.cluster.jobs import Job, JobSpec
 
 submit = typer.Typer(
-    help="Submit jobs to a running Ray cluster; a job submitted twice runs once.", no_args_is_help=True
+    help="Submit jobs to a running Ray cluster; submitting a running job again follows it.",
+    no_args_is_help=True,
 )
 jobs = typer.Typer(help="List, follow and stop the jobs of a Ray cluster.", no_args_is_help=True)
 app.add_typer(submit, name="submit")
@@ -42,7 +43,7 @@ Address = Annotated[
 ]
 WithCode = Annotated[
     bool,
-    typer.Option("--with-code", help="Send this checkout's tracked sources, in place of the image's."),
+    typer.Option("--with-code", help="Send this checkout's tracked sources, and run them, not the image's."),
 ]
 Detach = Annotated[bool, typer.Option("--detach", help="Do not follow the job's output.")]
 JobName = Annotated[str, typer.Argument(metavar="JOB", help="A job's id, or the name of its run.")]
@@ -157,7 +158,7 @@ def jobs_logs(
 
 @jobs.command("stop")
 def jobs_stop(job: JobName, address: Address = None) -> None:
-    """Stop a job; submitted again, its run resumes from its last checkpoint."""
+    """Stop a job after a last checkpoint; if it is submitted again, its run resumes from there."""
     from mimic3d_platform.cluster.jobs import find_job, stop_job
 
     dashboard = _connect(address)
@@ -165,7 +166,7 @@ def jobs_stop(job: JobName, address: Address = None) -> None:
     if not found.ended:
         found = stop_job(dashboard, found.id)
     if not found.ended:
-        raise UserError(f"the job {found.id} is still {found.status}: look at `mimic3d jobs list` again")
+        raise UserError(f"the job {found.id} is still {found.status}: check `mimic3d jobs list` in a minute")
     Console().say(f"job {found.id}: {found.status}")
 
 

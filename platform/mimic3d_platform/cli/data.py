@@ -12,7 +12,9 @@ from mimic3d_platform.cli.app import Runs, app
 from mimic3d_platform.console import Console
 from mimic3d_platform.errors import UserError
 
-data = typer.Typer(help="Render, ingest, export, list, inspect and verify data sets.", no_args_is_help=True)
+data = typer.Typer(
+    help="Render, ingest, export, list, inspect, verify and delete data sets.", no_args_is_help=True
+)
 app.add_typer(data, name="data")
 
 
@@ -24,12 +26,12 @@ def data_render(
     colourings: Annotated[
         int | None,
         typer.Option(
-            help="Repaint each model so many times. By default a model of --meshes keeps its colours, "
-            "and Debian's cars are repainted 16 times.",
+            help="Number of times that each model is repainted. By default, models of --meshes keep their "
+            "colours, and Debian's cars are repainted 16 times.",
             show_default=False,
         ),
     ] = None,
-    views: Annotated[int, typer.Option(help="Views per colouring.")] = 12,
+    views: Annotated[int, typer.Option(help="Views of each model, in each of its colourings.")] = 12,
     seed: Annotated[int, typer.Option(help="Seed of colours and cameras.")] = 0,
     meshes: Annotated[
         str | None,
@@ -37,7 +39,7 @@ def data_render(
             help="A folder of OBJ, GLB, glTF or PLY files: s3://… or a path; Debian's cars by default."
         ),
     ] = None,
-    supersample: Annotated[int, typer.Option(help="S, for S × S rays per pixel.")] = 4,
+    supersample: Annotated[int, typer.Option(help="S: each pixel is the mean of S × S rays.")] = 4,
     focal: Annotated[
         float, typer.Option(help="Focal length in image widths; 1.6 fills the image with a car.")
     ] = 1.0254,
@@ -103,14 +105,15 @@ def data_ingest(
     ] = None,
     scale: Annotated[
         str | None,
-        typer.Option(help="A factor of all distances, or auto for a scene that fits a box of side 1."),
+        typer.Option(help="A factor for all distances, or auto for a scene that fits a box of side 1."),
     ] = None,
     identity: Annotated[
         str | None,
-        typer.Option(help="folder or image: which images show one object; by the format by default."),
+        typer.Option(help="folder: the images of a folder show one object; image: each shows another."),
     ] = None,
     partial: Annotated[
-        bool, typer.Option(help="Skip and count broken images and images without a camera.")
+        bool,
+        typer.Option(help="Skip and count images that are broken, of another size, or without a camera."),
     ] = False,
     licence: Annotated[str | None, typer.Option(help="The images' licence, for the data card.")] = None,
     overwrite: Annotated[bool, typer.Option(help="Replace a data set at the destination.")] = False,
@@ -155,8 +158,8 @@ def data_ingest(
     if left_out := manifest.provenance.get("left_out_count"):
         first = manifest.provenance["left_out"][0]
         console.say(
-            f"skipped {left_out} without image or camera, broken, or of another size than the first image; "
-            f"the first is {first}"
+            f"skipped {left_out} that lack an image or a camera, are broken, or differ in size from the "
+            f"first image; the first skipped is {first}"
         )
 
 
@@ -181,7 +184,7 @@ def data_list(
         str, typer.Argument(help="The folder to look in: s3://… or a path.")
     ] = "s3://mimic3d/data",
 ) -> None:
-    """List the data sets at and below a folder."""
+    """List the data sets in a folder and in its subfolders."""
     from mimic3d_platform.data.format.list_datasets import list_datasets
     from mimic3d_platform.settings import use_services
 
@@ -232,7 +235,7 @@ def data_inspect(
     ] = False,
     local: Annotated[bool, typer.Option(help="Run in this process, without Ray.")] = False,
 ) -> None:
-    """Show a data set's statistics; on request a contact sheet, a plot of its cameras, its duplicates."""
+    """Print a data set's statistics as JSON; on request write a contact sheet and a plot of its cameras."""
     from mimic3d_platform.data.inspect.inspect_dataset import inspect_dataset
     from mimic3d_platform.settings import use_services
 
@@ -249,7 +252,7 @@ def data_inspect(
 
 @data.command("card")
 def data_card(uri: Annotated[str, typer.Argument(help="The data set's folder.")]) -> None:
-    """Print a data set's card: provenance, authors, licences. As README.md it is what Hugging Face shows."""
+    """Print a data set's card (Markdown): provenance, authors, licences."""
     from mimic3d_platform.data.format.manifest_file import read_card
 
     typer.echo(read_card(uri).decode())
@@ -271,6 +274,6 @@ def data_verify(
         console.say(str(problem))
     if count := len(report.problems) + report.more:
         raise UserError(
-            f"{uri} has {count} faults: correct the source and write the set again, or copy it again"
+            f"{uri} has {count} faults: correct the source and make the data set again, or copy it again"
         )
     console.say(f"{uri}: {report.rows} images and their cameras are intact")

@@ -145,7 +145,7 @@ def _print_results(
     console.table(("part", "seconds"), [(name, f"{taken:.0f}") for name, taken in seconds.items()])
     for what, place in places.items():  # Lines, because a table would break long addresses.
         console.say(f"{what:8} {place}")
-    console.say("`mimic3d down` stops the services; the demo, run again, reuses everything")
+    console.say("`mimic3d down` stops the services; `mimic3d demo` again reuses all results")
 
 
 def _render(model: Path, folder: Path, console: Console) -> dict[str, Path]:

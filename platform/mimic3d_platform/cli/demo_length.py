@@ -57,7 +57,7 @@ def stage2_length(data_uri: str, perceptual: str, overrides: Sequence[str], cons
     place = fits[-1] if fits else 0
     images = 1000 * LENGTHS_KIMG[place]
     console.say(
-        f"stage 2 gets {images:.0f} images: at {speed:.1f} images/s, as this machine steps, about "
+        f"stage 2 takes {images:.0f} images: at {speed:.1f} images/s on this machine, about "
         f"{images / speed / 60:.0f} minutes"
     )
     return candidates[place]

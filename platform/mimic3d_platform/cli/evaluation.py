@@ -21,7 +21,8 @@ _WHAT = (
 Images = Annotated[
     int | None,
     typer.Option(
-        help="Images for the metrics of fidelity; by default as in the generator's config, or all.", min=2
+        help="Images for the metrics of fidelity; by default as in the generator's config, or all images.",
+        min=2,
     ),
 ]
 Identities = Annotated[
@@ -33,16 +34,16 @@ Fields = Annotated[
     bool,
     typer.Option(
         "--fields/--no-fields",
-        help="Fit radiance fields to the views: some ten seconds of a CPU for an object and branch.",
+        help="Fit radiance fields to the views: about ten seconds of a CPU for each object and branch.",
     ),
 ]
-Seed = Annotated[int, typer.Option(help="Of latents, cameras and the order of images.", min=0)]
+Seed = Annotated[int, typer.Option(help="Seed of latents, cameras and the order of images.", min=0)]
 Network = Annotated[
     str | None,
     typer.Option(help="The feature network, as `mimic3d weights` lists it; the best available by default."),
 ]
 Workers = Annotated[
-    int | None, typer.Option(help="Ray tasks at a time; all GPUs, else all CPUs, by default.", min=1)
+    int | None, typer.Option(help="Ray tasks at a time; by default one for each GPU, or each CPU.", min=1)
 ]
 Truncation = Annotated[
     bool,
@@ -51,7 +52,8 @@ Truncation = Annotated[
 Meshes = Annotated[
     str | None,
     typer.Option(
-        help="Also compare shapes with the meshes that the data set was rendered from: a folder, or `cars`."
+        help="Also compare shapes with the meshes that the data set was rendered from: a folder, or `cars` "
+        "for Debian's."
     ),
 ]
 Faces = Annotated[
@@ -70,13 +72,13 @@ Out = Annotated[
 ]
 Report = Annotated[
     str | None,
-    typer.Option(help="Also write the report, an HTML page that needs no network, here: s3://… or a path."),
+    typer.Option(help="Also write a report, an HTML page that needs no network: s3://… or a path."),
 ]
 
 
 @app.command()
 def evaluate(
-    subject: Annotated[str, typer.Argument(help=f"What to judge: {_WHAT}.")],
+    subject: Annotated[str, typer.Argument(help=f"What to measure: {_WHAT}.")],
     data: DataOption = None,
     images: Images = None,
     identities: Identities = None,
@@ -91,7 +93,7 @@ def evaluate(
     out: Out = None,
     report: Report = None,
 ) -> None:
-    """Measure a generator or images against a data set; also logs the metrics to MLflow."""
+    """Measure a generator or images against a data set, and log the metrics to MLflow."""
     from mimic3d_platform.evaluation.evaluate import Options
 
     console = Console()
@@ -105,7 +107,7 @@ def evaluate(
 
 @app.command()
 def compare(
-    subjects: Annotated[list[str], typer.Argument(help=f"What to judge, two or more: {_WHAT}.")],
+    subjects: Annotated[list[str], typer.Argument(help=f"What to measure, two or more: {_WHAT}.")],
     data: DataOption = None,
     images: Images = None,
     identities: Identities = None,
@@ -120,7 +122,7 @@ def compare(
     out: Out = None,
     report: Report = None,
 ) -> None:
-    """Measure several generators or sets of images in the same way, side by side."""
+    """Measure several generators or sets of images in the same way, and print one table."""
     from mimic3d_platform.errors import UserError
     from mimic3d_platform.evaluation.evaluate import Options
     from mimic3d_platform.evaluation.measured import comparison

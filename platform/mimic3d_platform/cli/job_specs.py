@@ -180,7 +180,7 @@ def _add_file(path: Path, files: dict[str, str]) -> str:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError):
         raise UserError(
-            f"{path} cannot be read as text: put it into object storage, name it s3://…"
+            f"{path} cannot be read as text: put it into object storage, and name it s3://…"
         ) from None
     if files.get(path.name, text) != text:
         raise UserError(f"two files are named {path.name}: rename one")
@@ -192,5 +192,6 @@ def _require_shared(what: str, place: str) -> None:
     """Raises `UserError` for a relative path, which means another place on the cluster than here."""
     if "://" not in place and not place.startswith("/"):
         raise UserError(
-            f"the {what} {place} is a path on this machine: name one that the cluster has, s3://… or absolute"
+            f"the {what} {place} is a relative path, which the cluster does not have: name s3://… or an "
+            "absolute path on the cluster"
         )

@@ -21,10 +21,10 @@ def import_checkpoint(
         str, typer.Argument(help="The generator's folder, new or empty: s3://… or a path.")
     ],
     generator_only: Annotated[
-        bool, typer.Option("--generator-only", help="Skip the discriminators, which only a training needs.")
+        bool, typer.Option("--generator-only", help="Leave out the networks that only a training needs.")
     ] = False,
 ) -> None:
-    """Convert a released checkpoint to a generator's folder, without executing anything in it."""
+    """Convert a released pickle of EG3D or Mimic3D to a generator's folder; execute nothing in it."""
     from mimic3d.checkpoints.released import import_released
     from mimic3d_platform import storage
     from mimic3d_platform.models.lineage import write_lineage
@@ -51,9 +51,9 @@ Latents = Annotated[
 Truncation = Annotated[float, typer.Option(help="Truncation ψ: 1 for none, 0 for the average object.")]
 Cutoff = Annotated[
     int | None,
-    typer.Option("--truncation-cutoff", help="Truncate this many of the first layers only.", min=0),
+    typer.Option("--truncation-cutoff", help="Number of the first layers that are truncated.", min=0),
 ]
-Noise = Annotated[str, typer.Option(help="Noise of the planes: const, random or none.")]
+Noise = Annotated[str, typer.Option(help="Noise inputs of the planes' layers: const, random or none.")]
 Branch = Annotated[str | None, typer.Option(help="Render 2d or 3d only; both by default.")]
 Memory = Annotated[int, typer.Option(help="MiB of memory for the samples along rays at a time.", min=1)]
 
@@ -73,7 +73,7 @@ def render(
         str | None, typer.Option(help="A camera path, .json or .csv, in place of the orbit.")
     ] = None,
     interpolate: Annotated[
-        bool, typer.Option("--interpolate", help="A video that interpolates between the latents.")
+        bool, typer.Option("--interpolate", help="Make a video that interpolates between the latents.")
     ] = False,
     depth: Annotated[
         bool, typer.Option("--depth", help="Add a depth map beside each image; near is white.")
@@ -100,7 +100,7 @@ def render(
         raise UserError(f"{destination} is no .png, .mp4 or .webp: give one of them")
     is_video = suffix != ".png"
     if interpolate and not is_video:
-        raise UserError(f"{destination} is an image: --interpolate makes a video, so give an .mp4")
+        raise UserError(f"{destination} is an image: --interpolate makes a video, so give an .mp4 or .webp")
     branches = (branch,) if branch else None
     options = RenderOptions(
         parse_seeds(seeds), latents, truncation, cutoff, branches, depth, noise, memory * 2**20
@@ -121,7 +121,7 @@ def render(
 def mesh(
     model: Model,
     destination: Annotated[str, typer.Argument(help="A .ply or .glb file: s3://… or a path.")],
-    seed: Annotated[int, typer.Option(help="Seed of the latent, as in the rows of a grid.", min=0)] = 0,
+    seed: Annotated[int, typer.Option(help="Seed of the latent, as in `render --seeds`.", min=0)] = 0,
     latents: Latents = None,
     resolution: Annotated[
         int, typer.Option(help="Samples along each side of the box.", min=2, max=2048)

@@ -25,10 +25,11 @@ Source = Annotated[
 Registered = Annotated[str, typer.Argument(help="models:/NAME@ALIAS or models:/NAME/VERSION.")]
 Version = Annotated[int, typer.Argument(help="The version's number.", min=1)]
 Alias = Annotated[
-    str | None, typer.Option(help="Then point this alias at the version, if `models promote` would.")
+    str | None, typer.Option(help="Also give this alias to the version, if `models promote` would.")
 ]
 Force = Annotated[
-    str | None, typer.Option(metavar="REASON", help="Pass the version whatever its metrics; recorded.")
+    str | None,
+    typer.Option(metavar="REASON", help="Give the alias whatever the metrics say; the reason is recorded."),
 ]
 
 
@@ -120,12 +121,13 @@ def promote(
     ] = None,
     guard: Annotated[
         list[str] | None,
-        typer.Option(help="A metric that must not be worse; repeatable; agreement of views by default."),
+        typer.Option(help="A metric that must not be worse; repeatable; detail of views by default."),
     ] = None,
     max_latency: Annotated[
         float | None,
         typer.Option(
-            help="Time of a view on this machine, at most so many times the present version's.", min=0
+            help="Largest time to render a view on this machine, as a multiple of the present version's.",
+            min=0,
         ),
     ] = None,
     force: Force = None,
@@ -219,7 +221,7 @@ def _register(source: str, name: str, alias: str | None, force: str | None) -> N
 
     check_registration(name, alias)
     if force is not None and alias is None:
-        raise UserError("--force passes a version to an alias: give --alias too")
+        raise UserError("--force gives a version an alias whatever its metrics: give --alias too")
     _use_services()
     console = Console()
     with console.working("registering"), local_folder(source) as folder:

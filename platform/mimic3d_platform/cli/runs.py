@@ -9,7 +9,7 @@ import typer
 from mimic3d_platform.cli.app import Runs, app
 from mimic3d_platform.console import Console
 
-runs = typer.Typer(help="List, show, compare and delete trainings.", no_args_is_help=True)
+runs = typer.Typer(help="List, show, compare and delete runs, which are trainings.", no_args_is_help=True)
 app.add_typer(runs, name="runs")
 
 RunArgument = Annotated[str, typer.Argument(help="The run's name.")]
@@ -22,7 +22,7 @@ def runs_list(
         typer.Argument(help="The folder of all runs: s3://… or a path; s3://mimic3d/runs by default."),
     ] = None,
 ) -> None:
-    """List runs: recipe, images consumed at the newest checkpoint, state, data set."""
+    """List runs: recipe, images consumed at the newest checkpoint, state, metrics, data set."""
     from mimic3d_platform.settings import DEFAULT_RUNS_URI, use_services
     from mimic3d_platform.training.list_runs import list_runs
 
@@ -49,7 +49,7 @@ def runs_list(
 
 @runs.command("show")
 def runs_show(name: RunArgument, runs: Runs = None) -> None:
-    """Print a run: what differs from its recipe, its data set, checkpoints, extensions and metrics."""
+    """Print a run: its differences from the recipe, data set, checkpoints, extensions and metrics."""
     from mimic3d.config import flatten, to_dict
     from mimic3d.config.recipes import RECIPES, get_recipe
     from mimic3d_platform import storage
@@ -148,7 +148,7 @@ def runs_delete(
 
 @app.command()
 def recipes(
-    name: Annotated[str | None, typer.Argument(help="A recipe, whose whole config is printed.")] = None,
+    name: Annotated[str | None, typer.Argument(help="The recipe to print, with all its keys.")] = None,
 ) -> None:
     """List the recipes, or print one as a config file that `mimic3d train` takes."""
     from mimic3d.config import config_to_yaml

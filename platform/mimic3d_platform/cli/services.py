@@ -16,20 +16,24 @@ if TYPE_CHECKING:
 @app.command()
 def up(
     nodes: Annotated[
-        int | None, typer.Option(help="Ray nodes on this machine; as many as last time by default.")
+        int | None, typer.Option(help="Number of Ray nodes on this machine; by default as last time.")
     ] = None,
     cpus: Annotated[
-        int | None, typer.Option(help="CPUs that each Ray node offers; all of the machine's by default.")
+        int | None,
+        typer.Option(help="CPUs of each Ray node that is started now; by default all of the machine's."),
     ] = None,
     mlflow_database: Annotated[
         str | None,
-        typer.Option(help="PostgreSQL for MLflow, postgresql://USER@HOST/DB; its password in PGPASSWORD."),
+        typer.Option(
+            help="MLflow's database: postgresql://USER@HOST/DB, with the password in PGPASSWORD or "
+            "PGPASSFILE, or sqlite; by default as last time."
+        ),
     ] = None,
     login: Annotated[
         bool | None,
         typer.Option(
             "--login/--no-login",
-            help="Whether MLflow asks for a login, for machines with other users; as last time by default.",
+            help="Whether MLflow requires a login, for machines with other users; by default as last time.",
         ),
     ] = None,
 ) -> None:
@@ -41,7 +45,7 @@ def up(
     stack = local.up(nodes=nodes, cpus=cpus, on_progress=console.say, database=mlflow_database, login=login)
     _print_stack(stack, console)
     if get_settings().mlflow_password is not None:
-        console.say("MLflow asks for a login; `mimic3d env` prints it")
+        console.say("MLflow requires a login; `mimic3d env` prints it")
 
 
 @app.command()
@@ -87,16 +91,16 @@ def doctor() -> None:
 @app.command()
 def weights(
     stage: Annotated[
-        str | None, typer.Option(help="Copy the weights to this folder or s3://… prefix.")
+        str | None, typer.Option(help="Copy the weights to this folder or s3://… prefix, for a cluster.")
     ] = None,
     names: Annotated[
-        list[str] | None, typer.Argument(help="Feature networks; those that a run would use by default.")
+        list[str] | None, typer.Argument(help="Feature networks; by default those that a run would use.")
     ] = None,
     fetch: Annotated[
-        bool, typer.Option("--fetch", help="Fetch the weights to this machine now, not at first use.")
+        bool, typer.Option("--fetch", help="Download the weights now, not at first use.")
     ] = False,
 ) -> None:
-    """Show the feature networks of losses and metrics; fetch their weights, or stage them for a cluster."""
+    """List the feature networks of losses and metrics; download their weights, or stage them elsewhere."""
     from mimic3d_platform.evaluation import feature_weights
 
     console = Console()
@@ -121,4 +125,4 @@ def weights(
             console.say(f"{name}: {feature_weights.resolve(name, console.say)}")
         return
     for place in feature_weights.stage(wanted, stage, console.say):
-        console.say(f"staged {place}; set MIMIC3D_WEIGHTS={stage} where they are to be used")
+        console.say(f"staged {place}; set MIMIC3D_WEIGHTS={stage} on the machines that use it")

@@ -23,7 +23,7 @@ def sweep(
         str | None, typer.Option(help="The report's folder on this machine; sweeps-out/NAME by default.")
     ] = None,
 ) -> None:
-    """Search settings with Ray Tune and report the best; a sweep with the same name resumes."""
+    """Train the trials of a sweep file on Ray Tune and rank them; a sweep with the same name resumes."""
     from mimic3d_platform import storage
     from mimic3d_platform.tuning.sweep_file import load_sweep
 

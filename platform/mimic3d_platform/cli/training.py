@@ -34,7 +34,9 @@ def train(
     extend: Extend = False,
     dry_run: Annotated[
         bool,
-        typer.Option("--dry-run", help="Print config, workers, memory and time, and start nothing."),
+        typer.Option(
+            "--dry-run", help="Print config, workers, and estimated memory and time; start nothing."
+        ),
     ] = False,
 ) -> None:
     """Train both stages of a recipe on Ray Train; a run with the same name resumes."""
@@ -68,11 +70,11 @@ def train(
 @app.command()
 def demo(
     folder: Annotated[
-        str, typer.Option(help="The folder of the images and the summary, on this machine.")
+        str, typer.Option(help="The folder on this machine for the images, the mesh and the summary.")
     ] = "demo",
     overrides: Overrides = None,
     from_scratch: Annotated[
-        bool, typer.Option("--from-scratch", help="Train smaller networks from nothing, at 32×32.")
+        bool, typer.Option("--from-scratch", help="Train `cars-demo` from random weights, at 32×32.")
     ] = False,
 ) -> None:
     """Run the whole workflow on this machine: render cars, train both stages, register, pull, render."""

@@ -35,7 +35,7 @@ def view(
     port: Annotated[int, typer.Option(help="Port to listen on; 0 takes a free one.", min=0, max=65535)] = 0,
     open_page: Annotated[bool, typer.Option("--open/--no-open", help="Open the page in a browser.")] = True,
 ) -> None:
-    """Turn a generator's objects round in the browser: seeds, branches, depth, meshes, exports."""
+    """Show a generator in the browser, from all sides: seeds, branches, depth, meshes, exports."""
     try:
         import viser  # noqa: F401
     except ModuleNotFoundError:

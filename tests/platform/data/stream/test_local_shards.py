@@ -9,11 +9,11 @@ import pytest
 import torch
 from safetensors.torch import save_file
 from test_perceptual import random_vgg16
-from torchvision.models import mobilenet_v2
 
 from mimic3d.checkpoints.generator_folder import load_generator
 from mimic3d.config import override
 from mimic3d.config.recipes import get_recipe
+from mimic3d.features.efficientnet_lite import efficientnet_lite2_middle
 from mimic3d.training.local import LocalShards
 from mimic3d_platform.data.stream.training_stream import TrainingStream
 
@@ -72,13 +72,12 @@ def test_the_page_on_local_training_runs_without_the_platform(folder: Path, tmp_
     settings = '{"seed": 0}'
     assert settings in code
     save_file(random_vgg16(), tmp_path / "hed-vgg16.safetensors")
-    features = mobilenet_v2().features.state_dict(prefix="features.")
-    save_file(features, tmp_path / "mobilenetv2.safetensors")
+    save_file(efficientnet_lite2_middle().state_dict(), tmp_path / "efficientnetlite2mid.safetensors")
     shut = (
         "import sys; sys.modules |= dict.fromkeys(['ray', 'mlflow', 'boto3', 's3fs', 'mimic3d_platform'])\n"
     )
     program = shut + f"import sys; sys.path.insert(0, {str(ROOT)!r})\n" + code.replace(settings, repr(small))
-    distances = "{'fd_mobilenetv2/2d':"
+    distances = "{'fd_efficientnetlite2mid/2d':"
     for expected in (["8", "16", distances], [distances]):
         command = [sys.executable, "-c", program]
         environment = {"OMP_NUM_THREADS": "1"}
