@@ -36,8 +36,8 @@ METHODS = {
     "joint": "cars-demo-joint",
     "two stages (Mimic3D)": "cars-demo",
 }
-# Of the 2D branch's volume render, a quarter of the image's as in the paper: superresolution then draws enough
-# of the image to contradict itself.
+# Of the 2D branch's volume render: a quarter of the image's, as in the paper, so that superresolution draws
+# enough of the image to contradict itself.
 NEURAL_RESOLUTION = 8
 # The model that comes with the project at the end of each stage, and the branches trained by then.
 PRETRAINED = (

@@ -17,16 +17,17 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mimic3d.cameras import pixel_grid, rays
-from mimic3d.evaluation.detail import band_sums, bands, correlation
+from mimic3d.evaluation.detail import FINE_FLOOR, band_sums, bands, correlation
 from mimic3d.evaluation.metric import RatioMetric, ViewMetric, Views
 from mimic3d.evaluation.ssim import ssim_map
 from mimic3d.evaluation.views import psnr
 from mimic3d.randomness import counter_generator
 
-# Cells along a side of the grid, from the first steps to the last.
-GRIDS = (16, 32, 48)
-STEPS, RAYS, SAMPLES = 180, 1536, 64
-_RATE, _SMOOTHNESS = 0.15, 2e-3
+# Cells along a side of the grid, from the first to the last, and the steps of each. On the last one the rate
+# falls from the first value to the second: otherwise the noise of the steps hides what views disagree in.
+GRIDS, STEPS = (16, 32, 48), (60, 60, 120)
+RAYS, SAMPLES = 1536, 64
+_RATE, _LAST_RATE, _SMOOTHNESS = 0.15, 0.01, 5e-4
 _INITIAL_DENSITY = -3.0
 _RAYS_AT_ONCE = 4096
 
@@ -108,11 +109,14 @@ def fit_field(images: Tensor, cameras: Tensor, box: float, seed: int) -> GridFie
     origins, directions = rays(cameras, pixel_grid(images.shape[-1]))
     origins, directions = origins.flatten(0, 1), directions.flatten(0, 1)
     colours = images.flatten(2).transpose(1, 2).flatten(0, 1)
-    for level, cells in enumerate(GRIDS):
-        if level:
+    for cells, steps in zip(GRIDS, STEPS, strict=True):
+        if cells != GRIDS[0]:
             field.refine(cells)
         optimizer = torch.optim.Adam(field.parameters(), lr=_RATE, betas=(0.9, 0.99))
-        for _ in range(STEPS // len(GRIDS)):
+        for step in range(steps):
+            if cells == GRIDS[-1]:
+                fall = (1 + math.cos(math.pi * step / steps)) / 2
+                optimizer.param_groups[0]["lr"] = _LAST_RATE + (_RATE - _LAST_RATE) * fall
             pick = torch.randint(len(colours), (RAYS,), generator=source)
             jitter = torch.rand(RAYS, 1, generator=source)
             found, _, _ = field(origins[pick], directions[pick], jitter)
@@ -239,7 +243,7 @@ class FieldDetail(ViewMetric):
         return band_sums(bands(held_out(views).images), bands(views.images), everywhere)
 
     def value(self, sums: Tensor) -> float:
-        return correlation(sums)
+        return correlation(sums, FINE_FLOOR)
 
 
 class FieldsAgreement(ViewMetric):
@@ -256,7 +260,7 @@ class FieldsAgreement(ViewMetric):
         return band_sums(bands(even.images), bands(odd.images), everywhere)
 
     def value(self, sums: Tensor) -> float:
-        return correlation(sums)
+        return correlation(sums, FINE_FLOOR)
 
 
 class FieldsDepth(RatioMetric):
