@@ -17,7 +17,7 @@ import torch
 from matplotlib.figure import Figure
 
 from benchmarks.pretrained import Run
-from mimic3d.checkpoints.generator_folder import load_generator
+from mimic3d.checkpoints.generator_folder import load_generator, save_generator
 from mimic3d.config import Config, override
 from mimic3d.config.recipes import get_recipe
 from mimic3d.evaluation.metric import Estimate
@@ -39,6 +39,9 @@ METHODS = {
 # Of the 2D branch's volume render: a quarter of the image's, as in the paper, so that superresolution draws
 # enough of the image to contradict itself.
 NEURAL_RESOLUTION = 8
+# Of a ray, coarse and by importance each, when a generator is judged: twice those of its training, which are so few
+# that views of the 3D branch differ by where they lie.
+SAMPLES = 16
 # The model that comes with the project at the end of each stage, and the branches trained by then.
 PRETRAINED = (
     ("stage 1", "builtin:cars-stage1", ("2d",)),
@@ -78,6 +81,15 @@ class Trained:
         """The last generator's."""
         return self.out / "export"
 
+    def judged(self, folder: Path) -> Path:
+        """A copy of one of its generators that renders with `SAMPLES`."""
+        copy = self.out / "judged" / folder.name
+        if not copy.is_dir():
+            generator, config = load_generator(folder)
+            samples = {"rendering.coarse_samples": SAMPLES, "rendering.importance_samples": SAMPLES}
+            save_generator(copy, generator, override(config, samples))
+        return copy
+
     @property
     def snapshots(self) -> dict[float, Path]:
         """The generators on the way, by images seen in thousands."""
@@ -105,10 +117,11 @@ def train(name: str, arguments: argparse.Namespace) -> Trained:
 
 
 def judge(uri: str, data: Path, arguments: argparse.Namespace, *, on_the_way: bool = False) -> Measured:
-    """Measures every branch of a generator; without fitted fields on the way."""
+    """Measures every branch of a generator; on the way by half as much, and without fitted fields."""
+    part = 2 if on_the_way else 1
     options = Options(
-        images=arguments.images,
-        objects=arguments.objects,
+        images=arguments.images // part,
+        objects=arguments.objects // part,
         views=arguments.views,
         fields=not on_the_way,
         here=True,
@@ -122,7 +135,8 @@ def curve(trained: Trained, arguments: argparse.Namespace) -> Curve:
     stage1 = trained.config.schedule.stage1_kimg
     points = {}
     for kimg, folder in trained.snapshots.items():
-        estimates = judge(str(folder), arguments.data, arguments, on_the_way=True).estimates
+        judged = str(trained.judged(folder))
+        estimates = judge(judged, arguments.data, arguments, on_the_way=True).estimates
         points[kimg] = {
             name: each for name, each in estimates.items() if kimg > stage1 or name.endswith("/2d")
         }
@@ -223,9 +237,10 @@ measures and writes this page, without a GPU; so the networks are small.
 
 ## The method beside its baselines
 
-Networks of one size at 32×32, {kimg:g} thousand images of one data set of cars each, seed {seed}; {images}
-images and {objects} objects of {views} views (±0.4 rad) are measured, with 95 % intervals. The Fréchet
-distance is on the features of {extractor}; [evaluation.md](evaluation.md) says what each metric is.
+Networks of one size at 32×32, trained with {kimg:g} thousand images of one data set of cars each, seed {seed}.
+The 2D branches render volumes at {neural}×{neural}. Measured are {images} images, and {views} views (±0.4 rad) of each
+of {objects} objects, with twice the training's samples of a ray; intervals are of 95 %. The Fréchet distance is
+on the features of {extractor}; [evaluation.md](evaluation.md) says what each metric is.
 
 {table}
 ![Three latents of each method from three sides, 2D and 3D branches](results-methods.png)
@@ -236,8 +251,8 @@ distance is on the features of {extractor}; [evaluation.md](evaluation.md) says 
 
 ![Fréchet distance and warp_detail of each branch over the images seen](results-curves.png)
 
-*The same metrics over the images seen; bands are 95 % intervals. A branch is drawn once it is trained: the 3D
-branch of the two stages from {stage1:g} thousand images on.*
+*The same metrics, of half as many images and objects, over the images seen; bands are 95 % intervals. A branch
+is drawn once it is trained: the 3D branch of the two stages from {stage1:g} thousand images on.*
 
 ![The two stages' generator at some points of its training](results-training.png)
 
@@ -274,7 +289,7 @@ def main() -> None:
     if arguments.docs is not None and arguments.pretrained_data is None:
         parser.error("--docs needs --pretrained-data")
     trained = [train(name, arguments) for name in arguments.only]
-    found = [(each.name, judge(str(each.folder), arguments.data, arguments)) for each in trained]
+    found = [(each.name, judge(str(each.judged(each.folder)), arguments.data, arguments)) for each in trained]
     print(table(found))
     curves = [(each.name, curve(each, arguments)) for each in trained]
     if arguments.docs is None:
@@ -290,9 +305,9 @@ def write_page(
 ) -> None:
     """Writes docs/results.md and its pictures."""
     docs, method, both = arguments.docs, trained[-1], ("2d", "3d")
-    draw([(each.name, each.folder, both) for each in trained], docs / "results-methods.png")
+    draw([(each.name, each.judged(each.folder), both) for each in trained], docs / "results-methods.png")
     plot(curves, docs / "results-curves.png")
-    points = [(f"{kimg:g} kimg", folder, both) for kimg, folder in method.snapshots.items()]
+    points = [(f"{kimg:g} kimg", method.judged(folder), both) for kimg, folder in method.snapshots.items()]
     draw(points[:: POINTS // 4], docs / "results-training.png")
     pretrained = judge_pretrained(arguments)
     folders = [(name, builtin_folder(uri), branches) for name, uri, branches in PRETRAINED]
@@ -303,6 +318,7 @@ def write_page(
         kimg=method.config.total_nimg / 1000,
         stage1=method.config.schedule.stage1_kimg,
         seed=arguments.seed,
+        neural=NEURAL_RESOLUTION,
         images=arguments.images,
         objects=arguments.objects,
         views=arguments.views,
