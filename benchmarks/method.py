@@ -39,8 +39,8 @@ METHODS = {
 # Of the 2D branch's volume render: a quarter of the image's, as in the paper, so that superresolution draws
 # enough of the image to contradict itself.
 NEURAL_RESOLUTION = 8
-# Of a ray, coarse and by importance each, when a generator is judged: twice those of its training, which are so few
-# that views of the 3D branch differ by where they lie.
+# Of a ray, coarse and by importance each, when a generator is judged: twice those of its training, which are so
+# few that views of the 3D branch differ by where they lie.
 SAMPLES = 16
 # The model that comes with the project at the end of each stage, and the branches trained by then.
 PRETRAINED = (
@@ -237,10 +237,11 @@ measures and writes this page, without a GPU; so the networks are small.
 
 ## The method beside its baselines
 
-Networks of one size at 32×32, trained with {kimg:g} thousand images of one data set of cars each, seed {seed}.
-The 2D branches render volumes at {neural}×{neural}. Measured are {images} images, and {views} views (±0.4 rad) of each
-of {objects} objects, with twice the training's samples of a ray; intervals are of 95 %. The Fréchet distance is
-on the features of {extractor}; [evaluation.md](evaluation.md) says what each metric is.
+Networks of one size at 32×32, trained with {kimg:g} thousand images of one data set of cars each, seed
+{seed}. The 2D branches render volumes at {neural}×{neural}. Measured are {images} images, and {views} views
+(±0.4 rad) of each of {objects} objects, with twice the training's samples of a ray; intervals are of 95 %.
+The Fréchet distance is on the features of {extractor}; [evaluation.md](evaluation.md) says what each metric
+is.
 
 {table}
 ![Three latents of each method from three sides, 2D and 3D branches](results-methods.png)
@@ -251,8 +252,8 @@ on the features of {extractor}; [evaluation.md](evaluation.md) says what each me
 
 ![Fréchet distance and warp_detail of each branch over the images seen](results-curves.png)
 
-*The same metrics, of half as many images and objects, over the images seen; bands are 95 % intervals. A branch
-is drawn once it is trained: the 3D branch of the two stages from {stage1:g} thousand images on.*
+*The same metrics, of half as many images and objects, over the images seen; bands are 95 % intervals. A
+branch is drawn once it is trained: the 3D branch of the two stages from {stage1:g} thousand images on.*
 
 ![The two stages' generator at some points of its training](results-training.png)
 
