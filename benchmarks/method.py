@@ -39,8 +39,8 @@ METHODS = {
 # Of the 2D branch's volume render: a quarter of the image's, as in the paper, so that superresolution draws
 # enough of the image to contradict itself.
 NEURAL_RESOLUTION = 8
-# Of a ray, coarse and by importance each, when a generator is judged: twice those of its training, which are so
-# few that views of the 3D branch differ by where they lie.
+# Of a ray, coarse and by importance each, where a generator is judged: twice the training's, which are so few
+# that views of the 3D branch differ by where they lie.
 SAMPLES = 16
 # The model that comes with the project at the end of each stage, and the branches trained by then.
 PRETRAINED = (
