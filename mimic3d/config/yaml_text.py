@@ -5,6 +5,7 @@ from __future__ import annotations
 import yaml
 
 from mimic3d.config.schema import Config, from_dict, to_dict
+from mimic3d.config.values import ConfigError
 
 
 def config_to_yaml(config: Config) -> str:
@@ -18,13 +19,13 @@ def config_from_yaml(text: str, where: str) -> Config:
     Args:
         where: names the text's source in errors.
     Raises:
-        ValueError: the text is not YAML, or not a config (`ConfigError`).
+        ConfigError: the text is not YAML, or not a config.
     """
     try:
         values = yaml.safe_load(text)
     except yaml.YAMLError as error:
         reason = str(error).split("\n")[0]
-        raise ValueError(f"{where} is not YAML ({reason}): correct or replace it") from None
+        raise ConfigError(f"{where} is not YAML ({reason}): correct or replace it") from None
     try:
         return from_dict(values if values is not None else {})
     except ValueError as error:

@@ -26,11 +26,6 @@ def frechet_name(extractor: str, branch: str, other_camera: bool = False) -> str
     return f"{kind}{'3d' if other_camera else ''}_{extractor}/{branch}"
 
 
-def kernel_name(extractor: str, branch: str) -> str:
-    """The metric's name, of extractor and branch: `kid_inception2015/3d` or `kd_mobilenetv2/2d`."""
-    return f"{'kid' if extractor == 'inception2015' else 'kd'}_{extractor}/{branch}"
-
-
 @dataclass
 class FeatureStatistics:
     """Count, mean and scatter of a set of features, in float64; adds batches, merges across workers.

@@ -83,9 +83,14 @@ SHAPES: tuple[ShapeMetric, ...] = (ShapeChamfer(), ShapeFScore())
 METRICS: tuple[Metric, ...] = (*FIDELITY, *VIEWS, *SHAPES)
 
 
-def with_arrow(name: str, metric: Metric) -> str:
-    """A metric's name with the arrow of its direction: `warp_psnr/3d ↑`."""
-    return f"{name} {ARROWS[metric.direction]}"
+def lower_is_better(metric: str) -> bool:
+    """Whether a lower value of a metric (`fd_mobilenetv2/3d`) is better; of unknown ones a higher is."""
+    name = metric.partition("/")[0]
+    for known in METRICS:
+        kinds = (known.kind, known.protocol_kind) if isinstance(known, FidelityMetric) else ()
+        if name == known.name("") or name.partition("_")[0] in kinds:
+            return known.direction == "down"
+    return False
 
 
 def table() -> str:

@@ -9,13 +9,13 @@ from torch import Tensor
 from mimic3d.cameras import look_at, on_sphere, pixel_grid, rays
 from mimic3d.config import CameraConfig, ModelConfig, RenderingConfig
 from mimic3d.evaluation.consistency import OPAQUE, DepthView, rotated, warp_view
+from mimic3d.evaluation.fidelity import KernelDistance
 from mimic3d.evaluation.frechet import (
     FeatureStatistics,
     covariance_root,
     frechet_distance,
     frechet_name,
     kernel_distance,
-    kernel_name,
 )
 from mimic3d.evaluation.generated import frechet_by_branch, generated_images
 from mimic3d.evaluation.metric import ViewMetric, Views
@@ -120,8 +120,8 @@ def test_kernel_distance_is_unbiased_and_tells_sets_apart():
 def test_only_the_inception_of_2015_gives_fid_and_kid():
     assert frechet_name("inception2015", "3d") == "fid_inception2015/3d"
     assert frechet_name("mobilenetv2", "2d") == "fd_mobilenetv2/2d"
-    assert kernel_name("inception2015", "2d") == "kid_inception2015/2d"
-    assert kernel_name("mobilenetv2", "3d") == "kd_mobilenetv2/3d"
+    assert KernelDistance().name("inception2015") == "kid_inception2015"
+    assert KernelDistance().name("mobilenetv2") == "kd_mobilenetv2"
 
 
 # Feature networks; tests/platform/evaluation/test_feature_weights.py tests where real weights are resolved.

@@ -32,6 +32,7 @@ from mimic3d_platform.storage.digests import sha256_of_file
 from mimic3d_platform.tracking import EXPERIMENT
 from mimic3d_platform.tracking.logger import File, RunLogger
 from mimic3d_platform.tracking.server import client, tracking_errors
+from mimic3d_platform.tracking.tags import DATA_TAG
 
 if TYPE_CHECKING:
     from mlflow.entities.model_registry import ModelVersion
@@ -125,7 +126,7 @@ def evaluate(
     tags = {
         "mimic3d.model": subject.uri,
         "mimic3d.model.sha256": subject.digest,
-        "mimic3d.data": str(measured.facts["data fingerprint"]),
+        DATA_TAG: str(measured.facts["data fingerprint"]),
         "mimic3d.frechet": str(measured.facts["extractor"]),
     }
     run_id = tracking.start_or_resume_run(

@@ -21,8 +21,6 @@ from mimic3d_platform.storage.digests import sha256_of_files, sha256_of_json
 
 FOLDER = "checkpoints"
 MANIFEST = "manifest.json"
-# How the names of metrics begin of which lower is better; of all others higher is.
-LOWER_IS_BETTER = ("fid", "fd", "kid", "kd", "fields_depth")
 
 
 class DamagedCheckpoint(UserError):
@@ -96,7 +94,9 @@ class KeepPolicy:
             keep |= {checkpoint.uri for checkpoint in distinct if checkpoint.nimg % self.every_nimg == 0}
         measured = [found for found in distinct if self.best in found.facts.get("metrics", {})]
         if measured:
-            sign = 1 if self.best.startswith(LOWER_IS_BETTER) else -1
+            from mimic3d.evaluation.registry import lower_is_better  # It imports torch, this module does not.
+
+            sign = 1 if lower_is_better(self.best) else -1
             keep.add(min(measured, key=lambda found: sign * found.facts["metrics"][self.best]).uri)
         return [checkpoint for checkpoint in distinct if checkpoint.uri in keep]
 

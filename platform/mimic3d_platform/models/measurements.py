@@ -5,9 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
 
-from mimic3d.evaluation.metric import FidelityMetric
-from mimic3d.evaluation.registry import METRICS
-from mimic3d_platform.models.checkpoints import LOWER_IS_BETTER
+from mimic3d.evaluation.registry import lower_is_better
 from mimic3d_platform.models.model_card import HIGH, LOW
 from mimic3d_platform.models.registry import logged_model_of
 from mimic3d_platform.tracking.server import client, tracking_errors
@@ -67,16 +65,6 @@ class Comparison:
 
     def __str__(self) -> str:
         return f"{self.metric} {self.candidate} against {self.present}"
-
-
-def lower_is_better(metric: str) -> bool:
-    """Whether a lower value of a metric is better."""
-    name = metric.partition("/")[0]
-    for known in METRICS:
-        kinds = (known.kind, known.protocol_kind) if isinstance(known, FidelityMetric) else ()
-        if name == known.name("") or name.partition("_")[0] in kinds:
-            return known.direction == "down"
-    return name.startswith(LOWER_IS_BETTER)
 
 
 def measurements(version: ModelVersion) -> dict[str, list[Measurement]]:

@@ -121,8 +121,8 @@ def test_a_checkpoint_that_is_deleted_during_the_listing_is_left_out(
 
 def test_the_policy_keeps_the_newest_the_best_multiples_and_the_end_of_stage_1() -> None:
     there = [checkpoint(nimg) for nimg in range(100, 1100, 100)]
-    there[2] = checkpoint(300, **{"fid_x/3d": 4.0, "warp_psnr/3d": 30.0})
-    there[6] = checkpoint(700, **{"fid_x/3d": 9.0, "warp_psnr/3d": 40.0})
+    there[2] = checkpoint(300, **{"fid_x/3d": 4.0, "warp_psnr/3d": 30.0, "floaters/3d": 0.1})
+    there[6] = checkpoint(700, **{"fid_x/3d": 9.0, "warp_psnr/3d": 40.0, "floaters/3d": 0.2})
 
     def kept(**policy: object) -> list[int]:
         return [stays.nimg for stays in KeepPolicy(**policy).kept(there)]
@@ -131,6 +131,7 @@ def test_the_policy_keeps_the_newest_the_best_multiples_and_the_end_of_stage_1()
     assert kept(newest=1, every_nimg=400) == [400, 800, 1000]
     assert kept(newest=1, best="fid_x/3d") == [300, 1000]
     assert kept(newest=1, best="warp_psnr/3d") == [700, 1000]
+    assert kept(newest=1, best="floaters/3d") == [300, 1000]
     assert kept(newest=1, stage1_nimg=600) == [600, 1000]
 
 

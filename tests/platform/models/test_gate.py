@@ -8,8 +8,9 @@ from pathlib import Path
 
 import pytest
 
+from mimic3d.evaluation.registry import lower_is_better
 from mimic3d_platform.errors import UserError
-from mimic3d_platform.models import alias_claim, gate, measurements, registry
+from mimic3d_platform.models import alias_claim, gate, registry
 from mimic3d_platform.models.gate import Decision, promote
 from mimic3d_platform.models.registration import register_generator
 from mimic3d_platform.tracking import start_or_resume_run
@@ -50,12 +51,14 @@ def register(
         ("fid3d_inception2015/3d", True),
         ("kd_mobilenetv2/2d", True),
         ("fields_depth/3d", True),
+        ("floaters/3d", True),
+        ("warp_lpips_vgg16/2d", True),
         ("warp_psnr/3d", False),
         ("precision_inception2015/3d", False),
     ],
 )
 def test_which_direction_of_a_metric_is_better(metric: str, lower: bool) -> None:
-    assert measurements.lower_is_better(metric) is lower
+    assert lower_is_better(metric) is lower
 
 
 def decision_of(name: str, version: int) -> dict:
