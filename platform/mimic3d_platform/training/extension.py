@@ -91,7 +91,8 @@ def _check_lengths(name: str, former: Config, config: Config) -> None:
             f"the run {name} can be extended in {' and '.join(LENGTHS)} only, not in "
             f"{', '.join(others[:4])}: give this one another --name"
         )
-    if former.schedule.stage2_kimg and config.schedule.stage1_kimg != former.schedule.stage1_kimg:
+    has_stage2 = former.total_nimg > former.stage1_nimg  # EG3D never has one.
+    if has_stage2 and config.schedule.stage1_kimg != former.schedule.stage1_kimg:
         raise UserError(
             f"stage 1 of the run {name} is over: extend schedule.stage2_kimg, or train a new run that starts "
             "from this one (--set start=…)"
@@ -99,5 +100,5 @@ def _check_lengths(name: str, former: Config, config: Config) -> None:
     if config.total_nimg <= former.total_nimg:
         raise UserError(
             f"the run {name} has {former.total_nimg / 1000:g} kimg, {config.total_nimg / 1000:g} do not "
-            f"extend it: raise {LENGTHS[1]}"
+            f"extend it: raise {LENGTHS[1] if has_stage2 else LENGTHS[0]}"
         )

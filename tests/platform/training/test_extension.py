@@ -59,6 +59,15 @@ def test_a_run_of_stage_1_gets_more_of_it_or_a_stage_2(runs: str) -> None:
     assert [(each.kimg, each.to_kimg) for each in read_extensions(runs, "a")] == [(0.8, 1.6), (1.6, 5.6)]
 
 
+def test_eg3d_which_has_no_stage_2_gets_more_of_stage_1(runs: str) -> None:
+    recipe = get_recipe("cars-demo-eg3d")
+    claim_run(runs, "a", recipe, RunOrigin("data"))
+    with pytest.raises(UserError, match=r"do not extend it: raise schedule\.stage1_kimg"):
+        extend_run(runs, "a", override(recipe, {"schedule.stage2_kimg": 9.0}))
+    extend_run(runs, "a", override(recipe, {"schedule.stage1_kimg": 8.0}))
+    assert [(each.kimg, each.to_kimg) for each in read_extensions(runs, "a")] == [(4.0, 8.0)]
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
