@@ -56,13 +56,14 @@ SHOWN = (
     ("fields_detail", "fields_detail (two fields)"),
     ("fields_depth", "fields_depth (two fields)"),
     ("field_psnr", "field_psnr, dB"),
+    ("field_heldout_psnr", "field_heldout_psnr, dB"),
     ("field_depth", "field_depth"),
     ("silhouette_iou", "silhouette_iou"),
     ("floaters", "floaters"),
 )
 # Of the curves: what the metric's name begins with, and its panel's title.
 CURVES = (("fd_", "Fréchet distance ↓"), ("warp_detail", "warp_detail ↑"))
-POINTS = 8
+POINTS = 4
 SEEDS, VIEWS = 3, 3
 # By images seen in thousands, the estimate of each metric's full name.
 Curve = dict[float, dict[str, Estimate]]
@@ -92,8 +93,10 @@ class Trained:
 
     @property
     def snapshots(self) -> dict[float, Path]:
-        """The generators on the way, by images seen in thousands."""
-        return {int(each.name) / 1000: each for each in sorted((self.out / "snapshots").iterdir())}
+        """The generators at `POINTS` points of the training, by images seen in thousands."""
+        apart = self.config.total_nimg // POINTS
+        folders = sorted((self.out / "snapshots").iterdir())
+        return {int(each.name) / 1000: each for each in folders if int(each.name) % apart == 0}
 
 
 def longer(config: Config, times: float, seed: int) -> Config:
@@ -116,18 +119,20 @@ def train(name: str, arguments: argparse.Namespace) -> Trained:
     return Trained(name, config, out)
 
 
-def judge(uri: str, data: Path, arguments: argparse.Namespace, *, on_the_way: bool = False) -> Measured:
-    """Measures every branch of a generator; on the way by half as much, and without fitted fields."""
-    part = 2 if on_the_way else 1
-    options = Options(
-        images=arguments.images // part,
-        objects=arguments.objects // part,
-        views=arguments.views,
-        fields=not on_the_way,
-        here=True,
-    )
+def judge(
+    uri: str, data: Path, arguments: argparse.Namespace, *, images: int, on_the_way: bool = False
+) -> Measured:
+    """Measures every branch of a generator; on the way with half the objects, and without fitted fields."""
+    objects = arguments.objects // 2 if on_the_way else arguments.objects
+    options = Options(images=images, objects=objects, views=arguments.views, fields=not on_the_way, here=True)
     subject, data_uri = open_subject(uri, str(data), options.seed)
     return measure(subject, data_uri, options, cache_uri=str(arguments.out))
+
+
+def judge_at_end(trained: Trained, arguments: argparse.Namespace) -> Measured:
+    """Measures the last generator of a training."""
+    judged = str(trained.judged(trained.folder))
+    return judge(judged, arguments.data, arguments, images=arguments.images)
 
 
 def curve(trained: Trained, arguments: argparse.Namespace) -> Curve:
@@ -135,8 +140,8 @@ def curve(trained: Trained, arguments: argparse.Namespace) -> Curve:
     stage1 = trained.config.schedule.stage1_kimg
     points = {}
     for kimg, folder in trained.snapshots.items():
-        judged = str(trained.judged(folder))
-        estimates = judge(judged, arguments.data, arguments, on_the_way=True).estimates
+        judged, images = str(trained.judged(folder)), arguments.images // 2
+        estimates = judge(judged, arguments.data, arguments, images=images, on_the_way=True).estimates
         points[kimg] = {
             name: each for name, each in estimates.items() if kimg > stage1 or name.endswith("/2d")
         }
@@ -205,7 +210,7 @@ def judge_pretrained(arguments: argparse.Namespace) -> list[tuple[str, Measured]
     """The metrics of `PRETRAINED`, of the branches that had been trained."""
     found = []
     for name, uri, branches in PRETRAINED:
-        measured = judge(uri, arguments.pretrained_data, arguments)
+        measured = judge(uri, arguments.pretrained_data, arguments, images=arguments.images // 2)
         kept = {key: each for key, each in measured.estimates.items() if key.endswith(branches)}
         found.append((name, replace(measured, estimates=kept)))
     return found
@@ -282,7 +287,7 @@ def main() -> None:
     parser.add_argument("--only", nargs="*", default=list(METHODS), choices=list(METHODS))
     parser.add_argument("--times", type=float, default=1.0, help="multiplies the recipes' lengths")
     parser.add_argument("--images", type=int, default=512)
-    parser.add_argument("--objects", type=int, default=8)
+    parser.add_argument("--objects", type=int, default=6)
     parser.add_argument("--views", type=int, default=20)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
@@ -290,7 +295,7 @@ def main() -> None:
     if arguments.docs is not None and arguments.pretrained_data is None:
         parser.error("--docs needs --pretrained-data")
     trained = [train(name, arguments) for name in arguments.only]
-    found = [(each.name, judge(str(each.judged(each.folder)), arguments.data, arguments)) for each in trained]
+    found = [(each.name, judge_at_end(each, arguments)) for each in trained]
     print(table(found))
     curves = [(each.name, curve(each, arguments)) for each in trained]
     if arguments.docs is None:
@@ -309,7 +314,7 @@ def write_page(
     draw([(each.name, each.judged(each.folder), both) for each in trained], docs / "results-methods.png")
     plot(curves, docs / "results-curves.png")
     points = [(f"{kimg:g} kimg", method.judged(folder), both) for kimg, folder in method.snapshots.items()]
-    draw(points[:: POINTS // 4], docs / "results-training.png")
+    draw(points, docs / "results-training.png")
     pretrained = judge_pretrained(arguments)
     folders = [(name, builtin_folder(uri), branches) for name, uri, branches in PRETRAINED]
     draw([(name, folder, each) for name, folder, each in folders if folder], docs / "results-pretrained.png")
