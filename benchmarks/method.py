@@ -36,9 +36,6 @@ METHODS = {
     "joint": "cars-demo-joint",
     "two stages (Mimic3D)": "cars-demo",
 }
-# Of the 2D branch's volume render: a quarter of the image's, as in the paper, so that superresolution draws
-# enough of the image to contradict itself.
-NEURAL_RESOLUTION = 8
 # Of a ray, coarse and by importance each, where a generator is judged: twice the training's, which are so few
 # that views of the 3D branch differ by where they lie.
 SAMPLES = 16
@@ -100,13 +97,12 @@ class Trained:
 
 
 def longer(config: Config, times: float, seed: int) -> Config:
-    """A recipe with all its lengths multiplied, and the paper's ratio of image and volume render."""
+    """A recipe with all its lengths multiplied."""
     lengths = ("stage1_kimg", "stage2_kimg", "cooldown_kimg")
     schedule = {f"schedule.{key}": getattr(config.schedule, key) * times for key in lengths}
     anneal = {"imitation.patch_anneal_kimg": config.imitation.patch_anneal_kimg * times}
     often = {"output.metric_kimg": config.total_nimg / 1000 * times / POINTS}
-    ratio = {"model.neural_rendering_resolution": NEURAL_RESOLUTION}
-    return override(config, {**schedule, **anneal, **often, **ratio, "seed": seed})
+    return override(config, {**schedule, **anneal, **often, "seed": seed})
 
 
 def train(name: str, arguments: argparse.Namespace) -> Trained:
@@ -243,7 +239,7 @@ measures and writes this page, without a GPU; so the networks are small.
 ## The method beside its baselines
 
 Networks of one size at 32×32, trained with {kimg:g} thousand images of one data set of cars each, seed
-{seed}. The 2D branches render volumes at {neural}×{neural}. Measured are {images} images, and {views} views
+{seed}. Measured are {images} images, and {views} views
 (±0.4 rad) of each of {objects} objects, with twice the training's samples of a ray; intervals are of 95 %.
 The Fréchet distance is on the features of {extractor}; [evaluation.md](evaluation.md) says what each metric
 is.
@@ -324,7 +320,6 @@ def write_page(
         kimg=method.config.total_nimg / 1000,
         stage1=method.config.schedule.stage1_kimg,
         seed=arguments.seed,
-        neural=NEURAL_RESOLUTION,
         images=arguments.images,
         objects=arguments.objects,
         views=arguments.views,
