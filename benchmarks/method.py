@@ -116,11 +116,16 @@ def train(name: str, arguments: argparse.Namespace) -> Trained:
 
 
 def judge(
-    uri: str, data: Path, arguments: argparse.Namespace, *, images: int, on_the_way: bool = False
+    uri: str, data: Path, arguments: argparse.Namespace, *, share: int = 1, fields: bool = True
 ) -> Measured:
-    """Measures every branch of a generator; on the way with half the objects, and without fitted fields."""
-    objects = arguments.objects // 2 if on_the_way else arguments.objects
-    options = Options(images=images, objects=objects, views=arguments.views, fields=not on_the_way, here=True)
+    """Measures every branch of a generator, with one of `share` parts of the images and objects."""
+    options = Options(
+        images=arguments.images // share,
+        objects=arguments.objects // share,
+        views=arguments.views,
+        fields=fields,
+        here=True,
+    )
     subject, data_uri = open_subject(uri, str(data), options.seed)
     return measure(subject, data_uri, options, cache_uri=str(arguments.out))
 
@@ -128,7 +133,7 @@ def judge(
 def judge_at_end(trained: Trained, arguments: argparse.Namespace) -> Measured:
     """Measures the last generator of a training."""
     judged = str(trained.judged(trained.folder))
-    return judge(judged, arguments.data, arguments, images=arguments.images)
+    return judge(judged, arguments.data, arguments)
 
 
 def curve(trained: Trained, arguments: argparse.Namespace) -> Curve:
@@ -136,8 +141,8 @@ def curve(trained: Trained, arguments: argparse.Namespace) -> Curve:
     stage1 = trained.config.schedule.stage1_kimg
     points = {}
     for kimg, folder in trained.snapshots.items():
-        judged, images = str(trained.judged(folder)), arguments.images // 2
-        estimates = judge(judged, arguments.data, arguments, images=images, on_the_way=True).estimates
+        judged = str(trained.judged(folder))
+        estimates = judge(judged, arguments.data, arguments, share=2, fields=False).estimates
         points[kimg] = {
             name: each for name, each in estimates.items() if kimg > stage1 or name.endswith("/2d")
         }
@@ -206,7 +211,7 @@ def judge_pretrained(arguments: argparse.Namespace) -> list[tuple[str, Measured]
     """The metrics of `PRETRAINED`, of the branches that had been trained."""
     found = []
     for name, uri, branches in PRETRAINED:
-        measured = judge(uri, arguments.pretrained_data, arguments, images=arguments.images // 2)
+        measured = judge(uri, arguments.pretrained_data, arguments, share=2)
         kept = {key: each for key, each in measured.estimates.items() if key.endswith(branches)}
         found.append((name, replace(measured, estimates=kept)))
     return found
@@ -263,8 +268,8 @@ branch is drawn once it is trained: the 3D branch of the two stages from {stage1
 ## The model that comes with the project
 
 `builtin:cars` has images of 64×64 and took eight minutes of an H100 to train; its card has the details. It is
-measured as above, against its training set of {pretrained_reals} images, beside its first stage
-(`builtin:cars-stage1`).
+measured in the same way, with half as many images and objects, against its training set of {pretrained_reals}
+images, beside its first stage (`builtin:cars-stage1`), which is the training of EG3D.
 
 {pretrained_table}
 ![Three latents of the model after stage 1 and after both stages](results-pretrained.png)
