@@ -264,7 +264,8 @@ branch is drawn once it is trained: the 3D branch of the two stages from {stage1
 ![The two stages' generator at some points of its training](results-training.png)
 
 *The two stages' generator on the way, both branches.*
-
+"""
+PRETRAINED_PAGE = """
 ## The model that comes with the project
 
 `builtin:cars` has images of 64×64 and took eight minutes of an H100 to train; its card has the details. It is
@@ -284,7 +285,11 @@ def main() -> None:
     parser.add_argument("--weights", type=Path, required=True, help="folder of feature networks' safetensors")
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--docs", type=Path, help="write the page and its pictures here")
-    parser.add_argument("--pretrained-data", type=Path, help="builtin:cars' training set; needed with --docs")
+    parser.add_argument(
+        "--pretrained-data",
+        type=Path,
+        help="builtin:cars' training set; its section is left out if not given",
+    )
     parser.add_argument("--only", nargs="*", default=list(METHODS), choices=list(METHODS))
     parser.add_argument("--times", type=float, default=1.0, help="multiplies the recipes' lengths")
     parser.add_argument("--images", type=int, default=512)
@@ -293,8 +298,6 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     arguments = parser.parse_args()
-    if arguments.docs is not None and arguments.pretrained_data is None:
-        parser.error("--docs needs --pretrained-data")
     trained = [train(name, arguments) for name in arguments.only]
     found = [(each.name, judge_at_end(each, arguments)) for each in trained]
     print(table(found))
@@ -316,9 +319,6 @@ def write_page(
     plot(curves, docs / "results-curves.png")
     points = [(f"{kimg:g} kimg", method.judged(folder), both) for kimg, folder in method.snapshots.items()]
     draw(points, docs / "results-training.png")
-    pretrained = judge_pretrained(arguments)
-    folders = [(name, builtin_folder(uri), branches) for name, uri, branches in PRETRAINED]
-    draw([(name, folder, each) for name, folder, each in folders if folder], docs / "results-pretrained.png")
     times = "" if arguments.times == 1 else f" TIMES={arguments.times:g}"
     page = PAGE.format(
         command=f"make bench-method{times}",
@@ -330,10 +330,23 @@ def write_page(
         views=arguments.views,
         extractor=found[-1][1].facts["extractor"],
         table=table(found),
-        pretrained_reals=pretrained[-1][1].facts["real images"],
-        pretrained_table=table(pretrained),
     )
+    if arguments.pretrained_data is not None:
+        page += pretrained_section(arguments)
     (docs / "results.md").write_text(page, encoding="utf-8")
+
+
+def pretrained_section(arguments: argparse.Namespace) -> str:
+    """The page's section on the model that comes with the project; draws its picture."""
+    pretrained = judge_pretrained(arguments)
+    folders = [(name, builtin_folder(uri), branches) for name, uri, branches in PRETRAINED]
+    draw(
+        [(name, folder, each) for name, folder, each in folders if folder],
+        arguments.docs / "results-pretrained.png",
+    )
+    return PRETRAINED_PAGE.format(
+        pretrained_reals=pretrained[-1][1].facts["real images"], pretrained_table=table(pretrained)
+    )
 
 
 if __name__ == "__main__":
