@@ -151,7 +151,7 @@ def curve(trained: Trained, arguments: argparse.Namespace) -> Curve:
 
 def plot(curves: Sequence[tuple[str, Curve]], path: Path) -> None:
     """Draws each metric's panel over the images seen: a colour for each method, dashes for the 2D branch."""
-    figure = Figure(figsize=(9, 3.6), layout="constrained")
+    figure = Figure(figsize=(9, 4.2), layout="constrained")
     for axes, (prefix, title) in zip(figure.subplots(1, len(CURVES)), CURVES, strict=True):
         for number, (method, points) in enumerate(curves):
             for branch, style in (("2d", "--"), ("3d", "-")):
@@ -174,7 +174,8 @@ def plot(curves: Sequence[tuple[str, Curve]], path: Path) -> None:
         axes.set_xlabel("images seen, thousands", fontsize=9)
         axes.grid(alpha=0.3)
     figure.axes[0].set_yscale("log")
-    figure.axes[0].legend(fontsize=7)
+    handles, labels = figure.axes[0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=3, fontsize=8)
     figure.savefig(path, dpi=110)
 
 
