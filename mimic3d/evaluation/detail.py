@@ -2,8 +2,8 @@
 
 PSNR favours images without detail: where nothing varies, nothing disagrees. The correlation of detail has no
 such reward. In a band, two equal images have 1, unrelated ones 0, and images without detail 0 too, because
-`FLOOR` counts as noise that no two views share. Blur scales a band of both images alike, so it does not
-raise the correlation.
+`FLOOR` or `FINE_FLOOR` counts as noise that no two views share. Blur scales a band of both images alike, so
+it does not raise the correlation.
 """
 
 from __future__ import annotations

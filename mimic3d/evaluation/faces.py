@@ -1,4 +1,4 @@
-"""Metrics of generated faces by a given face model: identity, pose and depth, after EG3D's (section 5).
+"""Metrics of generated faces by a given face model: identity, pose and depth, after those of EG3D.
 
 Any face model can be given (`Views.face_model`), so the metrics' names say which it is: EG3D's numbers are of
 ArcFace and of Deep3DFaceRecon, and are not comparable.

@@ -84,7 +84,7 @@ METRICS: tuple[Metric, ...] = (*FIDELITY, *VIEWS, *SHAPES)
 
 
 def lower_is_better(metric: str) -> bool:
-    """Whether a lower value of a metric (`fd_mobilenetv2/3d`) is better; of unknown ones a higher is."""
+    """True if lower values of the metric (`fd_mobilenetv2/3d`) are better; False for unknown metrics."""
     name = metric.partition("/")[0]
     for known in METRICS:
         kinds = (known.kind, known.protocol_kind) if isinstance(known, FidelityMetric) else ()

@@ -114,7 +114,7 @@ class Trainer:
 
     @property
     def finished(self) -> bool:
-        """Whether all images of the run have been consumed."""
+        """True once all images of the run have been consumed."""
         return self.nimg >= self.config.total_nimg
 
     def step(

@@ -34,7 +34,7 @@ Fields = Annotated[
     bool,
     typer.Option(
         "--fields/--no-fields",
-        help="Fit radiance fields to the views: about ten seconds of a CPU for each object and branch.",
+        help="Fit radiance fields to the views: about half a minute of a CPU for each object and branch.",
     ),
 ]
 Seed = Annotated[int, typer.Option(help="Seed of latents, cameras and the order of images.", min=0)]

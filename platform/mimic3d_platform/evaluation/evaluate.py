@@ -53,7 +53,8 @@ class Options:
         objects: whose views are compared.
         views: of each object.
         network: the feature network; the best available when None.
-        fields: whether radiance fields are fitted to the views, which takes a CPU some ten seconds an object.
+        fields: whether radiance fields are fitted to the views, about half a minute of a CPU for each object
+            and branch.
         seed: of everything that is drawn.
         workers: Ray tasks at once; as many as the cluster has GPUs, else CPUs, when None.
         truncation: whether fidelity is measured over truncation too, of generators.

@@ -51,14 +51,14 @@ class Comparison:
 
     @property
     def better(self) -> bool:
-        """Whether the candidate is better beyond both intervals."""
+        """True if the candidate is better and the intervals do not overlap."""
         if lower_is_better(self.metric):
             return self.candidate.high < self.present.low
         return self.candidate.low > self.present.high
 
     @property
     def worse(self) -> bool:
-        """Whether the candidate is worse beyond both intervals."""
+        """True if the candidate is worse and the intervals do not overlap."""
         if lower_is_better(self.metric):
             return self.candidate.low > self.present.high
         return self.candidate.high < self.present.low

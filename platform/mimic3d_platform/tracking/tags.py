@@ -5,7 +5,7 @@ DATA_TAG = "mimic3d.data"
 # The code that a run began with.
 VERSION_TAG = "mimic3d.version"
 COMMIT_TAG = "mimic3d.commit"
-# What a run began with (`config.start`), and the checkpoint of stage 1 that its stage 2 began with.
+# The start of a run (`config.start`), and the checkpoint of stage 1 from which its stage 2 began.
 START_TAG = "mimic3d.start"
 START_DIGEST_TAG = "mimic3d.start.sha256"
 STAGE1_TAG = "mimic3d.stage1_checkpoint"

@@ -60,7 +60,7 @@ class StopRequest:
         self._requested = True
 
     def requested(self) -> bool:
-        """Whether the driver has asked the workers to stop."""
+        """True once the driver has asked the workers to stop."""
         return self._requested
 
     def confirm(self, nimg: int) -> None:

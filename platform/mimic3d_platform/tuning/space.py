@@ -47,7 +47,7 @@ class Parameter:
 
     @property
     def is_list(self) -> bool:
-        """Whether its values are listed, not a range."""
+        """True if the values are listed, False for a range."""
         return self.kind in LISTS
 
     def sample(self, source: random.Random) -> Value:
