@@ -118,10 +118,10 @@ def train(name: str, arguments: argparse.Namespace) -> Trained:
 def judge(
     uri: str, data: Path, arguments: argparse.Namespace, *, share: int = 1, fields: bool = True
 ) -> Measured:
-    """Measures every branch of a generator, with one of `share` parts of the images and objects."""
+    """Measures every branch of a generator, with one of `share` parts of the images."""
     options = Options(
         images=arguments.images // share,
-        objects=arguments.objects // share,
+        objects=arguments.objects,
         views=arguments.views,
         fields=fields,
         here=True,
@@ -245,10 +245,9 @@ measures and writes this page, without a GPU; so the networks are small.
 ## The method beside its baselines
 
 Networks of one size at 32×32, trained with {kimg:g} thousand images of one data set of cars each, seed
-{seed}. Measured are {images} images, and {views} views
-(±0.4 rad) of each of {objects} objects, with twice the training's samples of a ray; intervals are of 95 %.
-The Fréchet distance is on the features of {extractor}; [evaluation.md](evaluation.md) says what each metric
-is.
+{seed}. The metrics are of {images} images, and of {views} views (±0.4 rad) of each of {objects} objects,
+with twice the training's samples of a ray; intervals are of 95 %. The Fréchet distance is on the features
+of {extractor}; [evaluation.md](evaluation.md) says what each metric is.
 
 {table}
 ![Three latents of each method from three sides, 2D and 3D branches](results-methods.png)
@@ -259,8 +258,8 @@ is.
 
 ![Fréchet distance and warp_detail of each branch over the images seen](results-curves.png)
 
-*The same metrics, of half as many images and objects, over the images seen; bands are 95 % intervals. A
-branch is drawn once it is trained: the 3D branch of the two stages from {stage1:g} thousand images on.*
+*The same metrics, of half as many images, over the images seen; bands are 95 % intervals. A branch is drawn
+once it is trained: the 3D branch of the two stages from {stage1:g} thousand images on.*
 
 ![The two stages' generator at some points of its training](results-training.png)
 
@@ -269,8 +268,8 @@ branch is drawn once it is trained: the 3D branch of the two stages from {stage1
 PRETRAINED_PAGE = """
 ## The model that comes with the project
 
-`builtin:cars` has images of 64×64 and took eight minutes of an H100 to train; its card has the details. It is
-measured in the same way, with half as many images and objects, against its training set of {pretrained_reals}
+`builtin:cars` has images of 64×64 and took eight minutes of an H100 to train; its card has the details. It
+is measured in the same way, with half as many images, against its training set of {pretrained_reals}
 images, beside its first stage (`builtin:cars-stage1`), which is the training of EG3D.
 
 {pretrained_table}

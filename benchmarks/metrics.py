@@ -106,6 +106,12 @@ def _mixed(views: Views, other: Views, strength: float) -> Views:
     return _with(views, images)
 
 
+def _drifting(views: Views, other: Views, strength: float) -> Views:
+    """The views turn, along the orbit, into those of another object."""
+    share = strength * torch.linspace(0, 1, len(views.images)).view(-1, 1, 1, 1)
+    return _with(views, torch.lerp(views.images, other.images, share))
+
+
 def _flattened(views: Views, other: Views, strength: float) -> Views:
     """The depth is drawn towards a plane."""
     assert views.depth is not None and views.opacity is not None
@@ -141,6 +147,7 @@ DAMAGES: Mapping[str, tuple[Damage, tuple[float, ...]]] = {
     "texture on the screen": (_screen, (0.1, 0.3, 0.8)),
     "one image repeated": (_repeated, (0.25, 0.5, 1.0)),
     "objects mixed": (_mixed, (1 / 6, 1 / 3, 1 / 2)),
+    "drift to another object": (_drifting, (0.25, 0.5, 1.0)),
     "depth flattened": (_flattened, (0.25, 0.5, 1.0)),
     "squares that float": (_floating, (0.06, 0.12, 0.18)),
     BLUR: (_blur, (0.5, 1.0, 2.0)),

@@ -30,6 +30,9 @@ RAYS, SAMPLES = 1536, 64
 _RATE, _LAST_RATE, _SMOOTHNESS = 0.15, 0.01, 5e-4
 _INITIAL_DENSITY = -3.0
 _RAYS_AT_ONCE = 4096
+# Blocks of neighbouring views along the orbit, shared in turn between two fields. If single views alternated,
+# both fields would average to one result what drifts with the camera, and agree.
+BLOCKS = 6
 
 
 @dataclass(frozen=True)
@@ -155,33 +158,42 @@ def render_field(field: GridField, cameras: Tensor, resolution: int) -> Rendered
     return Rendered(flat[:, :3], flat[:, 3:4], flat[:, 4:])
 
 
+def first_half(count: int) -> Tensor:
+    """(count,) bool: the views that the first field is fitted to, every other block of about `BLOCKS`."""
+    return (torch.arange(count) // max(1, round(count / BLOCKS))) % 2 == 0
+
+
 @functools.lru_cache(maxsize=1)
 def fitted_halves(views: Views) -> tuple[Rendered, Rendered]:
-    """All views as rendered by two fields, fitted to the views of even and of odd number.
+    """All views as rendered by two fields, fitted to the views of `first_half` and to the others.
 
     The result of the last object is kept, because several metrics are computed from it.
     """
     resolution = views.images.shape[-1]
-    fields = [fit_field(views.images[half::2], views.cameras[half::2], views.box, half) for half in (0, 1)]
-    even, odd = (render_field(field, views.cameras, resolution) for field in fields)
-    return even, odd
+    first = first_half(len(views.images))
+    fields = [
+        fit_field(views.images[half], views.cameras[half], views.box, seed)
+        for seed, half in enumerate((first, ~first))
+    ]
+    a, b = (render_field(field, views.cameras, resolution) for field in fields)
+    return a, b
 
 
 def held_out(views: Views) -> Rendered:
     """Every view as rendered by the field that was not fitted to it."""
-    return _interleaved(*reversed(fitted_halves(views)))
+    return _joined(*reversed(fitted_halves(views)))
 
 
 def _fitted(views: Views) -> Rendered:
     """Every view as rendered by the field that was fitted to it."""
-    return _interleaved(*fitted_halves(views))
+    return _joined(*fitted_halves(views))
 
 
-def _interleaved(even: Rendered, odd: Rendered) -> Rendered:
-    """The views of even number of one render, and those of odd number of the other."""
-    number = torch.arange(len(even.images), device=even.images.device)[:, None, None, None]
-    parts = ((even.images, odd.images), (even.depth, odd.depth), (even.opacity, odd.opacity))
-    return Rendered(*(torch.where(number % 2 == 0, a, b) for a, b in parts))
+def _joined(a: Rendered, b: Rendered) -> Rendered:
+    """The views of `first_half` of one render, and the others of the other."""
+    first = first_half(len(a.images)).to(a.images.device)[:, None, None, None]
+    parts = ((a.images, b.images), (a.depth, b.depth), (a.opacity, b.opacity))
+    return Rendered(*(torch.where(first, x, y) for x, y in parts))
 
 
 class FieldPsnr(ViewMetric):
@@ -251,13 +263,16 @@ class FieldsAgreement(ViewMetric):
     needs = ("cameras", "field")
     direction = "up"
     range = "-1 to 1"
-    about = "correlation of the detail of two fields' renders, fitted to disjoint halves of the views"
+    about = (
+        "correlation of the detail of two fields' renders, fitted to disjoint halves of the views, whose "
+        f"blocks (about {BLOCKS}) alternate along the orbit"
+    )
     fooled_by = "inconsistency that both fields average to the same result"
 
     def part(self, views: Views) -> Sequence[float]:
-        even, odd = fitted_halves(views)
+        a, b = fitted_halves(views)
         everywhere = torch.ones_like(views.images[:, :1], dtype=torch.bool)
-        return band_sums(bands(even.images), bands(odd.images), everywhere)
+        return band_sums(bands(a.images), bands(b.images), everywhere)
 
     def value(self, sums: Tensor) -> float:
         return correlation(sums, FINE_FLOOR)
@@ -272,9 +287,9 @@ class FieldsDepth(RatioMetric):
     fooled_by = "objects that all fields fit as a flat picture, such as one image repeated"
 
     def part(self, views: Views) -> Sequence[float]:
-        even, odd = fitted_halves(views)
-        both = (even.opacity > 0.5) & (odd.opacity > 0.5)
-        difference = (even.depth - odd.depth).abs()[both] / views.box
+        a, b = fitted_halves(views)
+        both = (a.opacity > 0.5) & (b.opacity > 0.5)
+        difference = (a.depth - b.depth).abs()[both] / views.box
         return float(difference.double().sum()), int(both.sum())
 
 

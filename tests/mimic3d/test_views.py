@@ -8,7 +8,7 @@ import torch
 
 from mimic3d.cameras import look_at, on_sphere, pixel_grid, rays
 from mimic3d.evaluation.detail import bands, gaussian_blur
-from mimic3d.evaluation.fitted_field import FieldDetail, FieldPsnr, FieldsDepth
+from mimic3d.evaluation.fitted_field import FieldDetail, FieldPsnr, FieldsAgreement, FieldsDepth, first_half
 from mimic3d.evaluation.geometry import FieldDepth, FieldNormals, Floaters, SilhouetteOverlap, normals
 from mimic3d.evaluation.metric import ViewMetric, Views
 from mimic3d.evaluation.views import (
@@ -140,6 +140,26 @@ def test_one_field_explains_consistent_views_and_not_damaged_ones(sphere: Views,
     repeated = changed(sphere, sphere.images[:1].expand(COUNT, -1, -1, -1).contiguous())
     detail = [value(FieldDetail(), views) for views in (sphere, noisy(sphere, 0.5), repeated)]
     assert detail[0] == max(detail) and detail[0] > 0.3
+
+
+def test_the_views_of_two_fields_are_disjoint_blocks_of_neighbours() -> None:
+    assert first_half(12).tolist() == ([True] * 2 + [False] * 2) * 3
+    for count in range(3, 70):
+        assert abs(2 * int(first_half(count).sum()) - count) <= max(1, round(count / 6))
+
+
+def test_two_fields_disagree_on_what_drifts_along_the_orbit(sphere: Views, monkeypatch) -> None:
+    for name, number in {"STEPS": (22, 43), "GRIDS": (12, 24), "RAYS": 768, "SAMPLES": 32}.items():
+        monkeypatch.setattr(f"mimic3d.evaluation.fitted_field.{name}", number)
+    share = torch.linspace(0, 1, COUNT).view(-1, 1, 1, 1)
+    found = [
+        value(metric, changed(sphere, torch.lerp(sphere.images, -sphere.images, share * strength)))
+        for metric in (FieldsAgreement(), FieldDetail())
+        for strength in (0, 0.5, 1)
+    ]
+    assert found[:3] == sorted(found[:3], reverse=True) and found[3:] == sorted(found[3:], reverse=True)
+    # If single views alternated, both fields would average what drifts, and agree better.
+    assert found[0] > found[1] + 0.13
 
 
 def test_normals_of_a_spheres_depth_point_outwards(sphere: Views) -> None:

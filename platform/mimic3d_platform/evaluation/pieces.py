@@ -46,7 +46,7 @@ _GENERATED_ROWS = 64
 TRUNCATED_IMAGES = 1024
 _READ_AT_ONCE = 64
 # To be raised when a metric or the views of an object change, so that older pieces are not reused.
-VERSION = 3
+VERSION = 4
 # In the file of a piece: its seconds, and the megabytes of its worker.
 _COST = "cost"
 
