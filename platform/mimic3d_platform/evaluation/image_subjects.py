@@ -83,16 +83,15 @@ class _OpenDataset(Opened):
     def views(self, number: int, count: int) -> dict[str, Views]:
         subject = self._subject
         chosen = sorted(subject.objects[number][:count])
-        starts = np.concatenate([[0], np.cumsum([shard.rows for shard in subject.manifest.shards])])
+        shards, offsets = subject.manifest.locate(np.array(chosen))
         columns = [name for name in ("image", "camera", "depth") if name in subject.manifest.columns]
         side = subject.manifest.resolution
         files: list[bytes] = []
         labels: list[list[float]] = []
         depths: list[bytes] = []
-        for shard in sorted({int(np.searchsorted(starts, row, side="right")) - 1 for row in chosen}):
+        for shard in np.unique(shards).tolist():
             table = open_shard(subject.uri, subject.manifest.shards[shard]).read(columns=columns)
-            local = [row - int(starts[shard]) for row in chosen if starts[shard] <= row < starts[shard + 1]]
-            taken = table.take(local)
+            taken = table.take(offsets[shards == shard])
             files += taken["image"].to_pylist()
             labels += taken["camera"].to_pylist()
             depths += taken["depth"].to_pylist() if "depth" in columns else []

@@ -28,7 +28,10 @@ import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
+from functools import cached_property
 from typing import Any
+
+import numpy as np
 
 from mimic3d_platform.errors import UserError
 
@@ -89,6 +92,16 @@ class Manifest:
     row_group_rows: int = MOST_ROW_GROUP_ROWS
     format: str = FORMAT
     version: int = VERSION
+
+    @cached_property
+    def starts(self) -> np.ndarray:
+        """(shards + 1,): the number in the set of each shard's first row, and the count of all rows."""
+        return np.cumsum([0, *(shard.rows for shard in self.shards)])
+
+    def locate(self, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """(n,) shards and (n,) rows within them, of row numbers (n,) of the set."""
+        shards = np.searchsorted(self.starts, rows, side="right") - 1
+        return shards, rows - self.starts[shards]
 
     def to_json(self) -> bytes:
         """The content of the manifest file."""

@@ -16,16 +16,15 @@ def read_rows(uri: str, manifest: Manifest, rows: np.ndarray) -> list[tuple[byte
     Raises:
         UserError: a shard cannot be read.
     """
-    starts = np.cumsum([0, *(shard.rows for shard in manifest.shards)])
-    wanted: dict[tuple[int, int], list[int]] = {}
-    for row in rows.tolist():
-        shard = int(np.searchsorted(starts, row, side="right")) - 1
-        wanted.setdefault((shard, int(row - starts[shard]) // manifest.row_group_rows), []).append(row)
+    shards, offsets = manifest.locate(rows)
+    wanted: dict[tuple[int, int], list[tuple[int, int]]] = {}
+    for row, shard, offset in zip(rows.tolist(), shards.tolist(), offsets.tolist(), strict=True):
+        group, offset = divmod(offset, manifest.row_group_rows)
+        wanted.setdefault((shard, group), []).append((row, offset))
     found = {}
     for (shard, group), members in sorted(wanted.items()):
         table = _read_row_group(storage.join(uri, manifest.shards[shard].path), group)
-        for row in members:
-            offset = row - int(starts[shard]) - group * manifest.row_group_rows
+        for row, offset in members:
             found[row] = (table["image"][offset].as_py(), np.array(table["camera"][offset].as_py()))
     return [found[row] for row in rows.tolist()]
 

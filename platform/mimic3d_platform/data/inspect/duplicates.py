@@ -171,14 +171,15 @@ def _members(labels: np.ndarray, rows: np.ndarray | None = None) -> list[list[in
 
 
 def _summary(groups: list[list[int]], manifest: Manifest) -> DuplicateGroups:
-    starts = np.cumsum([0, *(shard.rows for shard in manifest.shards)])
-
-    def place(row: int) -> str:
-        shard = int(np.searchsorted(starts, row, side="right")) - 1
-        return f"{manifest.shards[shard].path} row {row - starts[shard]}"
+    def places(rows: list[int]) -> list[str]:
+        shards, offsets = manifest.locate(np.array(rows))
+        return [
+            f"{manifest.shards[shard].path} row {offset}"
+            for shard, offset in zip(shards, offsets, strict=True)
+        ]
 
     return DuplicateGroups(
         groups=len(groups),
         images=sum(len(group) - 1 for group in groups),
-        first=[[place(row) for row in group[:_MOST_LISTED]] for group in groups[:_MOST_LISTED]],
+        first=[places(group[:_MOST_LISTED]) for group in groups[:_MOST_LISTED]],
     )

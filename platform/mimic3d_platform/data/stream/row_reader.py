@@ -53,7 +53,6 @@ class RowReader:
         self._skip_bad, self._fetch_delay_s = skip_bad, fetch_delay_s
         self.cache = ShardCache(folder or cache_folder(), cache_bytes, patience_s)
         self.bad_rows: set[int] = set()
-        self._starts = np.concatenate([[0], np.cumsum([shard.rows for shard in manifest.shards])])
         stored = sum(RowFile.most_bytes(shard) for shard in manifest.shards)
         pixels = PixelFile.bytes_of(manifest.count, manifest.resolution)
         self._caches_pixels = stored + pixels <= cache_bytes
@@ -75,8 +74,8 @@ class RowReader:
         if images is None or cameras is None:
             images = np.empty((len(rows), 3, side, side), dtype=np.uint8)
             cameras = np.empty((len(rows), CAMERA_SIZE), dtype=np.float32)
-        shards = np.searchsorted(self._starts, rows, side="right") - 1
-        places = zip(shards.tolist(), (rows - self._starts[shards]).tolist(), images, cameras, strict=True)
+        shards, offsets = self.manifest.locate(rows)
+        places = zip(shards.tolist(), offsets.tolist(), images, cameras, strict=True)
         for shard, offset, image, camera in places:
             self._read_good(shard, offset, image, camera)
         return images, cameras
@@ -88,7 +87,7 @@ class RowReader:
 
     def _read_good(self, shard: int, offset: int, image: np.ndarray, camera: np.ndarray) -> None:
         """Reads a row of a shard, or if bad images are skipped, the next good one of the shard."""
-        first, rows = int(self._starts[shard]), self.manifest.shards[shard].rows
+        first, rows = int(self.manifest.starts[shard]), self.manifest.shards[shard].rows
         for candidate in (first + (offset + step) % rows for step in range(rows)):
             if candidate in self.bad_rows:
                 continue

@@ -54,6 +54,15 @@ def test_mirroring_twice_is_the_same_camera() -> None:
     assert np.allclose(yaw_pitch_radius(mirrored(labels)), (-yaw, pitch, radius))
 
 
+def test_labels_and_positions_are_those_of_the_training() -> None:
+    labels = cameras_around(7)
+    expected = geometry.yaw_pitch_radius(labels)
+    assert all(np.allclose(a, b) for a, b in zip(yaw_pitch_radius(labels.numpy()), expected, strict=True))
+    poses, lenses = geometry.split_label(labels)
+    numbers = lenses[:, [0, 1, 0, 1], [0, 1, 2, 2]].numpy()
+    assert np.array_equal(make_labels(poses.numpy(), numbers).astype(np.float32), labels.numpy())
+
+
 def test_a_crop_shows_what_the_cropped_camera_sees(mesh: Mesh) -> None:
     label = cameras_around(3)[1:2]
     part = torch.from_numpy(cropped(label[0].numpy(), 64, 64, 16, 24, 32)).float()[None]
