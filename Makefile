@@ -9,7 +9,7 @@ TIMES ?= 1
 # The root first: tests/mimic3d is no package of that name.
 SOURCES := $(CURDIR):$(CURDIR)/platform:$(CURDIR)/tests
 
-.PHONY: setup demo test chaos lint up down parity bench-data bench-viewer bench-metrics bench-method bench-noise gpu-battery pretrained clean
+.PHONY: setup demo test chaos lint up down parity bench-data bench-viewer bench-metrics bench-fidelity bench-method bench-noise gpu-battery pretrained clean
 
 setup: $(VENV)/.installed ## make the virtual environment and install the pinned packages
 
@@ -61,6 +61,11 @@ bench-viewer: setup ## latencies of the viewer's pictures on this machine
 
 bench-metrics: setup ## calibrate the metrics of consistency on true meshes; writes docs/evaluation-calibration.md
 	$(BIN)/python -m benchmarks.metrics --docs docs
+
+bench-fidelity: setup ## calibrate the stand-ins for FID on damaged renders; writes docs/evaluation-fidelity.md
+	@$(BIN)/mimic3d up
+	$(BIN)/mimic3d data render pretrained/data --resolution 64 --focal 1.4 --colourings 32 --views 32
+	$(BIN)/python -m benchmarks.fidelity --data pretrained/data --docs docs
 
 bench-method: setup ## compare the method with its baselines by the same number of images; writes docs/results.md
 	@$(BIN)/mimic3d up

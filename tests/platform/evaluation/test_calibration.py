@@ -1,13 +1,11 @@
 """The smallest part of `make bench-metrics`: damage lowers consistency, and blur does not raise it."""
 
-import numpy as np
 import pytest
-import trimesh
 
 from benchmarks.metrics import BLUR, DAMAGES, TRUE, calibrate, in_markdown, plot, true_views
+from coloured_balls import coloured_balls
 from mimic3d.evaluation.geometry import Floaters, SilhouetteOverlap
 from mimic3d.evaluation.views import StripCoherence, WarpDetail, WarpPsnr, WarpSsim
-from mimic3d_platform.data.render.meshes import Mesh
 
 METRICS = (WarpDetail(), WarpPsnr(), WarpSsim(), StripCoherence(), SilhouetteOverlap(), Floaters())
 FLOATING = "squares that float"
@@ -15,15 +13,7 @@ FLOATING = "squares that float"
 
 @pytest.fixture(scope="module")
 def found() -> dict[str, dict[str, list[float]]]:
-    meshes = []
-    for seed in (0, 1):
-        ball = trimesh.creation.icosphere(subdivisions=2, radius=0.45)
-        count = len(ball.faces)
-        colours = np.random.default_rng(seed).uniform(0, 0.8, (count, 3))
-        nothing = np.zeros(count, dtype=np.int8)
-        arrays = (ball.vertices, ball.faces.astype(np.int32), colours, nothing, nothing.astype(np.int32))
-        meshes.append(Mesh(f"ball-{seed}", "ball", "test", "CC0", "test", *arrays))
-    return calibrate(true_views(meshes, side=48, count=9), METRICS)
+    return calibrate(true_views(coloured_balls(2), side=48, count=9), METRICS)
 
 
 def test_metrics_are_near_their_ceiling_on_true_meshes(found: dict[str, dict[str, list[float]]]) -> None:
