@@ -78,6 +78,9 @@ VIEWS: tuple[ViewMetric, ...] = (
 )
 # Measured of `views.two_views` while a run trains.
 TRAINING_VIEWS: tuple[ViewMetric, ...] = (WarpDetail(), WarpPsnr(), WarpShare())
+# Those whose difference between the branches is measured too, under the branch name `DIFFERENCE`.
+COMPARED = ("warp_detail", "field_detail", "fields_detail", "field_heldout_psnr", "field_psnr")
+DIFFERENCE = "3d-2d"
 # Measured where the meshes are given that a data set was rendered from.
 SHAPES: tuple[ShapeMetric, ...] = (ShapeChamfer(), ShapeFScore())
 METRICS: tuple[Metric, ...] = (*FIDELITY, *VIEWS, *SHAPES)

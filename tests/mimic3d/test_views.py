@@ -132,6 +132,20 @@ def test_the_interval_resamples_objects_and_too_few_are_said(sphere: Views) -> N
         metric.estimate(torch.zeros(3, 9, dtype=torch.float64), seed=0)
 
 
+def test_a_difference_of_branches_is_of_the_same_objects(sphere: Views) -> None:
+    metric = WarpDetail()
+    # Objects differ much more than the branches do.
+    parts, others = (
+        torch.tensor([metric.part(noisy(sphere, 0.1 * k + more)) for k in range(6)], dtype=torch.float64)
+        for more in (0.0, 0.03)
+    )
+    better, worse = metric.estimate(parts, seed=0), metric.estimate(others, seed=0)
+    found = metric.difference(parts, others, seed=0)
+    assert found.value == pytest.approx(better.value - worse.value) and found.samples == 6
+    assert worse.high > better.low and 0 < found.low < found.value < found.high
+    assert metric.difference(parts, parts, seed=0).value == 0
+
+
 def test_one_field_explains_consistent_views_and_not_damaged_ones(sphere: Views, monkeypatch) -> None:
     for name, number in {"STEPS": (22, 23), "GRIDS": (12, 20), "RAYS": 768, "SAMPLES": 32}.items():
         monkeypatch.setattr(f"mimic3d.evaluation.fitted_field.{name}", number)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
-from itertools import chain, islice
+from itertools import islice
 
 from torch import Tensor
 
@@ -46,10 +46,9 @@ def merge_pieces(plan: Plan, costs: Sequence[PartCost]) -> Measured:
     estimates: dict[str, Estimate] = {}
     directions: dict[str, str] = {}
     left_out: dict[str, str] = {}
-    for branch in plan.subject.branches:
-        features = _features(plan, branch, statistics, reals)
-        found = chain(_fidelity(plan, branch, features), _views(plan, branch), _shapes(plan, branch))
-        for metric, estimate in found:
+    found = [(branch, _of_branch(plan, branch, statistics, reals)) for branch in plan.subject.branches]
+    for branch, metrics in (*found, (registry.DIFFERENCE, _differences(plan))):
+        for metric, estimate in metrics:
             name = f"{metric.name(extractor)}/{branch}"
             directions[name] = ARROWS[metric.direction]
             try:
@@ -70,6 +69,12 @@ def merge_pieces(plan: Plan, costs: Sequence[PartCost]) -> Measured:
     }
     curves = truncation_curves(plan, statistics, reals)
     return Measured(plan.subject.uri, estimates, directions, left_out, facts, sum_costs(costs), curves)
+
+
+def _of_branch(plan: Plan, branch: str, statistics: FeatureStatistics, reals: Tensor) -> Iterator[_Found]:
+    yield from _fidelity(plan, branch, _features(plan, branch, statistics, reals))
+    yield from _views(plan, branch)
+    yield from _shapes(plan, branch)
 
 
 def _features(plan: Plan, branch: str, statistics: FeatureStatistics, reals: Tensor) -> FeatureSets:
@@ -101,10 +106,30 @@ def _views(plan: Plan, branch: str) -> Iterator[_Found]:
 
 
 def _of_views(plan: Plan, metric: ViewMetric, branch: str) -> Estimate:
+    return metric.estimate(_parts(plan, metric, branch), plan.seed)
+
+
+def _differences(plan: Plan) -> Iterator[_Found]:
+    """What the 3D branch has more than the 2D branch of the same objects, where a generator has both."""
+    if {"2d", "3d"} <= set(plan.subject.branches):
+        for metric in registry.VIEWS:
+            if metric.kind in registry.COMPARED and metric.kind in plan.view_metrics:
+                yield metric, partial(_difference, plan, metric)
+
+
+def _difference(plan: Plan, metric: ViewMetric) -> Estimate:
+    parts, others = (_parts(plan, metric, branch) for branch in ("3d", "2d"))
+    if len(parts) != len(others):
+        raise ValueError("the branches were not measured on the same objects")
+    return metric.difference(parts, others, plan.seed)
+
+
+def _parts(plan: Plan, metric: ViewMetric, branch: str) -> Tensor:
+    """(objects, K): the sums of every object of which the subject has several views."""
     parts = list(stored(plan, VIEWS, branch_key(metric.kind, branch)))
     if not parts:
         raise ValueError("no object with several views")
-    return metric.estimate(concatenated(parts), plan.seed)
+    return concatenated(parts)
 
 
 def _shapes(plan: Plan, branch: str) -> Iterator[_Found]:

@@ -193,7 +193,8 @@ def _first(common: Mapping[str, Comparison]) -> str | None:
 
 
 def _default_guards(common: Mapping[str, Comparison]) -> list[str]:
-    return [name for name in sorted(common) if name.partition("/")[0] in _GUARDED]
+    guarded = {f"{kind}{branch}" for kind in _GUARDED for branch in _BRANCHES}
+    return sorted(guarded & set(common))
 
 
 def _latencies(candidate: ModelVersion, present: ModelVersion) -> tuple[float, float]:

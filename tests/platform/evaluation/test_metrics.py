@@ -14,6 +14,7 @@ from data_samples import camera_of, png
 from mimic3d.checkpoints.generator_folder import save_generator
 from mimic3d.config import Config, override
 from mimic3d.config.recipes import get_recipe
+from mimic3d.evaluation.registry import DIFFERENCE
 from mimic3d.networks.generator import build_generator
 from mimic3d_platform import storage
 from mimic3d_platform.data.format.dataset_writer import DatasetWriter
@@ -96,10 +97,15 @@ def test_both_branches_have_every_metric_with_its_interval(of_generator: Measure
         "strip",
         "imitation",
     }
-    assert {name.split("/")[1] for name in of_generator.estimates} == {"2d", "3d"}
+    assert {name.split("/")[1] for name in of_generator.estimates} == {"2d", "3d", DIFFERENCE}
     for name, estimate in of_generator.estimates.items():
         assert np.isfinite(estimate.value), name
         assert estimate.low <= estimate.value <= estimate.high, name
+    both, more = (
+        [of_generator.estimates[f"warp_detail/{branch}"].value for branch in names]
+        for names in (("2d", "3d"), (DIFFERENCE,))
+    )
+    assert more[0] == pytest.approx(both[1] - both[0])
     flat = of_generator.flat()
     assert len(flat) == 3 * len(of_generator.estimates)
     assert (
