@@ -195,7 +195,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--data", type=Path, required=True, help="a folder of shards, renders of cars")
     parser.add_argument("--docs", type=Path, default=Path("docs"))
-    parser.add_argument("--images", type=int, default=512)
+    parser.add_argument("--images", type=int, default=256)
     arguments = parser.parse_args()
     shards = LocalShards(arguments.data)
     reals, others = two_parts(shards, arguments.images)
