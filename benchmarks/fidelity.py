@@ -24,6 +24,7 @@ from mimic3d.evaluation.generated import generated_images
 from mimic3d.features.extractor import FeatureExtractor
 from mimic3d.features.registry import load_extractor
 from mimic3d.randomness import permutation
+from mimic3d.rendering.images import to_uint8
 from mimic3d.training.augmentation import hue_rotation
 from mimic3d.training.local import LocalShards
 from mimic3d_platform.evaluation import feature_weights
@@ -104,8 +105,7 @@ def statistics(extractor: FeatureExtractor, images: Tensor) -> FeatureStatistics
 
 def damaged(images: Tensor, damage: Damage, strength: float) -> Tensor:
     """Images (N, 3, R, R) uint8, damaged."""
-    found = damage(images.float() / 127.5 - 1, strength)
-    return ((found.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
+    return to_uint8(damage(images.float() / 127.5 - 1, strength))
 
 
 def calibrate(extractor: FeatureExtractor, reals: Tensor, others: Tensor) -> dict[str, list[float]]:
@@ -125,7 +125,7 @@ def calibrate(extractor: FeatureExtractor, reals: Tensor, others: Tensor) -> dic
 
 
 def is_ordered(found: Mapping[str, Sequence[float]], damage: str) -> bool:
-    """Whether the distance grows with every strength of a damage, from none on."""
+    """True if the distance grows from the undamaged images through every strength of a damage."""
     values = [*found[UNDAMAGED], *found[damage]]
     return values == sorted(values)
 

@@ -110,7 +110,7 @@ def _of_views(plan: Plan, metric: ViewMetric, branch: str) -> Estimate:
 
 
 def _differences(plan: Plan) -> Iterator[_Found]:
-    """What the 3D branch has more than the 2D branch of the same objects, where a generator has both."""
+    """Differences of the 3D and the 2D branch on the same objects, of a generator that has both."""
     if {"2d", "3d"} <= set(plan.subject.branches):
         for metric in registry.VIEWS:
             if metric.kind in registry.COMPARED and metric.kind in plan.view_metrics:
