@@ -31,7 +31,7 @@ from mimic3d_platform.settings import DEFAULT_RUNS_URI
 from mimic3d_platform.storage.digests import sha256_of_file
 from mimic3d_platform.tracking import EXPERIMENT
 from mimic3d_platform.tracking.logger import File, RunLogger
-from mimic3d_platform.tracking.server import client, tracking_errors
+from mimic3d_platform.tracking.server import client, conflict_suppressed, tracking_errors
 from mimic3d_platform.tracking.tags import DATA_TAG
 
 if TYPE_CHECKING:
@@ -156,7 +156,7 @@ def _log_report(report: ReportSubject, run_id: str, version: ModelVersion | None
     logger.add(File(REPORT, report_page([report]).encode()))
     logger.flush()
     if version is not None:
-        with tracking_errors("tag a model in"):
+        with tracking_errors("tag a model in"), conflict_suppressed():
             place = f"runs:/{run_id}/{REPORT}"
             client().set_model_version_tag(version.name, version.version, "mimic3d.report", place)
 

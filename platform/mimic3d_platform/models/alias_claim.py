@@ -9,7 +9,7 @@ from collections.abc import Iterator
 
 from mimic3d_platform.errors import UserError
 from mimic3d_platform.models.registry import suppressed
-from mimic3d_platform.tracking.server import client, tracking_errors
+from mimic3d_platform.tracking.server import client, conflict_suppressed, tracking_errors
 
 _TAG = "mimic3d.promoting."
 # Two processes that claim an alias at once read their claims again after this time, longer than a request.
@@ -35,7 +35,8 @@ def claimed_alias(name: str, alias: str) -> Iterator[None]:
             held = mlflow_client.get_registered_model(name).tags.get(key)
             if held is None or time.time() - _time_of(held) > _STALE_S:
                 own = f"{secrets.token_hex(8)} {time.time():.0f}"
-                mlflow_client.set_registered_model_tag(name, key, own)
+                with conflict_suppressed():  # Then the claim is another's, and is found below.
+                    mlflow_client.set_registered_model_tag(name, key, own)
                 time.sleep(SETTLE_S)
                 if mlflow_client.get_registered_model(name).tags.get(key) == own:
                     break

@@ -16,6 +16,7 @@ from pydantic import SecretStr
 from mimic3d_platform.errors import UserError
 from mimic3d_platform.tracking.server import (
     client,
+    conflict_suppressed,
     in_environment,
     tracking_errors,
     tracking_uri,
@@ -177,5 +178,6 @@ def _experiment(mlflow_client: MlflowClient, name: str) -> str:
     if experiment.lifecycle_stage == "deleted":
         raise UserError(f"the experiment {name!r} was deleted in MLflow; restore it there or name another")
     if _KIND_TAG not in experiment.tags:
-        mlflow_client.set_experiment_tag(experiment.experiment_id, _KIND_TAG, _KIND)
+        with conflict_suppressed():
+            mlflow_client.set_experiment_tag(experiment.experiment_id, _KIND_TAG, _KIND)
     return str(experiment.experiment_id)

@@ -171,6 +171,22 @@ def is_outage(error: BaseException) -> bool:
     )
 
 
+@contextlib.contextmanager
+def conflict_suppressed() -> Iterator[None]:
+    """Suppresses MLflow's refusal of a new row, such as a tag, that another client has just written.
+
+    Its database store looks for a tag, then inserts or updates it. Of two clients that find none, the
+    second's insertion breaks a uniqueness constraint; the first's value stays.
+    """
+    from mlflow.exceptions import MlflowException
+
+    try:
+        yield
+    except MlflowException as error:
+        if "IntegrityError" not in str(error):
+            raise
+
+
 def _no_answer(uri: str) -> str:
     return (
         f"no MLflow server answers at {without_login(uri)}; start it (`mimic3d up`) or correct "
