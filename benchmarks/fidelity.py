@@ -31,8 +31,8 @@ from mimic3d_platform.evaluation import feature_weights
 from mimic3d_platform.models.generator import Generator
 
 NETWORKS = ("efficientnetlite2mid", "mobilenetv2")
-UNDAMAGED = "none"
-# Generators from the worst to the best as people see them, and the branch that is measured.
+UNDAMAGED, HUES = "none", "shifted hues"
+# Generators, and the branch that is measured: after the first stage of a training, and after both.
 GENERATORS = (("builtin:cars-stage1", "2d"), ("builtin:cars", "2d"), ("builtin:cars", "3d"))
 BATCH = 64
 # Damages images (N, 3, R, R) in [-1, 1]; objects are on white.
@@ -93,8 +93,10 @@ DAMAGES: Mapping[str, tuple[Damage, tuple[float, ...]]] = {
     "warped shapes": (_warped, (0.05, 0.1, 0.2)),
     "missing parts": (_missing, (0.2, 0.35, 0.5)),
     "coloured blobs": (_blobs, (0.1, 0.3, 0.8)),
-    "shifted hues": (_hue_shifted, (30, 90, 180)),
+    HUES: (_hue_shifted, (30, 90, 180)),
 }
+# A set with paint of every hue is not damaged by a shift of hues.
+ORDERED = tuple(name for name in DAMAGES if name != HUES)
 
 
 @torch.no_grad()
@@ -152,11 +154,11 @@ def in_markdown(found: Mapping[str, Mapping[str, Sequence[float]]]) -> str:
     """A row for each damage or generator, a column for each extractor; from weak to strong in each cell."""
     lines = [f"| images | {' | '.join(f'`fd_{name}`' for name in found)} |", "|---" * (len(found) + 1) + "|"]
     for row in next(iter(found.values())):
-        cells = [", ".join(f"{value:.3g}" for value in column[row]) for column in found.values()]
+        cells = [", ".join(f"{value:,.0f}" for value in column[row]) for column in found.values()]
         heading = "real images of other objects" if row == UNDAMAGED else row
         lines.append(f"| {heading} | {' | '.join(cells)} |")
-    ordered = [str(sum(is_ordered(column, name) for name in DAMAGES)) for column in found.values()]
-    lines.append(f"| *damages ordered by strength, of {len(DAMAGES)}* | {' | '.join(ordered)} |")
+    ordered = [str(sum(is_ordered(column, name) for name in ORDERED)) for column in found.values()]
+    lines.append(f"| *damages ordered by strength, of {len(ORDERED)}* | {' | '.join(ordered)} |")
     return "\n".join(lines) + "\n"
 
 
@@ -183,8 +185,12 @@ For anyone who wants to know how far to trust the stand-ins for FID of [evaluati
 `make bench-fidelity` writes this page.
 
 Fréchet distances from {size} real images of cars, {side}×{side}, of as many images of other cars, which are
-damaged; each cell has the values for increasing strength of the damage. The last rows are generators, the
-worst first as people see them ([results.md](results.md) shows their images). The default is `fd_{default}`.
+damaged; each cell has the values for increasing strength of the damage. The cars' paint has every hue, so a
+shift of all hues gives images that are as good: a distance should hardly notice it.
+
+The last rows are a generator after the first stage of its training, whose cars are blurred and have hardly
+any wheels, and both its branches after both stages ([results.md](results.md) shows them). The default is
+`fd_{default}`.
 
 {table}
 ![Each distance against the strength of the damage](evaluation-fidelity.png)

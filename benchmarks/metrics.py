@@ -154,6 +154,21 @@ DAMAGES: Mapping[str, tuple[Damage, tuple[float, ...]]] = {
 }
 
 
+def metrics_of(views: Views, network: str | None, *, fields: bool) -> list[ViewMetric]:
+    """The metrics that views like these can have, those of fitted fields only if `fields`.
+
+    Args:
+        network: of `views.perceptual`, as `mimic3d weights` names it.
+    """
+    return [
+        metric
+        for metric in VIEWS
+        if metric.can_measure(views)
+        and metric.network in (None, network)
+        and (fields or "field" not in metric.needs)
+    ]
+
+
 def calibrate(
     objects: Sequence[Views], metrics: Sequence[ViewMetric], say: Callable[[str], None] = lambda line: None
 ) -> dict[str, dict[str, list[float]]]:
@@ -219,17 +234,15 @@ def main() -> None:
     arguments = parser.parse_args()
     started = time.monotonic()
     network = feature_weights.best_available("perceptual")
-    metrics = [
-        metric
-        for metric in VIEWS
-        if "both branches" not in metric.needs
-        and not (arguments.no_fields and "field" in metric.needs)
-        and metric.network in (None, network)
-    ]
     perceptual = PerceptualDistance.from_file(feature_weights.resolve(network), network)
     cars = load_cars(get_settings().home / "cache")[: arguments.objects]
     objects = true_views(cars, perceptual=perceptual)
-    found = calibrate(objects, metrics, lambda name: print(f"[{time.monotonic() - started:5.0f} s] {name}"))
+    metrics = metrics_of(objects[0], network, fields=not arguments.no_fields)
+
+    def say(name: str) -> None:
+        print(f"[{time.monotonic() - started:5.0f} s] {name}", flush=True)
+
+    found = calibrate(objects, metrics, say)
     table = in_markdown(found, metrics)
     print(table)
     headlines = ", ".join(f"`{metric.kind}`" for metric in metrics if metric.kind in HEADLINES)

@@ -170,6 +170,15 @@ class ViewMetric(Metric):
     def name(self, extractor: str) -> str:
         return self.kind
 
+    def can_measure(self, views: Views) -> bool:
+        """Whether views have all that the metric needs; a field can be fitted to any."""
+        has = {"images", "cameras", "field"}
+        has |= {"depth"} if views.depth is not None else set()
+        has |= {"orbit"} if views.orbit else set()
+        has |= {"both branches"} if views.imitated is not None else set()
+        has |= {"face model"} if views.face_model is not None else set()
+        return set(self.needs) <= has
+
     @abstractmethod
     def part(self, views: Views) -> Sequence[float]:
         """The sums over the views of one object, from which `value` is computed."""

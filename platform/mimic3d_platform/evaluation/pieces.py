@@ -19,7 +19,6 @@ import torch
 from torch import Tensor
 
 from mimic3d.evaluation import registry
-from mimic3d.evaluation.metric import ViewMetric, Views
 from mimic3d.evaluation.shapes import compare_with_nearest, surface_points
 from mimic3d.export.marching_cubes import NoSurfaceError
 from mimic3d.features.extractor import FeatureExtractor
@@ -219,7 +218,7 @@ def _view_parts(plan: Plan, piece: Piece, device: torch.device) -> dict[str, Ten
     for branch, seen in opened.views(piece.rows.start, plan.views).items():
         views = replace(seen, perceptual=perceptual, face_model=face_model)
         for metric in metrics:
-            if can_measure(metric, views):
+            if metric.can_measure(views):
                 sums = torch.tensor([metric.part(views)], dtype=torch.float64)
                 found[branch_key(metric.kind, branch)] = sums
     return found
@@ -238,16 +237,6 @@ def _shape_parts(plan: Plan, piece: Piece, device: torch.device) -> dict[str, Te
             compared = (math.nan, math.nan, -1)
         found[branch] = torch.tensor([compared], dtype=torch.float64)
     return found
-
-
-def can_measure(metric: ViewMetric, views: Views) -> bool:
-    """Whether views have all that a metric needs."""
-    has = {"images", "cameras", "field"}
-    has |= {"depth"} if views.depth is not None else set()
-    has |= {"orbit"} if views.orbit else set()
-    has |= {"both branches"} if views.imitated is not None else set()
-    has |= {"face model"} if views.face_model is not None else set()
-    return set(metric.needs) <= has
 
 
 def _peak_megabytes() -> float:
