@@ -154,7 +154,7 @@ def in_markdown(found: Mapping[str, Mapping[str, Sequence[float]]]) -> str:
     """A row for each damage or generator, a column for each extractor; from weak to strong in each cell."""
     lines = [f"| images | {' | '.join(f'`fd_{name}`' for name in found)} |", "|---" * (len(found) + 1) + "|"]
     for row in next(iter(found.values())):
-        cells = [", ".join(f"{value:,.0f}" for value in column[row]) for column in found.values()]
+        cells = [", ".join(f"{value:.0f}" for value in column[row]) for column in found.values()]
         heading = "real images of other objects" if row == UNDAMAGED else row
         lines.append(f"| {heading} | {' | '.join(cells)} |")
     ordered = [str(sum(is_ordered(column, name) for name in ORDERED)) for column in found.values()]

@@ -222,7 +222,7 @@ def plot(found: Mapping[str, Mapping[str, list[float]]], metrics: Sequence[ViewM
     for axes in list(grid.flat)[len(metrics) :]:
         axes.axis("off")
     handles, labels = grid.flat[0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=len(labels), fontsize=9)
+    figure.legend(handles, labels, loc="outside lower center", ncols=-(-len(labels) // 2), fontsize=9)
     figure.savefig(path, dpi=90)
 
 

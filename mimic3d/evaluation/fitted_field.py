@@ -248,7 +248,7 @@ class FieldDetail(ViewMetric):
         "correlation of the detail of each view with the render of the field fitted to the other half; the "
         "headline figure of consistency"
     )
-    fooled_by = "nothing known; a field that is too coarse lowers it"
+    fooled_by = "one image repeated, which lowers it little (see field_depth); a coarse field lowers it"
 
     def part(self, views: Views) -> Sequence[float]:
         everywhere = torch.ones_like(views.images[:, :1], dtype=torch.bool)
@@ -267,7 +267,7 @@ class FieldsAgreement(ViewMetric):
         "correlation of the detail of two fields' renders, fitted to disjoint halves of the views, whose "
         f"blocks (about {BLOCKS}) alternate along the orbit"
     )
-    fooled_by = "inconsistency that both fields average to the same result"
+    fooled_by = "inconsistency that both fields average to the same result; one image repeated"
 
     def part(self, views: Views) -> Sequence[float]:
         a, b = fitted_halves(views)
