@@ -48,6 +48,7 @@ _KEY_PAIR = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY")
 # The first of these wins. botocore reads the same endpoints, and of the regions the second.
 _S3_ENDPOINT, _ENDPOINT = "AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL"
 _REGIONS = ("AWS_REGION", "AWS_DEFAULT_REGION")
+_FOLDERS = ("MIMIC3D_HOME", "MIMIC3D_CACHE", "RAY_AUTH_TOKEN_PATH")
 
 
 def default_home() -> Path:
@@ -155,6 +156,18 @@ def use_services() -> Settings:
     settings = get_settings()
     os.environ.update(settings.export())
     return settings
+
+
+def use_services_of(environment: Mapping[str, str]) -> None:
+    """Puts a driver's `Settings.export` into the environment of a worker process.
+
+    Folders stay this node's own where its environment names them: the driver may run on another machine.
+    """
+    for name, value in environment.items():
+        if name in _FOLDERS:
+            os.environ.setdefault(name, value)
+        else:
+            os.environ[name] = value
 
 
 def get_settings() -> Settings:

@@ -168,12 +168,14 @@ def push(
     """
     from mimic3d_platform.models.pull import pull as fetch
     from mimic3d_platform.models.registry import check_registration, is_registered
+    from mimic3d_platform.tracking.server import own_login
 
     check_registration(name, alias)
     with tempfile.TemporaryDirectory(prefix="mimic3d-push-") as folder:
         if is_registered(source):
-            _use_services()
-            fetch(source, folder)
+            with own_login():
+                _use_services()
+                fetch(source, folder)
             source = folder
         os.environ["MLFLOW_TRACKING_URI"] = to
         _register(source, name, alias, force)

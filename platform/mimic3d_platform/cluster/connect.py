@@ -88,7 +88,7 @@ def join_ray() -> None:
         if host and port.isdigit():  # `ray.init` waits for minutes where nothing listens.
             socket.create_connection((host, int(port)), _CONNECT_TIMEOUT_S).close()
         ray.init(address=address, log_to_driver=False, logging_level=logging.WARNING)
-    except (OSError, RuntimeError, ValueError) as error:
+    except (OSError, RuntimeError, ValueError, ray.exceptions.RayError) as error:
         reason = first_line(error)
         raise UserError(
             f"no Ray cluster at {address} ({reason}): run `mimic3d up`, or correct RAY_ADDRESS"

@@ -15,7 +15,7 @@ import mimic3d
 import mimic3d_platform
 from mimic3d_platform.cluster.connect import join_ray
 from mimic3d_platform.errors import UserError, first_line
-from mimic3d_platform.settings import get_settings
+from mimic3d_platform.settings import get_settings, use_services_of
 
 if TYPE_CHECKING:
     import ray
@@ -200,10 +200,10 @@ def _import_work(work: Callable[..., object]) -> None:
 def _run_piece(
     work: Callable[[int, *Shared], Result], environment: dict[str, str], index: int, *shared: *Shared
 ) -> Result:
-    os.environ.update(environment)
+    use_services_of(environment)
     return work(index, *shared)
 
 
 def _run_whole(work: Callable[[*Shared], Result], environment: dict[str, str], *arguments: *Shared) -> Result:
-    os.environ.update(environment)
+    use_services_of(environment)
     return work(*arguments)

@@ -22,7 +22,7 @@ from mimic3d_platform.cluster.elastic_trainer import EqualSharesTrainer
 from mimic3d_platform.cluster.ray_internals import WorkerCallback
 from mimic3d_platform.cluster.resources import WorkerPlan
 from mimic3d_platform.errors import UserError
-from mimic3d_platform.settings import get_settings
+from mimic3d_platform.settings import get_settings, use_services_of
 
 Arguments = TypeVar("Arguments")
 Result = TypeVar("Result")
@@ -128,7 +128,7 @@ def run_train_workers(
 
 def _run_call(config: dict[str, _WorkerCall[Any]]) -> object:
     call = config["call"]
-    os.environ.update(ray.get(call.environment[0]))
+    use_services_of(ray.get(call.environment[0]))
     torch.set_num_threads(call.threads)
     return call.function(call.arguments)
 

@@ -29,6 +29,7 @@ from mimic3d_platform.evaluation.truncation import TRUNCATIONS
 from mimic3d_platform.models import registry
 from mimic3d_platform.settings import DEFAULT_RUNS_URI
 from mimic3d_platform.storage.digests import sha256_of_file
+from mimic3d_platform.storage.uris import without_login
 from mimic3d_platform.tracking import EXPERIMENT
 from mimic3d_platform.tracking.logger import File, RunLogger
 from mimic3d_platform.tracking.server import client, conflict_suppressed, tracking_errors
@@ -46,7 +47,7 @@ OBJECTS = 50
 
 @dataclass(frozen=True)
 class Options:
-    """What is measured; None for the generator's config, or all that there is.
+    """Options of an evaluation. Where one is None, the generator's config decides; of images, all are taken.
 
     Attributes:
         images: of the subject, for metrics of fidelity.
@@ -123,30 +124,31 @@ def evaluate(
     if isinstance(subject, GeneratorSubject) and registry.is_registered(subject.pinned):
         version = registry.version_of(subject.pinned)
     digest, fingerprint = subject.digest[:12], str(measured.facts["data fingerprint"])[:8]
-    size = f"{measured.facts['images']}-{measured.facts['objects']}-{options.seed}"
+    counts = [measured.facts[fact] for fact in ("images", "objects", "views", "seed", "metrics version")]
+    protocol = "-".join(map(str, counts))
     tags = {
-        "mimic3d.model": subject.uri,
+        "mimic3d.model": without_login(subject.uri),
         "mimic3d.model.sha256": subject.digest,
         DATA_TAG: str(measured.facts["data fingerprint"]),
         "mimic3d.frechet": str(measured.facts["extractor"]),
     }
     run_id = tracking.start_or_resume_run(
         EXPERIMENT,
-        f"evaluate-{digest}-{fingerprint}-{measured.facts['extractor']}-{size}",
+        f"evaluate-{digest}-{fingerprint}-{measured.facts['extractor']}-{protocol}",
         {"model": subject.uri, "data": data_uri, "evaluation": measured.facts},
         tags,
         parent_run_id=version.run_id if version else None,
     )
-    manifest = open_dataset(data_uri)
-    facts = {"images": manifest.count, "resolution": manifest.resolution}
-    tracking.log_dataset(run_id, data_uri, manifest.fingerprint, facts, context="evaluation")
-    registry.log_model_metrics(run_id, measured.flat(), version)
-    [pictures] = run_pieces(draw_pictures, 1, plan, here=options.here, gpu=plan.gpu)
-    advance(pieces, pieces)
-    link = tracking.run_url(run_id)
-    report = ReportSubject(measured, pictures, training_curves(uri, version, cache_uri), link)
-    _log_report(report, run_id, version)
-    tracking.finish_run(run_id)
+    with tracking.closed_after(run_id):
+        manifest = open_dataset(data_uri)
+        facts = {"images": manifest.count, "resolution": manifest.resolution}
+        tracking.log_dataset(run_id, data_uri, manifest.fingerprint, facts, context="evaluation")
+        registry.log_model_metrics(run_id, measured.flat(), version)
+        [pictures] = run_pieces(draw_pictures, 1, plan, here=options.here, gpu=plan.gpu)
+        advance(pieces, pieces)
+        link = tracking.run_url(run_id)
+        report = ReportSubject(measured, pictures, training_curves(uri, version, cache_uri), link)
+        _log_report(report, run_id, version)
     return Evaluation(report, run_id)
 
 
@@ -219,7 +221,7 @@ def _plan(subject: Subject, data_uri: str, options: Options, cache_uri: str) -> 
         objects = options.objects or subject.config.output.metric_identities
     images = min(images, subject.most_images or images)
     if images < 2:
-        raise UserError(f"{subject.uri} has one image: metrics need at least 2")
+        raise UserError(f"{subject.uri} has {images} image(s): metrics need at least 2")
     return Plan(
         subject=subject,
         data_uri=data_uri,

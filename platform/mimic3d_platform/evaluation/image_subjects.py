@@ -199,8 +199,11 @@ def files_subject(uri: str, seed: int) -> FilesSubject:
     first = _decoded(source.read(order[0]), f"{order[0]} of {uri}")
     side = first.shape[0]
     _square(source.read(order[0]), side, f"{order[0]} of {uri}")
-    digest = sha256_of_json([[e.name, e.size, e.check] for e in sorted(entries, key=lambda e: e.name)])
-    return FilesSubject(uri, digest, side, entries, _objects_of_files(source, order))
+    objects = _objects_of_files(source, order)
+    files = sorted([entry.name, entry.size, entry.check] for entry in entries)
+    # Views are measured again after the list of cameras was corrected.
+    views = sorted([entries[row].name, *camera] for each in objects for row, camera in each)
+    return FilesSubject(uri, sha256_of_json([files, views]), side, entries, objects)
 
 
 def _objects_of_files(

@@ -19,6 +19,7 @@ from mimic3d_platform.evaluation.pieces import (
     OTHER_CAMERA,
     REALS,
     SHAPES,
+    VERSION,
     VIEWS,
     Plan,
     branch_key,
@@ -28,6 +29,7 @@ from mimic3d_platform.evaluation.pieces import (
 )
 from mimic3d_platform.evaluation.subject import Subject
 from mimic3d_platform.evaluation.truncation import truncation_curves
+from mimic3d_platform.storage.uris import without_login
 
 # Reals and generated images whose nearest neighbours are looked for, and whose kernels are summed, at most.
 NEIGHBOURS = 10_000
@@ -56,12 +58,13 @@ def merge_pieces(plan: Plan, costs: Sequence[PartCost]) -> Measured:
             except ValueError as error:
                 left_out[name] = str(error)
     facts: dict[str, str | int] = {
-        "data": plan.data_uri,
+        "data": without_login(plan.data_uri),
         "resolution": plan.data.resolution,
         "images": plan.images,
         "objects": plan.objects,
         "views": plan.views,
         "seed": plan.seed,
+        "metrics version": VERSION,
         "extractor": plan.network,
         "extractor sha256": plan.network_sha256,
         "data fingerprint": plan.data.fingerprint,

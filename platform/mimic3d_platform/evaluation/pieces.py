@@ -148,13 +148,12 @@ def measure_piece(index: int, plan: Plan) -> PartCost:
     Raises:
         UserError: an image cannot be read or is of another size, or storage cannot be reached.
     """
-    from safetensors.torch import load, save
+    from safetensors.torch import save
 
     piece = plan.pieces()[index]
     uri = plan.uri_of(piece)
-    if storage.exists(uri):
-        cost = load(storage.read_bytes(uri))[_COST]
-    else:
+    cost = _stored_cost(uri)
+    if cost is None:
         began = time.perf_counter()
         device = torch.device("cuda" if plan.gpu and torch.cuda.is_available() else "cpu")
         measure = {VIEWS: _view_parts, SHAPES: _shape_parts}.get(piece.what, _features)
@@ -162,6 +161,19 @@ def measure_piece(index: int, plan: Plan) -> PartCost:
         cost = torch.tensor([time.perf_counter() - began, _peak_megabytes()], dtype=torch.float64)
         storage.write_bytes(uri, save(measured | {_COST: cost}))
     return PartCost(piece.what, len(piece.rows), *cost.tolist())
+
+
+def _stored_cost(uri: str) -> Tensor | None:
+    """What a piece took, if it is stored; None also for a file that is damaged and must be made again."""
+    from safetensors import SafetensorError
+    from safetensors.torch import load
+
+    if not storage.exists(uri):
+        return None
+    try:
+        return load(storage.read_bytes(uri))[_COST]
+    except (SafetensorError, KeyError):
+        return None
 
 
 def stored(plan: Plan, what: str, branch: str) -> Iterator[Tensor]:

@@ -32,8 +32,14 @@ def choose_database(stack: Stack, url: str | None) -> tuple[str | None, bool]:
         record = {"url": _checked(url)}
     if "url" not in record:
         return None, False
+    kept = stack.folder / "mlflow" / "pgpass"
+    former = kept.read_text(encoding="utf-8") if kept.is_file() else None
     _keep_password(stack, record["url"])
-    _try_to_connect(record["url"], variables(stack))
+    try:
+        _try_to_connect(record["url"], variables(stack))
+    except UserError:  # A wrong PGPASSWORD must not replace the password that works.
+        kept.unlink(missing_ok=True) if former is None else write_private(kept, former)
+        raise
     return record["url"], record["url"] != before
 
 

@@ -5,6 +5,8 @@ leader starts. It outlives its leader: after `kill -9` the orphans keep the sess
 gives no new process a pid that names a session. So orphans are found, and no other process is ever stopped.
 """
 
+from __future__ import annotations
+
 import contextlib
 import os
 import subprocess
@@ -24,30 +26,41 @@ _WAIT_FOR_LINE = ("/bin/sh", "-c", 'read -r word && exec "$@" < /dev/null', "sh"
 
 @dataclass(frozen=True)
 class Leader:
-    """The session leader of a service, which may have died: its pid and start time (s since the epoch)."""
+    """The session leader of a service, which may have died.
+
+    Attributes:
+        pid: of the process.
+        started: when it started, in seconds since the machine did: the clock may be set meanwhile.
+        boot: the kernel's id of this start of the machine.
+    """
 
     pid: int
-    created: float
+    started: float
+    boot: str
+
+    @classmethod
+    def of(cls, pid: int) -> Leader:
+        """Records a process that lives."""
+        return cls(pid, _started(psutil.Process(pid)), _boot_id())
 
     def process(self) -> psutil.Process | None:
         """Returns the leader's process; None if it is dead, also if another process has its pid."""
         try:
             process = psutil.Process(self.pid)
-            same = abs(process.create_time() - self.created) < 1.0
-            return process if same and _is_alive(process) else None
+            return process if self._is(process) and _is_alive(process) else None
         except psutil.Error:
             return None
 
     def members(self) -> list[psutil.Process]:
         """Returns all living processes of the service, the leader first; also if the leader is dead."""
         leader = self.process()
-        if leader is None and (_pid_is_reused(self) or self.created < psutil.boot_time()):
+        if leader is None and (self.boot != _boot_id() or self._pid_is_reused()):
             return []
         members = [leader] if leader else []
         for process in psutil.process_iter():
             try:
                 in_session = process.pid != self.pid and os.getsid(process.pid) == self.pid
-                if in_session and process.create_time() >= self.created - 1.0 and _is_alive(process):
+                if in_session and _started(process) >= self.started - 1.0 and _is_alive(process):
                     members.append(process)
             except (OSError, psutil.Error):
                 continue
@@ -57,6 +70,16 @@ class Leader:
             except psutil.Error:
                 continue
         return members
+
+    def _is(self, process: psutil.Process) -> bool:
+        return self.boot == _boot_id() and abs(_started(process) - self.started) < 1.0
+
+    def _pid_is_reused(self) -> bool:
+        """Whether another process has the leader's pid."""
+        try:
+            return not self._is(psutil.Process(self.pid))
+        except psutil.Error:
+            return False
 
 
 class WaitingProcess:
@@ -80,7 +103,7 @@ class WaitingProcess:
                 cwd=cwd,
                 start_new_session=True,
             )
-        self.leader = Leader(self._popen.pid, psutil.Process(self._popen.pid).create_time())
+        self.leader = Leader.of(self._popen.pid)
 
     def release(self) -> None:
         """Lets the process become the service."""
@@ -149,12 +172,13 @@ def _is_alive(process: psutil.Process) -> bool:
         return False
 
 
-def _pid_is_reused(leader: Leader) -> bool:
-    """Whether another process has the leader's pid."""
-    try:
-        return abs(psutil.Process(leader.pid).create_time() - leader.created) >= 1.0
-    except psutil.Error:
-        return False
+def _started(process: psutil.Process) -> float:
+    """When a process started, in seconds since the machine did."""
+    return process.create_time() - psutil.boot_time()
+
+
+def _boot_id() -> str:
+    return Path("/proc/sys/kernel/random/boot_id").read_text(encoding="utf-8").strip()
 
 
 def _signal(send: Callable[[], object]) -> None:

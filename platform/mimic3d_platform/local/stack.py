@@ -111,9 +111,9 @@ def up(
             _start(stack, kind, launch)
             on_progress(f"{kind.title}: starting")
         state.write_environment(stack, _environment(stack, secrets, with_login))
-        _wait(stack, kinds, secrets, on_progress)
-        if other_database:
+        if other_database:  # Before the wait: MLflow runs on it even if another service then fails.
             remember_database(stack, database_url)
+        _wait(stack, kinds, secrets, on_progress)
         _make_buckets(stack, secrets)
     return status(home)
 

@@ -13,7 +13,7 @@ import socket
 import tempfile
 import time
 from collections.abc import Collection, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from mimic3d_platform.errors import UserError
@@ -70,13 +70,11 @@ class Stack:
     def save(self) -> None:
         """Writes the state file atomically."""
         document = {
-            "version": 1,
             "runtime": str(self.runtime) if self.runtime else None,
             "services": {
                 name: {
                     "ports": service.ports,
-                    "pid": service.leader.pid if service.leader else None,
-                    "created": service.leader.created if service.leader else None,
+                    "leader": asdict(service.leader) if service.leader else None,
                     "ready": service.ready,
                 }
                 for name, service in self.services.items()
@@ -97,7 +95,7 @@ class Stack:
             document = json.loads(path.read_text(encoding="utf-8"))
             stack.runtime = Path(document["runtime"]) if document["runtime"] else None
             for name, record in document["services"].items():
-                leader = Leader(record["pid"], record["created"]) if record["pid"] else None
+                leader = Leader(**record["leader"]) if record.get("leader") else None
                 stack.services[name] = Service(record["ports"], leader, record["ready"])
         except FileNotFoundError:
             pass

@@ -2,13 +2,15 @@
 
 A checkpoint is a folder `<run>/checkpoints/<images>-<token>`. Its manifest, written last, lists the SHA-256
 of every other file: a folder without one is what a process that died has left, and no run resumes from it.
-The token is random, so that two processes that both train the run never write to the same folder.
+The token is the time and a random number: two processes that both train the run never write to the same
+folder, and of two checkpoints at the same number of images the later one comes last.
 """
 
 from __future__ import annotations
 
 import json
 import secrets
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -86,7 +88,8 @@ class KeepPolicy:
     def kept(self, checkpoints: Sequence[StoredCheckpoint]) -> list[StoredCheckpoint]:
         """The checkpoints to keep, oldest first."""
         ordered = sorted(checkpoints, key=lambda checkpoint: (checkpoint.nimg, checkpoint.name))
-        # Attempts of a run may leave several at the same number of images: one is enough.
+        # A run that resumed may have several at the same number of images. The last is the one to keep: an
+        # earlier one may be damaged, which is why the run resumed from one before it.
         distinct = list({checkpoint.nimg: checkpoint for checkpoint in ordered}.values())
         keep = {checkpoint.uri for checkpoint in distinct[-self.newest :]}
         keep |= {checkpoint.uri for checkpoint in distinct if checkpoint.nimg == self.stage1_nimg > 0}
@@ -152,8 +155,8 @@ class CheckpointStore:
         return sorted(found, key=lambda checkpoint: (checkpoint.nimg, checkpoint.name))
 
     def new_name(self, nimg: int) -> str:
-        """A unique name for a checkpoint at `nimg` images."""
-        return f"{nimg:09d}-{secrets.token_hex(3)}"
+        """A unique name for a checkpoint at `nimg` images; later ones are greater."""
+        return f"{nimg:09d}-{time.time_ns() // 1_000_000:x}{secrets.token_hex(2)}"
 
     def put(self, folder: Path, name: str, nimg: int, facts: Mapping[str, Any]) -> StoredCheckpoint:
         """Stores all files below `folder` as the checkpoint `name`, then its manifest.

@@ -70,7 +70,7 @@ class Decision:
             numbers += f"; a view takes {self.latency[0]:.3g} s against {self.latency[1]:.3g} s"
         numbers = f" ({numbers})" if numbers else ""
         if self.present is None:
-            return f"version {self.version} is {self.alias}: no version was before"
+            return f"version {self.version} is {self.alias}: no version had this alias before"
         if self.present == self.version:
             return f"version {self.version} is {self.alias} already"
         if not self.passed:
@@ -114,7 +114,7 @@ def promote(
             "--force needs a reason, which is recorded: --force 'the new data set has no licence'"
         )
     candidate = version_of(f"models:/{name}/{version}")
-    with claimed_alias(name, alias):
+    with claimed_alias(name, alias) as check_claim:
         present_number = aliases_of(name).get(alias)
         if present_number is None or present_number == version:
             decision = Decision(version, alias, present_number, True, forced=force)
@@ -123,10 +123,12 @@ def promote(
             decision = _compare(candidate, present, alias, metric, guards, max_latency, force)
         for warning in decision.warnings:
             on_note(warning)
-        _record(candidate, decision)
         if decision.passed:
+            check_claim()
             with tracking_errors(f"set the alias {alias!r} in"):
                 client().set_registered_model_alias(name, alias, str(version))
+        # Afterwards, so that nothing says a version has the alias that does not.
+        _record(candidate, decision)
     return decision
 
 
@@ -143,11 +145,9 @@ def _compare(
     chosen = metric or _first(common)
     used, reasons, warnings = [], [], []
     if chosen is None or chosen not in common:
-        what = f"no {chosen}" if chosen else "no Fréchet distance"
-        both = f"{version_uri(candidate)} and {version_uri(present)}"
         reasons.append(
-            f"{what} of both was measured on the same data set with the same number of images; run `mimic3d "
-            f"evaluate` on {both}"
+            f"{version_uri(candidate)} and {version_uri(present)} have no {chosen or 'Fréchet distance'} "
+            "measured on the same data set with the same number of images; run `mimic3d evaluate` on both"
         )
     else:
         used.append(common[chosen])
@@ -155,7 +155,7 @@ def _compare(
             reasons.append(f"{chosen} is not better beyond the intervals")
     for guard in _default_guards(common) if guards is None else guards:
         if guard not in common:
-            reasons.append(f"the guarded metric {guard} of both was not measured under the same conditions")
+            reasons.append(f"the guarded metric {guard} was not measured under the same conditions on both")
             continue
         used.append(common[guard])
         if common[guard].worse:
@@ -232,12 +232,12 @@ def _record(version: ModelVersion, decision: Decision) -> None:
         },
         "latency": decision.latency,
     }
-    if decision.present == decision.version:
+    tag = f"{_DECISION_TAG}{decision.alias}"
+    if decision.present == decision.version and tag in version.tags:
         return
     with tracking_errors("record a decision in"):
         name, number = version.name, str(version.version)
-        text = json.dumps(values, ensure_ascii=False)
-        mlflow_client.set_model_version_tag(name, number, f"{_DECISION_TAG}{decision.alias}", text)
+        mlflow_client.set_model_version_tag(name, number, tag, json.dumps(values, ensure_ascii=False))
         before = mlflow_client.get_model_version(name, number).description or ""
         line = f"\n\n**{decision.alias}**, {when}: {decision.line}"
         # The newest decision is kept whole, at the expense of what comes before it.

@@ -13,8 +13,9 @@ from mimic3d_platform.data.format.dataset import open_dataset
 from mimic3d_platform.data.format.manifest_file import read_card
 from mimic3d_platform.errors import UserError
 from mimic3d_platform.models.version_files import DATA_CARD, LINEAGE
+from mimic3d_platform.storage.uris import without_login
 from mimic3d_platform.tracking import children_of
-from mimic3d_platform.tracking.server import client, tracking_errors, tracking_uri, without_login
+from mimic3d_platform.tracking.server import client, tracking_errors, tracking_uri
 from mimic3d_platform.tracking.tags import (
     COMMIT_TAG,
     DATA_TAG,

@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     from mlflow.entities.model_registry import ModelVersion
 
 _SIZES_OF_TRAINING = ("output.metric_images", "output.metric_identities")
+# Facts of an evaluation, beside its data set and sizes, that have to be equal.
+_DETAILS = ("views", "seed", "metrics version")
 
 
 class Measurement(NamedTuple):
@@ -107,7 +109,7 @@ def _conditions(run_id: str) -> Conditions:
     unknown = f"unknown to run {run_id}"
     evaluated = "evaluation.images" in data.params
     sizes = ("evaluation.images", "evaluation.objects") if evaluated else _SIZES_OF_TRAINING
-    details = [f"{key} {data.params.get(f'evaluation.{key}')}" for key in ("views", "seed")]
+    details = [f"{key} {data.params.get(f'evaluation.{key}')}" for key in _DETAILS]
     images, identities = (data.params.get(size) or unknown for size in sizes)
     protocol = f"evaluation, {', '.join(details)}" if evaluated else "training"
     return Conditions(data.tags.get(DATA_TAG) or unknown, images, identities, protocol)

@@ -61,7 +61,8 @@ def fetch(uri: str, folder: Path, digest: str = "") -> Path:
     _verify_manifest(folder, uri)
     if digest and folder_digest(folder) != digest:
         raise UserError(
-            f"{uri} has changed since the run began: put the former one back, or give the run another --name"
+            f"{uri} has changed since it was first read: put the former one back, or begin anew (a training "
+            "under another --name)"
         )
     return folder
 

@@ -40,7 +40,8 @@ def pull(uri: str, destination: storage.Uri) -> storage.Uri:
     """Downloads a registered generator and verifies the SHA-256 of every file.
 
     Only data is downloaded: weights, config, cards, lineage, previews. A download that was interrupted
-    resumes with the files that are not there yet. Of two at once, the second waits for the first.
+    resumes with the files that are not there yet. Of two into a local folder at once, the second waits for
+    the first; into object storage, pull once at a time.
 
     Args:
         uri: `models:/<name>@<alias>` or `models:/<name>/<version>`.
@@ -71,7 +72,7 @@ def cached(version: ModelVersion) -> Path:
     with contextlib.suppress(UserError):
         verify_folder(folder)
         return folder
-    return _pull(version, version_uri(version), folder)
+    return _pull(version, version_uri(version), folder, keep=True)
 
 
 def verify_folder(folder: Path) -> list[str]:
@@ -110,10 +111,15 @@ def verify_version(uri: str) -> list[str]:
     return sorted(listed)
 
 
-def _pull(version: ModelVersion, uri: str, destination: Path) -> Path:
+def _pull(version: ModelVersion, uri: str, destination: Path, *, keep: bool = False) -> Path:
+    """Downloads a version; with `keep`, not if another process has done so while this one waited."""
     with storage.translate_errors(destination, "write"):
         destination.mkdir(parents=True, exist_ok=True)
         with _locked(destination):
+            if keep:
+                with contextlib.suppress(UserError):
+                    verify_folder(destination)
+                    return destination
             staging = destination / f"{_PARTIAL}{version.tags.get(DIGEST_TAG, 'unknown')[:16]}"
             for left in destination.glob(f"{_PARTIAL}*"):
                 if left != staging and left.is_dir():

@@ -15,7 +15,7 @@ from mimic3d.checkpoints.generator_folder import load_generator
 from mimic3d.config import Config, to_dict
 from mimic3d.networks.generator import Generator
 from mimic3d_platform import storage
-from mimic3d_platform.errors import UserError, one_line, user_errors
+from mimic3d_platform.errors import one_line, user_errors
 from mimic3d_platform.models.lineage import (
     Lineage,
     data_of,
@@ -39,7 +39,7 @@ from mimic3d_platform.models.registry import (
 )
 from mimic3d_platform.models.version_files import DIGESTS, GENERATOR_FILES, PREVIEWS, is_data
 from mimic3d_platform.storage.digests import format_sha256sums, sha256, sha256_of_file, sha256_of_files
-from mimic3d_platform.tracking import EXPERIMENT, finish_run, flat_params, start_or_resume_run
+from mimic3d_platform.tracking import EXPERIMENT, closed_after, flat_params, start_or_resume_run
 from mimic3d_platform.tracking.server import check_tracking, client, tracking_errors
 from mimic3d_platform.tracking.tags import DATA_TAG, RECIPE_TAG, RESOLUTION_TAG, STAGE1_TAG
 
@@ -101,14 +101,8 @@ def register_folder(folder: str | Path, name: str) -> int:
     tags = {"mimic3d.model": Path(folder).name, "mimic3d.model.sha256": source.digest}
     run_name = f"register-{source.digest[:12]}"
     run_id = start_or_resume_run(EXPERIMENT, run_name, to_dict(source.config), tags)
-    try:
-        version = _register(source, name, run_id, {}, 0)
-    except BaseException:
-        with contextlib.suppress(UserError):
-            finish_run(run_id, "FAILED")
-        raise
-    finish_run(run_id)
-    return version
+    with closed_after(run_id):
+        return _register(source, name, run_id, {}, 0)
 
 
 def _read(folder: str | Path) -> _Source:

@@ -8,12 +8,12 @@ from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING
 
 from mimic3d_platform.errors import UserError
+from mimic3d_platform.storage.uris import without_login
 from mimic3d_platform.tracking.server import (
     check_tracking,
     client,
     tracking_errors,
     tracking_uri,
-    without_login,
 )
 
 if TYPE_CHECKING:

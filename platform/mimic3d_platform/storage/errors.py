@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from mimic3d_platform.errors import UserError, one_line
 from mimic3d_platform.settings import get_settings
 from mimic3d_platform.storage.s3 import NO_CREDENTIALS, s3_client
-from mimic3d_platform.storage.uris import Uri, is_local, is_s3, scheme, split_s3
+from mimic3d_platform.storage.uris import Uri, is_local, is_s3, scheme, split_s3, without_login
 
 _KEYS = "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"
 
@@ -68,7 +68,7 @@ def translate_errors(uri: Uri, verb: str) -> Iterator[None]:
         if not _is_of_storage(error, uri):
             raise
         cause, transient = _cause(error, uri)
-        raise StorageError(f"cannot {verb} {uri}: {cause}", transient) from error
+        raise StorageError(f"cannot {verb} {without_login(uri)}: {cause}", transient) from error
 
 
 def _is_of_storage(error: Exception, uri: Uri) -> bool:

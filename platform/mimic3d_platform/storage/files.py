@@ -176,15 +176,26 @@ def ensure_bucket(uri: Uri) -> None:
         if is_local(uri):
             local_path(uri).mkdir(parents=True, exist_ok=True)
         elif is_s3(uri):
-            bucket, client = split_s3(uri)[0], s3_client()
-            if bucket not in {item["Name"] for item in client.list_buckets()["Buckets"]}:
-                with contextlib.suppress(client.exceptions.BucketAlreadyOwnedByYou):
-                    client.create_bucket(Bucket=bucket, **bucket_options(s3_access()))
+            _ensure_s3_bucket(split_s3(uri)[0])
         else:
             files, path = open_filesystem(uri)
             files.makedirs(path, exist_ok=True)
 
     access(uri, "create", create)
+
+
+def _ensure_s3_bucket(bucket: str) -> None:
+    """Creates a bucket, unless it is there: keys of one bucket may look at it, but not list all."""
+    from botocore.exceptions import ClientError
+
+    client = s3_client()
+    try:
+        client.head_bucket(Bucket=bucket)
+    except ClientError as error:
+        if error.response["ResponseMetadata"]["HTTPStatusCode"] != 404:
+            raise
+        with contextlib.suppress(client.exceptions.BucketAlreadyOwnedByYou):
+            client.create_bucket(Bucket=bucket, **bucket_options(s3_access()))
 
 
 def _is_file(uri: Uri) -> bool:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import re
 from pathlib import Path
-from urllib.parse import unquote, urlsplit
+from urllib.parse import unquote, urlsplit, urlunsplit
 
 from mimic3d_platform.errors import UserError
 
@@ -20,6 +20,14 @@ def scheme(uri: Uri) -> str:
     """The scheme of a URI, such as `s3` or `gs`; `file` for a path."""
     found = _SCHEME.match(os.fspath(uri))
     return found[1] if found else "file"
+
+
+def without_login(uri: Uri) -> str:
+    """A URI as it may appear in messages: without user name and password."""
+    parts = urlsplit(os.fspath(uri))
+    if "@" not in parts.netloc:
+        return os.fspath(uri)
+    return urlunsplit(parts._replace(netloc=parts.netloc.rpartition("@")[2]))
 
 
 def is_s3(uri: Uri) -> bool:

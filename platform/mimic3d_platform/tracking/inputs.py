@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 
-from mimic3d_platform.storage.uris import is_local, scheme
+from mimic3d_platform.storage.uris import is_local, scheme, without_login
 from mimic3d_platform.tracking.server import client, tracking_errors
 
 # MLflow's own limits.
@@ -31,7 +31,7 @@ def log_dataset(
         name=uri.rstrip("/").rsplit("/", 1)[-1][:_MAX_NAME],
         digest=fingerprint[:_MAX_DIGEST],
         source_type="local" if is_local(uri) else scheme(uri),
-        source=json.dumps({"uri": uri}),
+        source=json.dumps({"uri": without_login(uri)}),
         profile=json.dumps({**facts, "fingerprint": fingerprint}),
     )
     with tracking_errors("log the data set of a run to"):

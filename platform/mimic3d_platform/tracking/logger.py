@@ -20,7 +20,8 @@ from tenacity import RetryCallState, Retrying
 
 from mimic3d_platform.errors import UserError, one_line
 from mimic3d_platform.storage.retries import GrowingPauses
-from mimic3d_platform.tracking.server import client, is_outage, tracking_uri, without_login
+from mimic3d_platform.storage.uris import without_login
+from mimic3d_platform.tracking.server import client, is_outage, tracking_uri
 
 MAX_METRICS_PER_BATCH = 500  # MLflow's own limit.
 # Entries that wait for a server that does not answer, some 100 MB: at one a second, half a day. Beyond that
@@ -137,7 +138,7 @@ class RunLogger:
             raise UserError(
                 f"MLflow at {without_login(tracking_uri())} did not take all of run "
                 f"{self.run_id or '(not started)'}: {what}: "
-                f"{reason}; the training itself is not affected, resume it once MLflow answers"
+                f"{reason}; the training itself is not affected, run the command again once MLflow answers"
             )
 
     def _send_all(self) -> None:

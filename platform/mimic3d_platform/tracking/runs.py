@@ -5,22 +5,23 @@ The driver of a training starts its runs and hands their ids to the workers; `lo
 
 from __future__ import annotations
 
+import contextlib
 import re
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pydantic import SecretStr
 
 from mimic3d_platform.errors import UserError
+from mimic3d_platform.storage.uris import without_login
 from mimic3d_platform.tracking.server import (
     client,
     conflict_suppressed,
     in_environment,
     tracking_errors,
     tracking_uri,
-    without_login,
 )
 
 if TYPE_CHECKING:
@@ -116,6 +117,18 @@ def finish_run(run_id: str, status: str = "FINISHED") -> None:
     with tracking_errors("close a run in"):
         if client().get_run(run_id).info.status != "FINISHED":
             client().set_terminated(run_id, status)
+
+
+@contextlib.contextmanager
+def closed_after(run_id: str) -> Iterator[None]:
+    """Closes a run after the block: `FINISHED`, or `FAILED` if the block raises."""
+    try:
+        yield
+    except BaseException:
+        with contextlib.suppress(UserError):
+            finish_run(run_id, "FAILED")
+        raise
+    finish_run(run_id)
 
 
 def run_url(run_id: str) -> str | None:

@@ -8,10 +8,11 @@ import socket
 import threading
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
-from urllib.parse import urlsplit, urlunsplit
+from urllib.parse import urlsplit
 
 from mimic3d_platform.errors import UserError, one_line
 from mimic3d_platform.settings import environment_variables, get_settings
+from mimic3d_platform.storage.uris import without_login
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -53,14 +54,6 @@ def tracking_uri() -> str:
     return uri
 
 
-def without_login(uri: str) -> str:
-    """A URI as it may appear in messages: without user name and password."""
-    parts = urlsplit(uri)
-    if "@" not in parts.netloc:
-        return uri
-    return urlunsplit(parts._replace(netloc=parts.netloc.rpartition("@")[2]))
-
-
 def client() -> MlflowClient:
     """A client of the tracking server and its registry."""
     _set_defaults()
@@ -79,6 +72,25 @@ def _set_defaults() -> None:
     login = {name: known[name] for name in _LOGIN if name in known}
     for name, value in (_DEFAULTS | login).items():
         os.environ.setdefault(name, value)
+
+
+@contextlib.contextmanager
+def own_login() -> Iterator[None]:
+    """During the block, MLflow on this machine is used with its own login, not with one for another server.
+
+    The environment's login, which is then the other server's, is as before afterwards. If the environment
+    names the server, its login is that server's and is used.
+    """
+    before = {name: os.environ[name] for name in _LOGIN if name in os.environ}
+    if not os.environ.get("MLFLOW_TRACKING_URI"):
+        for name in before:
+            del os.environ[name]
+    try:
+        yield
+    finally:
+        for name in _LOGIN:
+            os.environ.pop(name, None)
+        os.environ.update(before)
 
 
 @contextlib.contextmanager
@@ -129,6 +141,8 @@ def check_tracking() -> str:
 @contextlib.contextmanager
 def tracking_errors(doing: str) -> Iterator[None]:
     """Turns what MLflow's client raises into a `UserError` of one line: "cannot {doing} MLflow at …: …"."""
+    from boto3.exceptions import Boto3Error
+    from botocore.exceptions import BotoCoreError, ClientError
     from mlflow.exceptions import MlflowException
     from requests.exceptions import ChunkedEncodingError, RequestException
 
@@ -136,6 +150,11 @@ def tracking_errors(doing: str) -> Iterator[None]:
         yield
     except UserError:
         raise
+    except (BotoCoreError, ClientError, Boto3Error) as error:  # Of a server that does not serve artifacts.
+        raise UserError(
+            f"cannot {doing} MLflow at {without_login(tracking_uri())}: its artifacts are in object storage "
+            f"({one_line(error, 200)}); check AWS_ENDPOINT_URL, AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"
+        ) from error
     except (MlflowException, RequestException) as error:
         uri = tracking_uri()
         if "CERTIFICATE_VERIFY_FAILED" in str(error):
@@ -197,7 +216,13 @@ def _no_answer(uri: str) -> str:
 def _listens(uri: str) -> bool:
     """Whether something takes connections at `uri`, within `CHECK_TIMEOUT_S`."""
     parts = urlsplit(uri)
-    address = (parts.hostname or "", parts.port or (443 if parts.scheme == "https" else 80))
+    try:
+        port = parts.port or (443 if parts.scheme == "https" else 80)
+    except ValueError:
+        raise UserError(
+            f"MLFLOW_TRACKING_URI is {without_login(uri)}, whose port is no number up to 65535: correct it"
+        ) from None
+    address = (parts.hostname or "", port)
     if any(os.environ.get(name) for name in ("HTTP_PROXY", "HTTPS_PROXY", "http_proxy", "https_proxy")):
         from urllib.request import proxy_bypass
 

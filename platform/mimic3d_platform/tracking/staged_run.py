@@ -63,5 +63,8 @@ class StagedRun:
         """Closes the run and its stages, if MLflow answers: `FINISHED`, `FAILED` or `KILLED`."""
         with contextlib.suppress(UserError):
             finish_run(self.run_id, status)
-            for stage in children_of(self.run_id):
-                finish_run(stage.info.run_id, status)
+            names = {stage.name for stage in self.stages.values()}
+            for child in children_of(self.run_id):
+                # Evaluations of its models are children too, and close themselves.
+                if child.data.tags.get(RUN_NAME_TAG) in names:
+                    finish_run(child.info.run_id, status)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass, field
 
 import ray
@@ -10,6 +9,7 @@ from ray import tune
 from ray.tune.integration.ray_train import TuneReportCallback
 
 from mimic3d.config import Config
+from mimic3d_platform.settings import use_services_of
 from mimic3d_platform.training.train import train
 
 # Keys of reports. In the last one: that the training has ended, and its measurements by images consumed.
@@ -61,7 +61,7 @@ def run_trial(config: dict[str, Assignment], settings: TrialSettings) -> None:
         tune.report({**report, REPLAYED: True})
     if assignment.config is None:
         return
-    os.environ.update(ray.get(settings.environment))
+    use_services_of(ray.get(settings.environment))
     result = train(
         assignment.config,
         assignment.name,

@@ -13,6 +13,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import psutil
@@ -286,8 +287,9 @@ def test_a_stack_that_was_never_started_is_not_running(tmp_path: Path) -> None:
 def test_a_process_that_reuses_a_recorded_pid_is_left_alone(tmp_path: Path) -> None:
     bystander = subprocess.Popen(["sleep", "60"], start_new_session=True)
     try:
-        created = psutil.Process(bystander.pid).create_time()
-        stack = Stack(tmp_path, {"s3": Service({}, processes.Leader(bystander.pid, created - 100))})
+        own = processes.Leader.of(bystander.pid)
+        assert own.process() and own.members()
+        stack = Stack(tmp_path, {"s3": Service({}, replace(own, started=own.started - 100))})
         (tmp_path / "stack").mkdir()
         stack.save()
         assert not local.status(tmp_path).running
@@ -296,6 +298,22 @@ def test_a_process_that_reuses_a_recorded_pid_is_left_alone(tmp_path: Path) -> N
     finally:
         bystander.kill()
         bystander.wait()
+
+
+def test_a_clock_that_is_set_does_not_hide_a_service(monkeypatch: pytest.MonkeyPatch) -> None:
+    service = subprocess.Popen(["sleep", "60"], start_new_session=True)
+    try:
+        leader = processes.Leader.of(service.pid)
+        # The kernel's time of the start moves with the clock, and with it the processes' times of creation.
+        before = psutil._pslinux.boot_time
+        created = psutil.Process(service.pid).create_time()
+        monkeypatch.setattr(psutil._pslinux, "boot_time", lambda: before() + 3600)
+        assert psutil.Process(service.pid).create_time() == pytest.approx(created + 3600, abs=0.1)
+        assert leader.process() and [member.pid for member in leader.members()] == [service.pid]
+        assert not replace(leader, boot="another start of the machine").members()
+    finally:
+        service.kill()
+        service.wait()
 
 
 def test_orphans_of_a_killed_leader_are_stopped(tmp_path: Path) -> None:

@@ -143,6 +143,18 @@ def test_of_two_checkpoints_at_the_same_images_one_is_kept() -> None:
     ]
 
 
+def test_of_two_checkpoints_at_the_same_images_the_later_one_is_kept(
+    store: CheckpointStore, tmp_path: Path
+) -> None:
+    """The earlier one may be damaged: a run that resumed from one before it has made it again."""
+    for attempt in range(4):
+        damaged = put(store, tmp_path / "a", 800 + attempt)
+        (Path(damaged.uri) / "state.pt").write_bytes(b"another")
+        time.sleep(0.002)
+        again = put(store, tmp_path / "a", 800 + attempt)
+        assert store.prune(KeepPolicy(newest=1)) == [again]
+
+
 def test_pruning_deletes_all_files_of_a_checkpoint(store: CheckpointStore, tmp_path: Path) -> None:
     stored = [put(store, tmp_path / "a", nimg) for nimg in (100, 200, 300)]
     assert [stays.uri for stays in store.prune(KeepPolicy(newest=1))] == [stored[2].uri]

@@ -72,7 +72,7 @@ def decision_of(name: str, version: int) -> dict:
 
 def test_the_gate_passes_the_first_version_and_then_only_better_ones(name: str, register: Register) -> None:
     first = register(measured(10.0, 30.0))
-    assert promote(name, first, "champion").line == "version 1 is champion: no version was before"
+    assert promote(name, first, "champion").line == "version 1 is champion: no version had this alias before"
     assert promote(name, first, "champion").line == "version 1 is champion already"
 
     within = promote(name, register(measured(9.5, 30.0)), "champion")
@@ -180,6 +180,24 @@ def test_a_claim_that_another_process_inserts_first_is_waited_for(
     monkeypatch.setattr(MlflowClient, "set_registered_model_tag", overtaken)
     assert promote(name, version, "champion").passed
     assert refused and not claims(name)
+
+
+def test_a_claim_that_was_lost_moves_no_alias(
+    name: str, register: Register, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    promote(name, register(measured(10.0)), "champion")
+    better, compare, key = register(measured(5.0)), gate._compare, "mimic3d.promoting.champion"
+
+    def slowly(*arguments):
+        client().set_registered_model_tag(name, key, f"another {time.time():.0f}")
+        return compare(*arguments)
+
+    monkeypatch.setattr(gate, "_compare", slowly)
+    with pytest.raises(UserError, match=r"another promotion to 'champion' of .* came in between"):
+        promote(name, better, "champion")
+    assert registry.aliases_of(name) == {"champion": 1}
+    assert claims(name) == [key], "the other's claim stays"
+    assert "mimic3d.gate.champion" not in client().get_model_version(name, str(better)).tags
 
 
 def claims(name: str) -> list[str]:

@@ -39,10 +39,10 @@ def test_a_registered_generator_is_downloaded_once_and_again_if_its_files_change
     register_generator(folder, name, run_id, {})
     download, count = pull_module._pull, 0
 
-    def counted(*arguments: object) -> Path:
+    def counted(*arguments: object, **options: bool) -> Path:
         nonlocal count
         count += 1
-        return download(*arguments)
+        return download(*arguments, **options)
 
     monkeypatch.setattr(pull_module, "_pull", counted)
     for _ in range(2):

@@ -24,7 +24,7 @@ def test_a_checkpoint_is_verified_against_its_manifest_and_its_former_digest(tmp
     stored = store.put(source, store.new_name(8), 8, {})
     assert model_uris.fingerprint(stored.uri) == stored.digest
     model_uris.fetch(stored.uri, tmp_path / "fetched", stored.digest)
-    with pytest.raises(UserError, match="has changed since the run began"):
+    with pytest.raises(UserError, match="has changed since it was first read"):
         model_uris.fetch(stored.uri, tmp_path / "again", "0" * 64)
     storage.write_bytes(f"{stored.uri}/state.pt", b"weig")
     with pytest.raises(UserError, match=r"checkpoint .* is damaged: state.pt is not what was written"):

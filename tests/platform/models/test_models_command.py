@@ -36,9 +36,9 @@ def test_a_model_from_registration_to_deletion(
     monkeypatch.setattr(alias_claim, "SETTLE_S", 0.1)
     first, second = generator_folder("a", 0), generator_folder("b", 1)
     assert run("register", first, name, "--alias", "champion") == (
-        f"registered {name} version 1 version 1 is champion: no version was before"
+        f"registered {name} version 1 version 1 is champion: no version had this alias before"
     )
-    with pytest.raises(UserError, match=r"version 1 stays champion, not version 2: no Fréchet distance"):
+    with pytest.raises(UserError, match=r"version 1 stays champion, not version 2: .* no Fréchet distance"):
         run("models", "register", second, name, "--alias", "champion")
     assert name in run("models", "list")
     assert "champion" in run("models", "show", name)

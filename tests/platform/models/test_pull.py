@@ -249,6 +249,20 @@ def test_two_pulls_into_one_folder_at_once_both_succeed(uri: str, tmp_path: Path
     assert not [path for path in (tmp_path / "pulled").iterdir() if path.name.startswith(".pull")]
 
 
+def test_a_model_that_another_process_has_just_cached_is_not_downloaded_again(
+    uri: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("MIMIC3D_HOME", str(tmp_path))
+    version = registry.version_of(uri)
+    folder = pull_module.cached(version)
+    written = (folder / "generator.safetensors").stat().st_ino
+    # Both find nothing, and one has downloaded it while the other waited.
+    assert pull_module._pull(version, uri, folder, keep=True) == folder
+    assert (folder / "generator.safetensors").stat().st_ino == written
+    pull_module._pull(version, uri, folder)
+    assert (folder / "generator.safetensors").stat().st_ino != written
+
+
 def test_a_link_that_leaves_the_destination_is_not_followed(uri: str, tmp_path: Path) -> None:
     put(uri, tmp_path, "previews/grid.png", b"picture")
     digest = sha256(b"picture")

@@ -2,6 +2,7 @@
 
 import io
 import json
+import os
 import socket
 import time
 import uuid
@@ -10,12 +11,16 @@ from pathlib import Path
 
 import mlflow.data
 import pytest
+from boto3.exceptions import S3UploadFailedError
+from botocore.exceptions import EndpointConnectionError, NoCredentialsError
 from PIL import Image
 from pydantic import SecretStr
 
 from mimic3d_platform.errors import UserError
+from mimic3d_platform.storage.uris import without_login
 from mimic3d_platform.tracking import (
     check_tracking,
+    closed_after,
     finish_run,
     flat_params,
     log_dataset,
@@ -23,7 +28,8 @@ from mimic3d_platform.tracking import (
     start_or_resume_run,
 )
 from mimic3d_platform.tracking.logger import File, RunLogger, Tag
-from mimic3d_platform.tracking.server import client, without_login
+from mimic3d_platform.tracking.server import client, own_login, tracking_errors
+from mimic3d_platform.tracking.staged_run import StagedRun, StageRun
 from mlflow_server import MlflowServer
 
 
@@ -59,6 +65,52 @@ def test_stages_are_children_of_a_run(experiment):
     assert client().get_run(stages[0]).data.tags["mlflow.parentRunId"] == parent
     # A run of that name without a parent is another run.
     assert start_or_resume_run(experiment, "stage1") not in stages
+
+
+def test_the_end_of_a_training_closes_its_stages_and_no_evaluation(experiment):
+    parent = start_or_resume_run(experiment, "cars")
+    stage = StageRun("stage1", parent, {}, {}, "s3://bucket/set", "f" * 64, {})
+    names = ("stage1", "evaluate-1")
+    children = [start_or_resume_run(experiment, name, parent_run_id=parent) for name in names]
+    StagedRun(parent, {"stage1": stage}).finish("FINISHED")
+    assert [client().get_run(run).info.status for run in (parent, *children)] == [
+        "FINISHED",
+        "FINISHED",
+        "RUNNING",
+    ]
+
+
+def test_a_run_whose_work_fails_is_closed_as_failed(experiment):
+    done, failed = (start_or_resume_run(experiment, name) for name in ("done", "failed"))
+    with closed_after(done):
+        pass
+    with pytest.raises(KeyboardInterrupt), closed_after(failed):
+        raise KeyboardInterrupt
+    assert [client().get_run(run).info.status for run in (done, failed)] == ["FINISHED", "FAILED"]
+
+
+def test_a_login_for_another_server_is_not_sent_to_the_one_here_nor_the_other_way_round(monkeypatch):
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    monkeypatch.delenv("MLFLOW_TRACKING_PASSWORD", raising=False)
+    monkeypatch.setenv("MLFLOW_TRACKING_TOKEN", "of the other")
+    with own_login():
+        assert "MLFLOW_TRACKING_TOKEN" not in os.environ
+        os.environ["MLFLOW_TRACKING_PASSWORD"] = "of the one here"
+    assert os.environ["MLFLOW_TRACKING_TOKEN"] == "of the other"
+    assert "MLFLOW_TRACKING_PASSWORD" not in os.environ
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "https://named")
+    with own_login():
+        assert os.environ["MLFLOW_TRACKING_TOKEN"] == "of the other"
+
+
+@pytest.mark.parametrize(
+    "error",
+    [NoCredentialsError(), EndpointConnectionError(endpoint_url="http://a"), S3UploadFailedError("b")],
+)
+def test_a_fault_of_the_object_storage_of_artifacts_is_one_line(stack, error):
+    words = r"cannot pull from MLflow at .* object storage .*AWS_ACCESS_KEY_ID"
+    with pytest.raises(UserError, match=words), tracking_errors("pull from"):
+        raise error
 
 
 def test_the_data_set_is_an_input_of_the_run_once(experiment):
@@ -211,6 +263,10 @@ def test_what_is_logged_during_an_outage_arrives_after_it(server):
 
 def test_the_check_is_quick_and_says_what_to_do(monkeypatch, stack):
     assert check_tracking() == stack.services["mlflow"].url
+    with monkeypatch.context() as changed:
+        changed.setenv("MLFLOW_TRACKING_URI", "http://me:hunter2@host:5000x")
+        with pytest.raises(UserError, match="MLFLOW_TRACKING_URI is http://host:5000x, whose port"):
+            check_tracking()
     with socket.socket() as listener:  # Takes connections and says nothing.
         listener.bind(("127.0.0.1", 0))
         port = listener.getsockname()[1]

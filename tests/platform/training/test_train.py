@@ -339,7 +339,7 @@ def test_the_terminal_shows_progress_and_nothing_of_the_libraries(story: Story) 
         assert f"{TOTAL} of {TOTAL} images" in said and "images/s" in said
         assert not [word for word in ("Traceback", "ray::", "WARNING", "INFO") if word in said]
     assert f"registered {MODEL} version 1" in story.resumed
-    assert "version 1 is champion: no version was before" in story.resumed
+    assert "version 1 is champion: no version had this alias before" in story.resumed
 
 
 def test_the_result_of_a_finished_run_is_shown_again(story: Story) -> None:
