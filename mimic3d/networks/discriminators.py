@@ -9,11 +9,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mimic3d.cameras import LABEL_SIZE
+from mimic3d.config.shares import std_group
 from mimic3d.networks.layers import Conv, FullyConnected, rms_normalize
 from mimic3d.networks.mapping import LR_MULTIPLIER
 from mimic3d.networks.precision import working_dtype
 
-STD_GROUP = 4
 LABEL_LAYERS = 8
 CLAMP = 256.0
 HALF_PRECISION_RESOLUTIONS = 4
@@ -65,7 +65,7 @@ class Epilogue(nn.Module):
 
 def minibatch_std(x: Tensor) -> Tensor:
     """(N, 1, H, W): the mean standard deviation of (N, C, H, W) in strided groups of min(4, N) samples."""
-    group = min(STD_GROUP, x.shape[0])
+    group = std_group(x.shape[0])
     std = x.unflatten(0, (group, -1)).var(dim=0, correction=0).add(1e-8).sqrt()
     return std.mean(dim=(1, 2, 3)).view(-1, 1, 1, 1).repeat(group, 1, *x.shape[2:])
 

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import torch
 
 from mimic3d.config import ConfigError
-from mimic3d.networks.discriminators import STD_GROUP
+from mimic3d.config.shares import can_share, std_group
 from mimic3d.sample_noise import rows_of_batch
 
 
@@ -16,7 +16,7 @@ class BatchParts:
 
     Minibatch standard deviation compares samples that stand `samples / STD_GROUP` apart. The order puts
     consecutive samples of the batch there, so that its groups, like the random numbers of each sample, depend
-    neither on the number of ranks nor on that of parts.
+    neither on the number of ranks nor on that of parts, as long as a rank has a whole group of samples.
 
     Attributes:
         order: (L,) int64 on `device`, this rank's samples 0 … L-1 in the order in which they are processed.
@@ -31,8 +31,8 @@ class BatchParts:
             ConfigError: a part would hold a piece of a group.
         """
         local = batch // world_size
-        group = min(STD_GROUP, local)
-        if local % (count * group):
+        group = std_group(local)
+        if not can_share(batch, world_size, count):
             raise ConfigError(
                 f"schedule.accumulate is {count}, but must divide each worker's {local} images into parts "
                 f"of a multiple of {group}, the group of the discriminators' minibatch statistics"

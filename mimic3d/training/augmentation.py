@@ -241,12 +241,20 @@ class AdaptiveProbability:
         self.p = 0.0
         self._signs: list[Tensor] = []
 
-    def observe(self, sign: Tensor) -> None:
-        """Takes in the mean sign of D's logits on the reals of a phase, a scalar of this rank."""
-        if self.settings.mode == "ada":
-            self._signs.append(sign.detach())
+    def observe(self, sign: Tensor, world_size: int) -> None:
+        """Takes in the mean sign of D's logits on the reals of a phase, a scalar of this rank.
 
-    def adjust(self, steps: int, pretrained: bool, world_size: int) -> None:
+        The mean of all ranks is kept, so that a checkpoint, which one rank stores, has what all observed.
+        """
+        if self.settings.mode != "ada":
+            return
+        sign = sign.detach().clone()
+        if world_size > 1:
+            dist.all_reduce(sign)
+            sign /= world_size
+        self._signs.append(sign)
+
+    def adjust(self, steps: int, pretrained: bool) -> None:
         """Moves the probability at the end of an interval.
 
         Args:
@@ -256,9 +264,6 @@ class AdaptiveProbability:
         if steps % self.settings.interval:
             return
         mean = torch.stack([each.to(self._signs[-1].device) for each in self._signs]).mean()
-        if world_size > 1:
-            dist.all_reduce(mean)
-            mean /= world_size
         kimg = self.settings.kimg_resumed if pretrained else self.settings.kimg
         step = self.batch * self.settings.interval / (kimg * 1000)
         excess = float(mean) - self.settings.target

@@ -176,11 +176,11 @@ class Trainer:
             inputs = (reals, fakes, *dual_inputs, *(patch_inputs if share_fakes else ()))
             main, norm = self._descend(of_discriminators, phase, context, *inputs)
             log |= main | {"gradient/discriminator": norm}
-            self.augmentation.observe(main["logits/real_sign"])
+            self.augmentation.observe(main["logits/real_sign"], self.world_size)
         if has_dual and regularize_r1:
             inputs = reals, augmentation("discriminator/r1")
             r1, _ = self._descend(of_discriminators, phases.discriminator_r1, context, *inputs)
-            self.augmentation.observe(r1.pop("logits/real_sign"))
+            self.augmentation.observe(r1.pop("logits/real_sign"), self.world_size)
             log |= r1
 
         # D_patch, then its R1.
@@ -193,7 +193,7 @@ class Trainer:
             log |= self._descend(of_discriminators, phases.patch_discriminator_r1, context, *inputs)[0]
 
         if config.augmentation.mode == "ada":
-            self.augmentation.adjust(index + 1, trained, self.world_size)
+            self.augmentation.adjust(index + 1, trained)
             log["augmentation/probability"] = torch.tensor(self.augmentation.p)
         self._update_ema(trained)
         self.nimg += config.schedule.batch

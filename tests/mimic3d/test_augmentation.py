@@ -168,19 +168,19 @@ def test_gradients_of_any_order_flow_through() -> None:
 def test_the_probability_is_moved_to_the_target() -> None:
     adaptive = AdaptiveProbability(ADA)
     for step in range(1, 9):
-        adaptive.observe(torch.tensor(0.9))
-        adaptive.adjust(step, False, 1)
+        adaptive.observe(torch.tensor(0.9), 1)
+        adaptive.adjust(step, False)
     assert adaptive.p == pytest.approx(4 * 4 * 2 / 100), "8 steps of 4 images, of 100 for the whole way"
-    adaptive.observe(torch.tensor(-1.0))
-    adaptive.adjust(9, False, 1)
+    adaptive.observe(torch.tensor(-1.0), 1)
+    adaptive.adjust(9, False)
     again = AdaptiveProbability(ADA)
     again.load_state_dict(adaptive.state_dict())
-    again.observe(torch.tensor(-1.0))
-    again.adjust(10, False, 1)
+    again.observe(torch.tensor(-1.0), 1)
+    again.adjust(10, False)
     assert again.p == pytest.approx(0.24), "an overfit judge raises it, a fooled one lowers it"
     for step in range(11, 41):
-        again.observe(torch.tensor(0.0))
-        again.adjust(step, False, 1)
+        again.observe(torch.tensor(0.0), 1)
+        again.adjust(step, False)
     assert again.p == 0
 
 

@@ -127,6 +127,7 @@ def _mlflow() -> list[Finding]:
     uri = get_settings().mlflow_tracking_uri
     if not uri:
         return [Finding("MLflow", "warn", f"{version}, no server is named", _REMEDIES["MLflow"])]
+    uri = storage.without_login(uri)  # Its health can be asked without one.
     if not uri.startswith("http"):
         return [Finding("MLflow", "warn", f"{version}, {uri} is not a server and is not checked")]
     try:

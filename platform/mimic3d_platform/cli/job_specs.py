@@ -71,6 +71,7 @@ def training_job(options: TrainingOptions) -> JobSpec:
     fewest_workers(options.workers)
     name = check_name(options.name or config.recipe)
     _require_shared("data set", config.data.uri)
+    _require_shared_start(config.start)
     if options.runs:
         _require_shared("folder of runs", options.runs)
     arguments = [CONFIG, "--name", name]
@@ -104,7 +105,8 @@ def sweep_job(options: SweepOptions) -> JobSpec:
 
     sweep = load_sweep(options.file, options.data, list(options.overrides))
     name = check_name(options.name or Path(options.file).stem)
-    _require_shared("data set", sweep.config["data"]["uri"])
+    _require_shared("data set", sweep.base.data.uri)
+    _require_shared_start(sweep.base.start)
     if sweep.stage1 not in (SHARED, OWN) and not sweep.stage1.startswith("models:/"):
         _require_shared("stage 1", sweep.stage1)
     if options.runs:
@@ -186,6 +188,11 @@ def _add_file(path: Path, files: dict[str, str]) -> str:
         raise UserError(f"two files are named {path.name}: rename one")
     files[path.name] = text
     return path.name
+
+
+def _require_shared_start(start: str) -> None:
+    if start and not start.startswith(("models:/", "builtin:")):
+        _require_shared("start", start)
 
 
 def _require_shared(what: str, place: str) -> None:

@@ -39,7 +39,7 @@ def import_checkpoint(
     ):
         with user_errors():
             model = import_released(pickle, folder, generator_only=generator_only).model
-        imported = {"file": file.rsplit("/", 1)[-1], "sha256": sha256_of_file(pickle)}
+        imported = {"file": file.rsplit("/", 1)[-1].partition("?")[0], "sha256": sha256_of_file(pickle)}
         write_lineage(folder, {"imported_from": imported})
     Console().say(f"{destination}: a generator of {model.architecture} for {model.image_resolution}² images")
 

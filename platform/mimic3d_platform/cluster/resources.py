@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from mimic3d.config import Config
+from mimic3d.config.shares import worker_counts
 from mimic3d_platform.errors import UserError
 
 
@@ -26,18 +27,28 @@ class Processors:
 
 @dataclass(frozen=True)
 class WorkerPlan:
-    """The number of workers of a run, from `least` to `most`, and what each of them gets."""
+    """The number of workers of a run, and what each of them gets."""
 
-    least: int
-    most: int
+    counts: tuple[int, ...]
+    """The numbers that the run may have, which all can share its batch; several of an elastic run."""
     gpu: bool
     """Whether a worker gets a GPU; else it gets a CPU."""
     threads: int
     """PyTorch's, in each worker."""
     batch: int
-    """Images that the workers share in equal parts."""
+    """Images that the workers share at a time: the batch, or one of the parts of `schedule.accumulate`."""
     spare: bool = False
     """True if the cluster has more processors than the workers take at most."""
+
+    @property
+    def least(self) -> int:
+        """The smallest number of workers."""
+        return self.counts[0]
+
+    @property
+    def most(self) -> int:
+        """The largest number of workers."""
+        return self.counts[-1]
 
     @property
     def elastic(self) -> bool:
@@ -75,11 +86,6 @@ def fewest_workers(text: str | None) -> int:
     return least
 
 
-def divisors(batch: int, most: int) -> list[int]:
-    """Returns the divisors of `batch` from 1 to `most`, in increasing order."""
-    return [count for count in range(1, most + 1) if batch % count == 0]
-
-
 def plan_workers(config: Config, workers: int | tuple[int, int] | None) -> WorkerPlan:
     """Chooses the number of workers of a run on the cluster that this process is connected to.
 
@@ -92,10 +98,9 @@ def plan_workers(config: Config, workers: int | tuple[int, int] | None) -> Worke
 
     resources = ray.cluster_resources()
     processors = Processors.of(resources)
-    accumulate = config.schedule.accumulate
-    batch = config.schedule.batch // accumulate
+    batch, accumulate = config.schedule.batch, config.schedule.accumulate
     if workers is None:
-        least = most = divisors(batch, max(processors.count, 1))[-1]
+        least = most = max(worker_counts(batch, processors.count, accumulate), default=1)
     elif isinstance(workers, int):
         least = most = workers
     else:
@@ -106,14 +111,14 @@ def plan_workers(config: Config, workers: int | tuple[int, int] | None) -> Worke
             f"{wanted} workers need as many {processors.kind}s, the cluster has {processors.count}: change "
             "--workers"
         )
-    fitting = [count for count in divisors(batch, most) if count >= least]
+    fitting = tuple(count for count in worker_counts(batch, most, accumulate) if count >= least)
     if not fitting:
         wanted = f"{least}" if least == most else f"from {least} to {most}"
         parts = f" in {accumulate} parts" if accumulate > 1 else ""
         raise UserError(
-            f"schedule.batch {config.schedule.batch}{parts} cannot be split among {wanted} workers: "
-            "change either"
+            f"schedule.batch {batch}{parts} cannot be split among {wanted} workers in equal shares of fewer "
+            "than 4, or a multiple of 4, images: change either"
         )
     gpu = processors.kind == "GPU"
     threads = max(1, int(resources.get("CPU", 0)) // max(most, 1)) if gpu else 1
-    return WorkerPlan(fitting[0], fitting[-1], gpu, threads, batch, processors.count > fitting[-1])
+    return WorkerPlan(fitting, gpu, threads, batch // accumulate, processors.count > fitting[-1])

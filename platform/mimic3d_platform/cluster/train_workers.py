@@ -105,7 +105,7 @@ def run_train_workers(
     trainer = EqualSharesTrainer(
         _run_call,
         train_loop_config={"call": call},
-        batch=plan.batch,
+        counts=plan.counts,
         torch_config=TorchConfig(backend="nccl" if plan.gpu else "gloo"),
         scaling_config=_scaling_config(plan),
         run_config=RunConfig(

@@ -5,6 +5,7 @@ They are few, because the workers wait for them; `evaluate` measures all of `mim
 
 from __future__ import annotations
 
+import contextlib
 import math
 from collections.abc import Iterator, Sequence
 from typing import TypeVar
@@ -12,6 +13,7 @@ from typing import TypeVar
 import numpy as np
 import torch
 import torch.distributed as dist
+from safetensors import SafetensorError
 
 from mimic3d.config import Config
 from mimic3d.evaluation import frechet
@@ -60,9 +62,9 @@ class Evaluator:
         allow_tf32(config.model.allow_tf32)
         self._output, self._rank, self._world_size = config.output, rank, world_size
         self._patience_s = patience_s
-        self._uri, self._cache_bytes = config.data.uri, config.data.cache_bytes
-        self.manifest = open_dataset(self._uri)
-        self.cameras = torch.from_numpy(read_cameras(self._uri))
+        self._data = config.data
+        self.manifest = open_dataset(config.data.uri)
+        self.cameras = torch.from_numpy(read_cameras(config.data.uri))
         self._extractor = load_extractor(feature_weights.resolve(network), network).to(device)
         self._device = device
         self._reals_uri = storage.join(
@@ -104,9 +106,8 @@ class Evaluator:
         if self._reals is None:
             # Rank 0 alone looks, so that all ranks agree even if another run writes them meanwhile.
             uri, patience_s = self._reals_uri, self._patience_s
-            if self._gather(self._rank == 0 and storage.exists(uri, patience_s=patience_s))[0]:
-                self._reals = FeatureStatistics.from_bytes(storage.read_bytes(uri, patience_s=patience_s))
-            else:
+            self._reals = self._gather(self._stored_reals() if self._rank == 0 else None)[0]
+            if self._reals is None:
                 rows = range(self._rank, self.manifest.count, self._world_size)
                 part = FeatureStatistics.of(self._features_of_reals(rows), self._extractor.dim)
                 self._reals = self._merge(part)
@@ -114,13 +115,31 @@ class Evaluator:
                     storage.write_bytes(uri, self._reals.to_bytes(), patience_s=patience_s)
         return self._reals
 
+    def _stored_reals(self) -> FeatureStatistics | None:
+        """The statistics that another run has stored; None if there are none, or they are damaged."""
+        if not storage.exists(self._reals_uri, patience_s=self._patience_s):
+            return None
+        try:
+            content = storage.read_bytes(self._reals_uri, patience_s=self._patience_s)
+            return FeatureStatistics.from_bytes(content)
+        except (SafetensorError, KeyError):
+            return None
+
     def _features_of_reals(self, rows: Sequence[int]) -> Iterator[torch.Tensor]:
         """(n, D) features of the data set's images with these numbers, in batches."""
         if not rows:
             return
-        reader = RowReader(self._uri, self.manifest, self._cache_bytes, patience_s=self._patience_s)
-        for batch in np.array_split(np.array(rows), max(1, len(rows) // BATCH)):
-            yield self._features(torch.from_numpy(reader.read(batch)[0]))
+        with contextlib.closing(
+            RowReader(
+                self._data.uri,
+                self.manifest,
+                self._data.cache_bytes,
+                skip_bad=self._data.max_bad_images > 0,
+                patience_s=self._patience_s,
+            )
+        ) as reader:
+            for batch in np.array_split(np.array(rows), max(1, len(rows) // BATCH)):
+                yield self._features(torch.from_numpy(reader.read(batch)[0]))
 
     def _features(self, images: torch.Tensor) -> torch.Tensor:
         """(n, D) features of (n, 3, R, R) uint8 images."""

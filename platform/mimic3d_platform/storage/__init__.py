@@ -17,7 +17,17 @@ from mimic3d_platform.storage.filesystems import arrow_filesystem, open_filesyst
 from mimic3d_platform.storage.local_copies import check_writable, read_locally, write_locally
 from mimic3d_platform.storage.retries import access, retry
 from mimic3d_platform.storage.s3 import s3_client
-from mimic3d_platform.storage.uris import Uri, absolute, is_local, is_s3, join, local_path, scheme, split_s3
+from mimic3d_platform.storage.uris import (
+    Uri,
+    absolute,
+    is_local,
+    is_s3,
+    join,
+    local_path,
+    scheme,
+    split_s3,
+    without_login,
+)
 
 __all__ = [
     "StorageError",
@@ -47,6 +57,7 @@ __all__ = [
     "scheme",
     "split_s3",
     "translate_errors",
+    "without_login",
     "write_bytes",
     "write_locally",
 ]

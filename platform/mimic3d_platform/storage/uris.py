@@ -23,11 +23,16 @@ def scheme(uri: Uri) -> str:
 
 
 def without_login(uri: Uri) -> str:
-    """A URI as it may appear in messages: without user name and password."""
-    parts = urlsplit(os.fspath(uri))
-    if "@" not in parts.netloc:
-        return os.fspath(uri)
-    return urlunsplit(parts._replace(netloc=parts.netloc.rpartition("@")[2]))
+    """A URI as it may appear in messages and records: without user name, password, and a web address's query.
+
+    The query of a presigned address is a login too.
+    """
+    text = os.fspath(uri)
+    parts = urlsplit(text)
+    if "@" not in parts.netloc and not (parts.query and parts.scheme in ("http", "https")):
+        return text
+    query = "" if parts.scheme in ("http", "https") else parts.query
+    return urlunsplit(parts._replace(netloc=parts.netloc.rpartition("@")[2], query=query))
 
 
 def is_s3(uri: Uri) -> bool:

@@ -22,7 +22,7 @@ from mimic3d.networks.generator import Generator, build_generator
 from mimic3d.training.checkpoint import Progress
 from mimic3d_platform import storage
 from mimic3d_platform.cluster.tasks import BackgroundTask
-from mimic3d_platform.errors import UserError
+from mimic3d_platform.errors import UserError, one_line
 from mimic3d_platform.evaluation.metrics import Evaluator
 from mimic3d_platform.training.run_identity import TrainingRun
 
@@ -100,9 +100,10 @@ class BackgroundMetrics:
             if done:
                 return running.nimg, running.task.result()
             running.task.cancel()
-        except UserError as error:
+        except Exception as error:  # What ails the metrics themselves is raised here, below.
             self._note(
-                f"the metrics of {running.nimg} images are measured by the training's workers: {error}"
+                f"the metrics of {running.nimg} images are measured by the training's workers: "
+                f"{one_line(error, 300)}"
             )
         return running.nimg, measure_weights(*self._arguments(running.weights))
 

@@ -22,14 +22,21 @@ def delete_run(runs_uri: str, name: str, *, force: bool = False) -> None:
     Raises:
         UserError: there is no such run, it is being trained, or something needs it; says what.
     """
-    folder = storage.join(storage.absolute(runs_uri), check_name(name))
+    runs_uri = storage.absolute(runs_uri)
+    folder = storage.join(runs_uri, check_name(name))
     if not storage.exists(storage.join(folder, CONFIG)):
         raise UserError(f"there is no run {name} in {runs_uri}: `mimic3d runs list` shows the runs")
     if not force and (needs := _needs_of_run(runs_uri, name)):
         raise UserError(f"{name} is needed: {'; '.join(needs)} (--force deletes it all the same)")
     try:
         join_ray()
-    except UserError:  # Without a cluster nothing trains it.
+    except UserError as error:
+        # A cluster that this process does not know may train a run in shared storage.
+        if not force and not storage.is_local(runs_uri):
+            raise UserError(
+                f"cannot ask the cluster whether {name} is being trained ({error}); --force deletes it all "
+                "the same"
+            ) from error
         storage.delete_tree(folder)
         return
     with run_lock(runs_uri, name):

@@ -46,11 +46,16 @@ def weight_not_finite(name: str, nimg: int) -> Divergence:
 
 @dataclass
 class DivergenceDetector:
-    """Checks every log line of an attempt; reports each kind of divergence once."""
+    """Checks every log line of an attempt; reports each kind of divergence once.
 
+    Attributes:
+        imitation: whether the imitation loss is checked, against the first values of the attempt.
+    """
+
+    imitation: bool = True
     _reported: set[str] = field(default_factory=set)
     _lines_in_a_row: dict[str, int] = field(default_factory=dict)
-    _imitation: list[float] = field(default_factory=list)
+    _imitations: list[float] = field(default_factory=list)
 
     def check(self, nimg: int, scalars: Mapping[str, float]) -> Divergence | None:
         """The divergence that a line shows together with those before it; None if there is no new one.
@@ -88,12 +93,12 @@ class DivergenceDetector:
         return self._check_imitation(nimg, scalars)
 
     def _check_imitation(self, nimg: int, scalars: Mapping[str, float]) -> Divergence | None:
-        if "loss/imitation" not in scalars:
+        if not self.imitation or "loss/imitation" not in scalars:
             return None
-        self._imitation.append(_finite(scalars["loss/imitation"]))
-        first = sum(self._imitation[:STUCK_FIRST]) / STUCK_FIRST
-        last = sum(self._imitation[-STUCK_LAST:]) / STUCK_LAST
-        if len(self._imitation) < STUCK_AFTER or last <= STUCK_RATIO * first:
+        self._imitations.append(_finite(scalars["loss/imitation"]))
+        first = sum(self._imitations[:STUCK_FIRST]) / STUCK_FIRST
+        last = sum(self._imitations[-STUCK_LAST:]) / STUCK_LAST
+        if len(self._imitations) < STUCK_AFTER or last <= STUCK_RATIO * first:
             return None
         return self._report(
             "imitation stuck",

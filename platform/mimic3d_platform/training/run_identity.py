@@ -120,6 +120,8 @@ def claim_run(runs_uri: str, name: str, config: Config, origin: RunOrigin) -> bo
         UserError: the name belongs to another config, data set or start; shows the first differences.
     """
     uri = storage.join(runs_uri, check_name(name), CONFIG)
+    if storage.exists(storage.join(runs_uri, name, SWEEP)):
+        raise UserError(f"{name} is a sweep already: give the run another --name")
 
     def changes(text: str) -> list[str]:
         existing = config_from_yaml(text, uri)

@@ -53,6 +53,8 @@ class RunLog:
         Raises:
             UserError: storage does not answer; the same may be tried again.
         """
+        # In stage 2 the imitation's first values, which it is compared with, were those of another attempt.
+        self._detector = DivergenceDetector(imitation=nimg is None or nimg <= self._config.stage1_nimg)
         self._sent_before, missing = self._file.resume(nimg)
         for line in missing:
             if line.stage in self._loggers:

@@ -77,11 +77,19 @@ class FailureCount:
 
     def __init__(self) -> None:
         self._starts: list[int] = []
+        self._most_workers = 0
         self._cause: str | None = None
         self._failure: str | None = None
 
-    def begin_attempt(self, nimg: int) -> str | None:
-        """Counts an attempt that begins at `nimg` images; returns the run's failure, or None."""
+    def begin_attempt(self, nimg: int, workers: int) -> str | None:
+        """Counts an attempt that begins at `nimg` images; returns the run's failure, or None.
+
+        Args:
+            workers: of the attempt. Ray restarts an elastic run to give it more, which is no failure.
+        """
+        if workers > self._most_workers:
+            self._starts.clear()
+            self._most_workers = workers
         self._starts.append(nimg)
         last = self._starts[-MAX_ATTEMPTS_WITHOUT_PROGRESS:]
         if len(last) == MAX_ATTEMPTS_WITHOUT_PROGRESS and len(set(last)) == 1:
@@ -184,9 +192,9 @@ class RunState:
         """The images at which the workers ended as requested; None if they did not."""
         return self._ask("stop", "stopped_at")
 
-    def begin_attempt(self, nimg: int) -> str | None:
+    def begin_attempt(self, nimg: int, workers: int) -> str | None:
         """Counts a group of workers that begins at `nimg` images; the failure that ends the run, or None."""
-        return self._ask("failures", "begin_attempt", nimg)
+        return self._ask("failures", "begin_attempt", nimg, workers)
 
     def record_cause(self, line: str) -> None:
         """Records why this group of workers failed, in case it turns out to be the last."""

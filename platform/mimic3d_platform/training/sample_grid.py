@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+
 import torch
 from PIL.Image import Image
 
@@ -32,8 +34,16 @@ def render_sample_grid(
     z = torch.randn(ROWS, generator.config.z_dim, generator=source).to(device)
     rows = torch.randperm(len(cameras), generator=source)[:ROWS]
     data = config.data
-    reader = RowReader(data.uri, manifest, data.cache_bytes, patience_s=data.patience_s)
-    reals, _ = reader.read(rows.numpy())
+    with contextlib.closing(
+        RowReader(
+            data.uri,
+            manifest,
+            data.cache_bytes,
+            skip_bad=data.max_bad_images > 0,
+            patience_s=data.patience_s,
+        )
+    ) as reader:
+        reals, _ = reader.read(rows.numpy())
     w = generator.mapping(z, front(config.camera).to(device).expand(ROWS, -1))
     views = turntable(config.camera, VIEWS).to(device)
     return render_grid(generator, w, views, reals=torch.from_numpy(reals))

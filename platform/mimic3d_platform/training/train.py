@@ -19,6 +19,7 @@ from mimic3d_platform.models import model_uris
 from mimic3d_platform.settings import DEFAULT_RUNS_URI
 from mimic3d_platform.tracking.staged_run import StagedRun
 from mimic3d_platform.training.extension import extend_run, read_extensions
+from mimic3d_platform.training.metric_names import metrics_of_training, require_measured
 from mimic3d_platform.training.mlflow_runs import start_mlflow_run
 from mimic3d_platform.training.progress import ProgressReport
 from mimic3d_platform.training.result import TrainingResult, read_result, write_result
@@ -112,21 +113,25 @@ def train(
     if checked.advice is not None and on_note is not None:
         on_note(checked.advice)
     origin = _origin(config, name, runs_uri, manifest.fingerprint)
-    if extend:
-        with run_lock(runs_uri, name):
+    if best := config.output.keep_best:
+        logged = metrics_of_training(config, origin.frechet).values()
+        require_measured(best, {name: name for name in logged}, "output.keep_best")
+    # The lock is held from the first look at the run: between looking and training another process could
+    # extend it, or train it to its end.
+    with run_lock(runs_uri, name):
+        if extend:
             # Before anything is replaced: a run whose data have changed keeps its config and its result.
             if (known := read_origin(runs_uri, name)) is not None:
                 check_origin(name, config, known, origin)
             line = extend_run(runs_uri, name, config)
-        if line is not None and on_note is not None:
-            on_note(line)
-    if claim_run(runs_uri, name, config, origin) and (result := read_result(runs_uri, name)) is not None:
-        return result
-    # Loads Ray Train and PyTorch, which takes seconds: only once the checks have passed.
-    from mimic3d_platform.training.driver import run_workers
+            if line is not None and on_note is not None:
+                on_note(line)
+        if claim_run(runs_uri, name, config, origin) and (result := read_result(runs_uri, name)) is not None:
+            return result
+        # Loads Ray Train and PyTorch, which takes seconds: only once the checks have passed.
+        from mimic3d_platform.training.driver import run_workers
 
-    mlflow: StagedRun | None = None
-    with run_lock(runs_uri, name):
+        mlflow: StagedRun | None = None
         try:
             extensions = read_extensions(runs_uri, name)
             mlflow = start_mlflow_run(config, name, origin, manifest, extensions, parent_run_id, tags)

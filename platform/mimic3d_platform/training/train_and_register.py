@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import tempfile
 from dataclasses import dataclass
+from pathlib import Path
 
 from mimic3d.checkpoints.file_names import GENERATOR_FOLDER
 from mimic3d.config import Config
-from mimic3d_platform import storage
 from mimic3d_platform.console import Console
+from mimic3d_platform.models import model_uris
 from mimic3d_platform.models.gate import promote
 from mimic3d_platform.models.registration import register_generator
 from mimic3d_platform.models.registry import check_registration
@@ -61,10 +62,12 @@ def train_and_register(
     version = None
     if model:
         with tempfile.TemporaryDirectory(prefix="mimic3d-generator-") as folder:
-            storage.copy_tree(storage.join(result.checkpoint_uri, GENERATOR_FOLDER), folder)
+            fetched = model_uris.fetch(result.checkpoint_uri, Path(folder))
             last, metrics = result.last_measurement()
             with console.working("registering"):
-                version = register_generator(folder, model, result.run_id, metrics, step=last)
+                version = register_generator(
+                    fetched / GENERATOR_FOLDER, model, result.run_id, metrics, step=last
+                )
         console.say(f"registered {model} version {version}")
         if alias:
             console.say(promote(model, version, alias, on_note=console.say).line)

@@ -148,7 +148,7 @@ class TrainingLoop:
             # What earlier workers of the run have half written; they are gone.
             resumption.retry(store.delete_incomplete)
             recorder.begin(resumed)
-            if (failure := self.state.begin_attempt(self.trainer.nimg)) is not None:
+            if (failure := self.state.begin_attempt(self.trainer.nimg, self.trainer.world_size)) is not None:
                 raise FinalError(failure)
 
     def run(self) -> None:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Mapping
 
 from mimic3d.config import Config, ConfigError
+from mimic3d.config.shares import can_share
 from mimic3d_platform.cluster.resources import Processors
 from mimic3d_platform.errors import UserError
+from mimic3d_platform.training.metric_names import metrics_of_training, require_measured
 from mimic3d_platform.tuning.schema import SHARED, Asha, Budget, Objective, Pbt, Sweep
 from mimic3d_platform.tuning.space import CASE
 
@@ -44,14 +45,10 @@ def with_metric_names(sweep: Sweep, network: str) -> Sweep:
     Raises:
         UserError: a metric that no trial measures.
     """
-    known = _measured(sweep.base, network)
+    known = metrics_of_training(sweep.base, network)
     objectives = []
     for objective in sweep.objectives:
-        metric = known.get(objective.metric, objective.metric)
-        if metric not in known.values():
-            near = difflib.get_close_matches(metric, [*known, *known.values()], n=1)
-            hint = f"did you mean {near[0]}?" if near else f"they measure {', '.join(known.values())}"
-            raise UserError(f"objectives: no trial measures {metric}; {hint}")
+        metric = require_measured(objective.metric, known, "objectives")
         objectives.append(Objective(metric=metric, mode=objective.mode))
     return sweep.model_copy(update={"objectives": objectives})
 
@@ -82,23 +79,10 @@ def concurrency(sweep: Sweep, cluster: Mapping[str, float]) -> int:
     return asked or most
 
 
-def _measured(config: Config, network: str) -> dict[str, str]:
-    """The metrics that a run measures while it trains, by the names that a sweep file may use for them."""
-    from mimic3d.evaluation.frechet import frechet_name
-    from mimic3d.evaluation.registry import TRAINING_VIEWS
-    from mimic3d.features.registry import EXTRACTORS
-
-    branches = ["2d"] if config.model.branch_2d else []
-    branches += ["3d"] if config.model.architecture != "eg3d" else []
-    metrics = {f"frechet/{branch}": frechet_name(EXTRACTORS[network].name, branch) for branch in branches}
-    agreement = [f"{metric.kind}/{branch}" for metric in TRAINING_VIEWS for branch in branches]
-    return metrics | {metric: metric for metric in agreement}
-
-
 def _check_split(sweep: Sweep, config: Config) -> None:
     """Raises `ConfigError` unless the workers of a trial can share its batches."""
     batch, accumulate, workers = config.schedule.batch, config.schedule.accumulate, sweep.trials.workers
-    if batch % (workers * accumulate):
+    if not can_share(batch, workers, accumulate):
         micro = f" in {accumulate} parts" if accumulate > 1 else ""
         raise ConfigError(
             f"schedule.batch {batch}{micro} cannot be split among {workers} workers: change trials.workers"

@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import re
+import sys
 from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -237,7 +238,7 @@ def _scheduler(sweep: Sweep) -> TrialScheduler:
         metric=sweep.objectives[0].metric,
         mode=sweep.objectives[0].mode,
         grace_period=round(sweep.scheduler.grace_kimg * 1000),
-        max_t=sweep.base.total_nimg + 1,
+        max_t=sys.maxsize,  # Trials end by themselves, some later than the base.
         reduction_factor=sweep.scheduler.reduction,
     )
 

@@ -33,8 +33,8 @@ from mimic3d_platform.tuning.mlflow_runs import (
 from mimic3d_platform.tuning.report import SweepResult, write_report
 from mimic3d_platform.tuning.schema import SHARED, Sweep
 from mimic3d_platform.tuning.search import size
-from mimic3d_platform.tuning.stage1 import find_stage1, pin_stage1, stage1_run, train_stage1
-from mimic3d_platform.tuning.sweep_file import parse_sweep, sweep_differences, sweep_to_yaml
+from mimic3d_platform.tuning.stage1 import find_stage1, pin_stage1, pinned_stage1, stage1_run, train_stage1
+from mimic3d_platform.tuning.sweep_file import parse_sweep, rooted, sweep_differences, sweep_to_yaml
 from mimic3d_platform.tuning.trials import SweepRun, Trial, TrialRecords
 
 CLOCK = "clock.json"
@@ -62,20 +62,21 @@ def run_sweep(
         UserError: a problem of data, services, names or resources that the user can solve, or no trial has a
             result.
     """
-    runs_uri = runs_uri or DEFAULT_RUNS_URI
+    runs_uri, sweep = storage.absolute(runs_uri or DEFAULT_RUNS_URI), rooted(sweep)
     check_name(stage1_run(check_name(name)))  # The longest of the names that are made from it.
     manifest = open_dataset(sweep.base.data.uri)
     check_trainable(manifest, resolution=sweep.base.model.image_resolution, where=sweep.base.data.uri)
     tracking.check_tracking()
     join_ray()
-    at_once, stage1_uri = _at_once(sweep), find_stage1(sweep)
+    at_once = _at_once(sweep)
+    sweep_uri = storage.join(runs_uri, name)
+    stage1_uri = pinned_stage1(sweep_uri) or find_stage1(sweep)
     named = with_metric_names(sweep, feature_weights.best_available("frechet"))
     folder = _writable(report or Path("sweeps-out", name))
     if extend:
         with run_lock(runs_uri, name):
             _extend(runs_uri, name, sweep, console)
     _claim_name(runs_uri, name, sweep)
-    sweep_uri = storage.join(runs_uri, name)
     tags = {SWEEP_TAG: name, DATA_TAG: manifest.fingerprint}
     with run_lock(runs_uri, name):
         records = TrialRecords(sweep_uri)

@@ -7,9 +7,14 @@ from dataclasses import dataclass, field
 import ray
 from ray import tune
 from ray.tune.integration.ray_train import TuneReportCallback
+from tenacity import Retrying, retry_if_exception_type, stop_after_delay
 
 from mimic3d.config import Config
+from mimic3d_platform import storage, tracking
+from mimic3d_platform.data.format.dataset import open_dataset
+from mimic3d_platform.errors import UserError
 from mimic3d_platform.settings import use_services_of
+from mimic3d_platform.storage.retries import GrowingPauses
 from mimic3d_platform.training.train import train
 
 # Keys of reports. In the last one: that the training has ended, and its measurements by images consumed.
@@ -62,6 +67,7 @@ def run_trial(config: dict[str, Assignment], settings: TrialSettings) -> None:
     if assignment.config is None:
         return
     use_services_of(ray.get(settings.environment))
+    _wait_for_services(assignment.config)
     result = train(
         assignment.config,
         assignment.name,
@@ -83,3 +89,19 @@ def run_trial(config: dict[str, Assignment], settings: TrialSettings) -> None:
             **metrics,
         }
     )
+
+
+def _wait_for_services(config: Config) -> None:
+    """Waits while MLflow or storage does not answer, as a training does: a trial that failed is not repeated.
+
+    Raises:
+        UserError: one of them still does not answer after `data.patience_s`, or there is no such data set.
+    """
+    patience_s = config.data.patience_s
+    Retrying(
+        retry=retry_if_exception_type(UserError),
+        wait=GrowingPauses(patience_s),
+        stop=stop_after_delay(patience_s),
+        reraise=True,
+    )(tracking.check_tracking)
+    storage.retry(lambda: open_dataset(config.data.uri), patience_s=patience_s)

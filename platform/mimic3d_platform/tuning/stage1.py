@@ -50,15 +50,21 @@ def find_stage1(sweep: Sweep) -> str:
     return uri
 
 
-def pin_stage1(uri: str, sweep_uri: str) -> str:
-    """The URI that the sweep was first started with; `uri`, which is then kept, if this is the first start.
+def pinned_stage1(sweep_uri: str) -> str:
+    """The checkpoint that the sweep was first started with, "" before its first start.
 
-    An alias or a run's folder may stand for another checkpoint by now.
+    An alias or a run's folder may stand for another checkpoint by now, or for none.
     """
     place = storage.join(sweep_uri, PINNED)
-    if not storage.exists(place):
-        storage.write_bytes(place, uri.encode())
-    return storage.read_bytes(place).decode()
+    return storage.read_bytes(place).decode() if storage.exists(place) else ""
+
+
+def pin_stage1(uri: str, sweep_uri: str) -> str:
+    """Keeps `uri` as the checkpoint from which the trials start, unless one is kept; returns the kept one."""
+    if known := pinned_stage1(sweep_uri):
+        return known
+    storage.write_bytes(storage.join(sweep_uri, PINNED), uri.encode())
+    return uri
 
 
 def train_stage1(sweep: Sweep, name: str, runs_uri: str, parent_run_id: str, console: Console) -> str:

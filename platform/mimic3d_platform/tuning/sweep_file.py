@@ -10,12 +10,12 @@ from typing import Any, TypeVar
 import yaml
 from pydantic import BaseModel, ValidationError
 
-from mimic3d.config import ConfigError, differences, flatten, from_dict, to_dict
+from mimic3d.config import ConfigError, differences, flatten, from_dict, override, to_dict
 from mimic3d_platform import storage
 from mimic3d_platform.errors import UserError, one_line
 from mimic3d_platform.training.config_from_command import assign, resolve_config
 from mimic3d_platform.tuning.checks import check_sweep
-from mimic3d_platform.tuning.schema import Asha, Objective, Pbt, Section, Sweep, SweepFile
+from mimic3d_platform.tuning.schema import OWN, SHARED, Asha, Objective, Pbt, Section, Sweep, SweepFile
 
 Model = TypeVar("Model", bound=BaseModel)
 
@@ -56,6 +56,14 @@ def load_sweep(path: str | Path, data: str | None = None, assignments: Sequence[
     sweep = _validated(Sweep, {key: values[key] for key in kept} | {"config": to_dict(config)}, where)
     check_sweep(sweep, where)
     return sweep
+
+
+def rooted(sweep: Sweep) -> Sweep:
+    """The sweep with absolute places: trials run in other folders and processes."""
+    base = sweep.base
+    places = {"data.uri": storage.absolute(base.data.uri), "start": storage.absolute(base.start)}
+    stage1 = sweep.stage1 if sweep.stage1 in (SHARED, OWN) else storage.absolute(sweep.stage1)
+    return sweep.model_copy(update={"config": to_dict(override(base, places)), "stage1": stage1})
 
 
 def parse_sweep(text: str, where: str) -> Sweep:

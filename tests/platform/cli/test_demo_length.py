@@ -25,7 +25,7 @@ def machine(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> dict[str, float]
     monkeypatch.setattr(demo_length, "measure_cost", measured)
     monkeypatch.setattr(demo_length, "imitation_distance", lambda *_: None)
     monkeypatch.setattr(demo_length, "join_ray", lambda: None)
-    monkeypatch.setattr(demo_length, "plan_workers", lambda *_: WorkerPlan(2, 2, False, 1, 4))
+    monkeypatch.setattr(demo_length, "plan_workers", lambda *_: WorkerPlan((2,), False, 1, 4))
     monkeypatch.setattr(demo_length, "DEFAULT_RUNS_URI", str(tmp_path))
     return speed
 

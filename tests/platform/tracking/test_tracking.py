@@ -220,6 +220,8 @@ def test_params_are_flat_text_within_limits_and_without_secrets():
     assert len(flat["long"]) == 6000 and flat["long"].endswith("… (10000 characters)")
     assert flat["odd_key"] == "None"
     assert without_login("http://user:secret@host:5000/p") == "http://host:5000/p"
+    assert without_login("https://host/a.zip?X-Amz-Signature=secret") == "https://host/a.zip"
+    assert without_login("s3://bucket/what?is=this") == "s3://bucket/what?is=this"
 
 
 # A server that goes away.

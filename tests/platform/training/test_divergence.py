@@ -47,3 +47,6 @@ def test_imitation_that_does_not_fall_is_reported_and_the_run_continues() -> Non
     [(line, divergence)] = found([FINE] * 30 + [FINE | {"loss/imitation": 0.61}] * 60)
     assert line == 30 + 39 and not divergence.ends_run
     assert divergence.kind == "imitation stuck" and "imitation.lpips_weight" in divergence.explanation
+    # Resumed late in stage 2, its first values are those of a loss that has fallen already.
+    resumed = DivergenceDetector(imitation=False)
+    assert not any(resumed.check(8 * line, FINE | {"loss/imitation": 0.61}) for line in range(90))

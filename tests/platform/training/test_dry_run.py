@@ -49,9 +49,9 @@ def test_a_step_of_each_stage_is_measured() -> None:
 def test_time_is_of_all_workers_and_memory_of_the_fewest() -> None:
     config = override(get_recipe("cars-demo"), {"schedule.stage1_kimg": 1.6, "schedule.stage2_kimg": 3.2})
     cost = TrainingCost(10_000, (StageCost(1, 0.5, 1e9, 100), StageCost(2, 1.0, 3e9, 300)))
-    on_cpus = estimate(config, cost, WorkerPlan(1, 2, False, 1, 4))
+    on_cpus = estimate(config, cost, WorkerPlan((1, 2), False, 1, 4))
     assert on_cpus.images_per_second == {1: 4, 2: 2} and on_cpus.stage_seconds == {1: 400, 2: 1600}
     assert on_cpus.worker_bytes == dry_run.BASE_BYTES + 10_000 + 4 * 300
-    on_gpus = estimate(config, cost, WorkerPlan(2, 2, True, 4, 4))
+    on_gpus = estimate(config, cost, WorkerPlan((2,), True, 4, 4))
     assert on_gpus.images_per_second == {1: 2 * dry_run.GPU_FLOPS / 1e9, 2: 2 * dry_run.GPU_FLOPS / 3e9}
     assert on_gpus.worker_bytes == dry_run.BASE_BYTES + 10_000 + 2 * 300

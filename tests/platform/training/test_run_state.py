@@ -16,10 +16,21 @@ def test_five_attempts_from_one_image_end_the_run_and_progress_between_them_does
 
     failures = FailureCount()
     for nimg in (0, 0, 0, 0, 8, 8, 8, 8):
-        assert failures.begin_attempt(nimg) is None
+        assert failures.begin_attempt(nimg, 2) is None
     failures.record_cause("the disk is slow")
-    assert failures.begin_attempt(8) == "it failed 4 times in a row at 8 images: the disk is slow"
-    assert failures.failure() == failures.begin_attempt(16)  # A failure is final.
+    assert failures.begin_attempt(8, 2) == "it failed 4 times in a row at 8 images: the disk is slow"
+    assert failures.failure() == failures.begin_attempt(16, 2)  # A failure is final.
+
+
+def test_an_elastic_run_that_grows_does_not_fail_but_one_that_shrinks_and_grows_again_may(
+    stack: local.StackStatus,
+) -> None:
+    from mimic3d_platform.training.run_state import FailureCount
+
+    growing, flapping = FailureCount(), FailureCount()
+    assert [growing.begin_attempt(8, workers) for workers in (1, 2, 4, 8, 16)] == [None] * 5
+    attempts = [flapping.begin_attempt(8, workers) for workers in (1, 2, 1, 2, 1, 2)]
+    assert attempts[:5] == [None] * 5 and attempts[5] is not None
 
 
 def test_a_second_driver_of_a_run_is_refused_until_the_first_has_ended(
@@ -60,9 +71,9 @@ def test_workers_and_driver_share_the_state_of_a_run(stack: local.StackStatus) -
         assert worker.stop_requested() and driver.stopped_at() is None
         worker.confirm_stop(16)
         assert driver.stopped_at() == 16
-        assert worker.begin_attempt(16) is None and driver.failure() is None
+        assert worker.begin_attempt(16, 2) is None and driver.failure() is None
         worker.fail("no room")
-        assert driver.failure() == worker.begin_attempt(16) == "no room"
+        assert driver.failure() == worker.begin_attempt(16, 2) == "no room"
     assert worker.stop_requested()  # The driver is gone.
 
 

@@ -22,8 +22,14 @@ from mimic3d_platform.tuning.checks import concurrency, with_metric_names
 from mimic3d_platform.tuning.report import MARKDOWN, PAGE, TABLE, WINNER, write_report
 from mimic3d_platform.tuning.schema import Sweep
 from mimic3d_platform.tuning.search import DONE, WAIT, Proposal, best_trials, generations, propose, size
-from mimic3d_platform.tuning.stage1 import find_stage1, pin_stage1
-from mimic3d_platform.tuning.sweep_file import load_sweep, parse_sweep, sweep_differences, sweep_to_yaml
+from mimic3d_platform.tuning.stage1 import find_stage1, pin_stage1, pinned_stage1
+from mimic3d_platform.tuning.sweep_file import (
+    load_sweep,
+    parse_sweep,
+    rooted,
+    sweep_differences,
+    sweep_to_yaml,
+)
 from mimic3d_platform.tuning.trials import Trial, TrialRecords, trial_config
 
 SWEEPS = sorted((Path(__file__).parents[3] / "sweeps").glob("*.yaml"))
@@ -356,13 +362,24 @@ def test_an_objective_is_a_metric_that_the_runs_measure(tmp_path: Path) -> None:
     assert [objective.metric for objective in sweep.objectives] == list(names.values())
     for metric, hint in {"frechet/4d": "did you mean", "kd_x": "they measure fd_mobilenetv2/2d"}.items():
         odd = loaded(tmp_path, objectives=[{"metric": metric, "mode": "min"}])
-        with pytest.raises(UserError, match=f"no trial measures {metric}; {hint}"):
+        with pytest.raises(UserError, match=f"no run measures {metric}; {hint}"):
             with_metric_names(odd, "mobilenetv2")
 
 
 def test_a_sweep_keeps_the_stage1_that_it_was_first_started_with(tmp_path: Path) -> None:
     assert pin_stage1("models:/cars/3", str(tmp_path)) == "models:/cars/3"
-    assert pin_stage1("models:/cars/4", str(tmp_path)) == "models:/cars/3"
+    assert pin_stage1("models:/cars/4", str(tmp_path)) == pinned_stage1(str(tmp_path)) == "models:/cars/3"
+    assert pinned_stage1(str(tmp_path / "never started")) == ""
+
+
+def test_places_of_a_sweep_are_absolute_because_trials_run_elsewhere(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    sweep = rooted(loaded(tmp_path, data="cars", stage1="runs/former"))
+    assert sweep.base.data.uri == str(tmp_path / "cars") and sweep.stage1 == str(tmp_path / "runs" / "former")
+    assert rooted(sweep) == sweep
+    assert rooted(loaded(tmp_path, stage1="models:/cars/3")).stage1 == "models:/cars/3"
 
 
 def test_a_named_stage1_is_verified_before_anything_starts(tmp_path: Path) -> None:

@@ -199,7 +199,7 @@ def test_a_sweep_that_cannot_run_is_refused_before_it_starts(cars: str, tmp_path
         assert words in error_of(mimic3d("sweep", file))
     # Nor is anything trained for a metric that nothing measures, or from a stage 1 that is not there.
     for words, wrong in {
-        "no trial measures fid_x/3d": {"objectives": [{"metric": "fid_x/3d", "mode": "min"}]},
+        "no run measures fid_x/3d": {"objectives": [{"metric": "fid_x/3d", "mode": "min"}]},
         "stage1: there is nothing at s3://mimic3d/nowhere": {"stage1": "s3://mimic3d/nowhere"},
     }.items():
         assert words in error_of(mimic3d("sweep", written(tmp_path, "greedy", cars, **keys, **wrong)))

@@ -23,6 +23,7 @@ from mimic3d_platform.data.ingest.placement import Placement
 from mimic3d_platform.data.ingest.source_files import Entry, Source
 from mimic3d_platform.errors import UserError
 from mimic3d_platform.storage.digests import sha256_of_json
+from mimic3d_platform.storage.uris import without_login
 
 # To be raised when the same source and options give other rows, so that shards of an older version are not
 # taken for shards of the same plan.
@@ -74,7 +75,7 @@ class IngestPlan:
         content = asdict(self)
         # As it is read back: the manifest is JSON, which has no tuples.
         content["placement"]["centre"] = list(self.placement.centre)
-        return {**content.pop("edit"), **content}
+        return {**content.pop("edit"), **content, "source": without_login(self.source)}
 
     def columns(self, weighted: bool, extras: dict[str, str]) -> tuple[str, ...]:
         """The data set's columns; `extras` are the user's own."""

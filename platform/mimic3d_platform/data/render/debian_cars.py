@@ -9,6 +9,7 @@ import re
 import shutil
 import subprocess
 import tarfile
+import tempfile
 import zipfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -116,10 +117,9 @@ def fetch_package(cache: Path) -> Path:
         return found[-1]
     if shutil.which("apt-get") is None:
         raise UserError(f"the car models come from Debian's {PACKAGE} and apt-get is missing: {_OWN_MODELS}")
-    # In a folder of its own, so that an incomplete download is never taken for the package.
-    partial = cache / f"{PACKAGE}.partial"
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir()
+    # In a folder of its own, so that an incomplete download is never taken for the package, and two
+    # processes do not meet.
+    partial = Path(tempfile.mkdtemp(prefix=f"{PACKAGE}.partial-", dir=cache))
     try:
         problem = _apt_get(partial, "download", PACKAGE)
         if problem is not None:
@@ -172,8 +172,7 @@ def unpack_cars(package: Path) -> Path:
     folder = package.with_suffix("")
     if folder.is_dir():
         return folder
-    partial = folder.with_suffix(".partial")
-    shutil.rmtree(partial, ignore_errors=True)
+    partial = Path(tempfile.mkdtemp(prefix=f"{folder.name}.partial-", dir=folder.parent))
     try:
         archives = _read_members(package, {library.file for library in CARS})
         for library, cars in CARS.items():
@@ -183,7 +182,12 @@ def unpack_cars(package: Path) -> Path:
                 wanted = tuple(str(Path(model).parent).lstrip("/") + "/" for model in models)
                 names = [name for name in archive.namelist() if name.startswith(wanted)]
                 archive.extractall(partial / library.file, [*names, _LISTING, "LICENSE.TXT"])
-        return partial.replace(folder)
+        try:
+            return partial.replace(folder)
+        except OSError:
+            if folder.is_dir():  # Another process was quicker.
+                return folder
+            raise
     except (
         OSError,
         EOFError,

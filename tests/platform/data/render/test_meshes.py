@@ -6,6 +6,7 @@ import os
 import shutil
 import tarfile
 import zipfile
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +14,7 @@ import pytest
 from data_samples import MTL, OBJ
 
 from mimic3d_platform.data.render import meshes
-from mimic3d_platform.data.render.debian_cars import CARS, fetch_package, load_cars
+from mimic3d_platform.data.render.debian_cars import CARS, fetch_package, load_cars, unpack_cars
 from mimic3d_platform.data.render.mesh_parts import to_srgb
 from mimic3d_platform.data.render.meshes import load_folder, load_mesh
 from mimic3d_platform.data.render.recolour import recolour
@@ -167,4 +168,8 @@ def test_the_cars_are_fetched_where_apt_knows_no_packages_yet(
     package = fetch_package(tmp_path / "cache")
 
     assert list((tmp_path / "cache").iterdir()) == [package]
+    with ThreadPoolExecutor() as pool:  # As a demo and a rendering that are started together.
+        [folder] = {*pool.map(unpack_cars, [package] * 3)}
+    assert sorted((tmp_path / "cache").iterdir()) == sorted([folder, package])
+    assert len(list(folder.rglob("LICENSE.TXT"))) == len(CARS)
     assert not list(empty.glob("*Packages*")), "the machine's own lists are left alone"
