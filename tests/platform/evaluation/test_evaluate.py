@@ -48,7 +48,7 @@ def test_metrics_are_printed_and_reach_mlflow_s_run_and_model(model: str) -> Non
     names = [name for name in metrics if not name.endswith(("_low", "_high"))]
     # The views of an untrained generator do not overlap: the metrics of warped views are left out.
     assert {name.split("_")[0] for name in names} >= {"field", "fields", "precision", "coverage"}
-    assert {name.split("/")[1] for name in names} == {"2d", "3d"}
+    assert {name.split("/")[1] for name in names} == {"2d", "3d", "3d-2d"}
     assert len(metrics) == 3 * len(names)
     for name in names:
         assert f"{name} " in evaluated.stdout and f"{metrics[name]:.4g}" in evaluated.stdout
