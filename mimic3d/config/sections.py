@@ -239,7 +239,7 @@ class AugmentationConfig(Section):
     kimg: Positive = 500.0
     """Kimg over which the probability can go from 0 to 1."""
     kimg_resumed: Positive = 100.0
-    """As `kimg`, where a run continues from trained weights (`start`)."""
+    """As `kimg`, in stage 2 and in runs that begin from trained weights (`start`)."""
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,8 @@ class CameraBalance:
     A row's weight is its rarity to the power of `data.camera_balance`, scaled to a mean of 1. The rarity is
     the data set's column `weight`; a set without one is treated as if `mimic3d data ingest --balance` had
     written it, by `camera_rarity`. Cameras of generated images are drawn with a probability proportional to
-    the weights; the discriminators' losses of a real image, which comes once an epoch, are multiplied by it.
+    the weights; the discriminators' losses of a real image, which comes once an epoch, are multiplied by that
+    of its camera: the mean weight of the rows that share it.
     """
 
     def __init__(self, config: Config) -> None:
@@ -46,8 +47,12 @@ class CameraBalance:
                 raise ValueError("the data set's weights are all 0: one image at least must count")
             weights = weights.pow(self.strength).where(weights > 0, 0)
             self._weights = weights / weights.mean()
-            rows = label_pool.cpu().contiguous().numpy()
-            self._by_camera = dict(zip(map(bytes, rows), self._weights.tolist(), strict=True))
+            shared: dict[bytes, list[float]] = {}
+            for row, weight in zip(
+                label_pool.cpu().contiguous().numpy(), self._weights.tolist(), strict=True
+            ):
+                shared.setdefault(bytes(row), []).append(weight)
+            self._by_camera = {camera: sum(each) / len(each) for camera, each in shared.items()}
             self._seen = label_pool, label_weights
         return self._weights
 

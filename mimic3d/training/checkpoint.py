@@ -54,7 +54,7 @@ class Snapshot:
         return folder
 
     def not_finite(self) -> str | None:
-        """The name of a weight that is NaN or infinite, or None: what a run cannot come back from."""
+        """The name of a weight that is NaN or infinite, or None. Training does not recover from one."""
         for part in ("generator", "ema", "dual", "patch"):
             for name, tensor in self.state[part].items():
                 if tensor.is_floating_point() and not tensor.isfinite().all():

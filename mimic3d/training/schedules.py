@@ -45,7 +45,10 @@ def blur_sigma(schedule: ScheduleConfig, nimg: int, pretrained: bool) -> float:
 
 
 def pose_swap_probability(schedule: ScheduleConfig, nimg: int, pretrained: bool) -> float:
-    """The probability of conditioning the generator on a neighbour's camera (EG3D, sec. 4.4), from 1 down."""
+    """The probability of conditioning the generator on a neighbour's camera (EG3D, sec. 4.4).
+
+    It falls linearly from 1 to `pose_swap_final`, and is that from the beginning with trained weights.
+    """
     if pretrained or schedule.pose_swap_kimg == 0:
         return schedule.pose_swap_final
     progress = min(nimg / (schedule.pose_swap_kimg * 1000), 1.0)

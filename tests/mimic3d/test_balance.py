@@ -69,6 +69,15 @@ def test_real_images_count_as_their_cameras_do() -> None:
         balance.of_reals(labels()[:1])
 
 
+def test_rows_that_share_a_camera_weigh_their_mean() -> None:
+    """As the views of several objects by the fixed cameras of one rig, whose objects have weights."""
+    cameras, balance = faces()[[0, 95]].repeat(3, 1), CameraBalance(FULL)
+    weights = balance.of_pool(cameras, torch.tensor([1.0, 1.0, 2.0, 2.0, 3.0, 3.0]))
+    assert weights is not None
+    assert balance.of_reals(cameras[:2]).tolist() == pytest.approx([1.0, 1.0])
+    assert weights.tolist() == pytest.approx([0.5, 0.5, 1.0, 1.0, 1.5, 1.5])
+
+
 def test_a_balanced_training_steps() -> None:
     trainer = Trainer(FULL, MeanAbsolute())
     log = trainer.step(*batch_at(trainer), labels())

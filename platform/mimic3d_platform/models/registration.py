@@ -88,7 +88,7 @@ def register_generator(
 def register_folder(folder: str | Path, name: str) -> int:
     """Registers a generator that no run of this MLflow made, such as an imported one, with a run of its own.
 
-    If a version has the same generator already, that version is returned.
+    If an earlier call has registered the same folder under `name`, its version is returned.
 
     Returns:
         The version.

@@ -37,7 +37,7 @@ class CheckpointWriter:
     makes checkpoints rarer and never stops the training.
 
     Args:
-        before: called in the thread before each checkpoint, to store what has to be there once that is.
+        before: called in the thread before each checkpoint, to store files that the checkpoint depends on.
         on_stored: called in the thread with each checkpoint and the seconds that writing and storing it took.
         on_error: called in the thread with the message of an attempt that failed and is retried.
     """

@@ -27,8 +27,8 @@ def check_sweep(sweep: Sweep, where: str) -> None:
         sweep.points.check(sweep.base, sweep.search.seed, lambda config: _check_split(sweep, config))
         _check_search(sweep)
         _check_objectives(sweep)
-        if sweep.forks:
-            _check_fork(sweep)
+        if sweep.shares_stage1:
+            _check_shared_stage1(sweep)
         _check_scheduler(sweep)
         _check_budget(sweep)
     except ConfigError as error:
@@ -104,7 +104,7 @@ def _check_objectives(sweep: Sweep) -> None:
         raise UserError(f"objectives: {twice[0]} is named twice; take one away")
 
 
-def _check_fork(sweep: Sweep) -> None:
+def _check_shared_stage1(sweep: Sweep) -> None:
     for path in sorted(_varied(sweep)):
         if path in _OF_STAGE1 or (path.startswith("model.") and path not in _MODEL_MAY_VARY):
             raise UserError(f"space: {path} is settled by the stage 1 that all share; use stage1: own")

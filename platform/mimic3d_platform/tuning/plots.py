@@ -296,7 +296,7 @@ def _curves(results: _Results) -> Figure:
     ends = {trial.index: trial.metrics[objective.metric] for trial in results.trials}
     for trial in results.trials:
         before = pbt.interval_kimg * trial.generation if pbt else 0.0
-        if pbt and trial.generation and not sweep.forks:
+        if pbt and trial.generation and not sweep.shares_stage1:
             before += sweep.base.schedule.stage1_kimg
         points = [
             (before + report["nimg"] / 1000, report[objective.metric])

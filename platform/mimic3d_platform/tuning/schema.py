@@ -143,7 +143,7 @@ class Sweep(SweepKeys):
         return parse_space(self.space, self.cases)
 
     @property
-    def forks(self) -> bool:
+    def shares_stage1(self) -> bool:
         """Whether all trials start from one stage 1."""
         return self.stage1 != OWN
 
@@ -151,4 +151,4 @@ class Sweep(SweepKeys):
     def trial_kimg(self) -> float:
         """The kimg of a trial that keeps the base's lengths and is not stopped early."""
         base = self.base
-        return (base.total_nimg - (base.stage1_nimg if self.forks else 0)) / 1000
+        return (base.total_nimg - (base.stage1_nimg if self.shares_stage1 else 0)) / 1000

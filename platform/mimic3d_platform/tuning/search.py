@@ -87,9 +87,9 @@ def planned_kimg(sweep: Sweep, point: Point, generation: int = 0) -> float:
     """The kimg that a trial trains if it is not stopped early."""
     if isinstance(sweep.scheduler, Pbt):
         stage2 = sweep.scheduler.interval_kimg
-        return stage2 + (0.0 if sweep.forks or generation else sweep.base.schedule.stage1_kimg)
+        return stage2 + (0.0 if sweep.shares_stage1 or generation else sweep.base.schedule.stage1_kimg)
     config = override(sweep.base, sweep.points.overrides(point))
-    return (config.total_nimg - (config.stage1_nimg if sweep.forks else 0)) / 1000
+    return (config.total_nimg - (config.stage1_nimg if sweep.shares_stage1 else 0)) / 1000
 
 
 def _within_budget(

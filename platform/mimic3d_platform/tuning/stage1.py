@@ -34,7 +34,7 @@ def find_stage1(sweep: Sweep) -> str:
     Raises:
         UserError: nothing is there, it is damaged or does not fit, or the run has not finished its stage 1.
     """
-    if not sweep.forks or sweep.stage1 == SHARED:
+    if not sweep.shares_stage1 or sweep.stage1 == SHARED:
         return ""
     try:
         uri = _checkpoint(sweep.stage1)

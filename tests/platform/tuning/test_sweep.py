@@ -103,7 +103,7 @@ def test_a_shipped_sweep_loads_and_its_whole_space_makes_configs(path: Path) -> 
     for point in sweep.points.grid():
         full = sweep.points.sample(0, 0) | point
         trial = Trial(0, "t", full)
-        assert trial_config(sweep, trial, "/stage1" if sweep.forks else "", [trial])
+        assert trial_config(sweep, trial, "/stage1" if sweep.shares_stage1 else "", [trial])
     assert parse_sweep(sweep_to_yaml(sweep), "text") == sweep
 
 
