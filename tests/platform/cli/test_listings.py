@@ -1,6 +1,7 @@
 """What newcomers look for first: the version, short help, lists of recipes, runs and data sets."""
 
 import json
+import uuid
 from importlib.metadata import version
 from pathlib import Path
 from types import SimpleNamespace
@@ -10,6 +11,7 @@ from typer.testing import CliRunner
 
 from mimic3d.config import config_from_yaml, override
 from mimic3d.config.recipes import RECIPES, get_recipe
+from mimic3d_platform import storage
 from mimic3d_platform.cli import app
 from mimic3d_platform.cluster import jobs
 from mimic3d_platform.console import Console
@@ -17,6 +19,7 @@ from mimic3d_platform.data.format.dataset_writer import DatasetWriter
 from mimic3d_platform.data.format.manifest import MANIFEST
 from mimic3d_platform.errors import UserError
 from mimic3d_platform.evaluation import feature_weights
+from mimic3d_platform.training import delete
 from mimic3d_platform.training.result import TrainingResult, write_result
 from mimic3d_platform.training.run_identity import RunOrigin, claim_run
 
@@ -111,6 +114,24 @@ def test_a_run_is_shown_compared_and_deleted_unless_it_is_needed(tmp_path: Path)
     assert not (tmp_path / "runs" / "first").exists()
     for command in ("show", "delete"):
         assert "there is no run first in" in refusal("runs", command, "first", "--runs", runs)
+
+
+def test_a_run_in_shared_storage_is_deleted_without_a_cluster_by_force_only(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Another cluster than the one that this machine knows may be training it."""
+
+    def absent() -> None:
+        raise UserError("no Ray cluster is named")
+
+    monkeypatch.setattr(delete, "join_ray", absent)
+    runs = f"memory://{uuid.uuid4().hex}/runs"
+    claim_run(runs, "first", get_recipe("cars-demo"), RunOrigin("data"))
+    said = refusal("runs", "delete", "first", "--runs", runs)
+    assert "cannot ask the cluster whether first is being trained (no Ray cluster is named); --force" in said
+    assert storage.exists(f"{runs}/first/config.yaml")
+    run("runs", "delete", "first", "--runs", runs, "--force")
+    assert not storage.exists(f"{runs}/first/config.yaml")
 
 
 def test_a_trial_of_a_sweep_is_deleted_by_force_only(tmp_path: Path) -> None:

@@ -126,6 +126,14 @@ def test_the_job_of_a_run_does_not_depend_on_its_workers() -> None:
     assert spec().id.startswith("train-cars-demo-")
 
 
+def test_a_start_that_the_cluster_does_not_have_is_refused() -> None:
+    length = "schedule.stage1_kimg=0"
+    with pytest.raises(UserError, match="the start checkpoints/a is a relative path"):
+        spec("start=checkpoints/a", length)
+    for start in ("models:/cars/1", "builtin:cars-stage1", "s3://mimic3d/runs/a/checkpoints/b"):
+        assert f"start: {start}" in spec(f"start={start}", length).files["config.yaml"]
+
+
 def test_the_resolved_config_is_uploaded_and_no_secret(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
