@@ -48,9 +48,8 @@ class CameraBalance:
             weights = weights.pow(self.strength).where(weights > 0, 0)
             self._weights = weights / weights.mean()
             shared: dict[bytes, list[float]] = {}
-            for row, weight in zip(
-                label_pool.cpu().contiguous().numpy(), self._weights.tolist(), strict=True
-            ):
+            rows = label_pool.cpu().contiguous().numpy()
+            for row, weight in zip(rows, self._weights.tolist(), strict=True):
                 shared.setdefault(bytes(row), []).append(weight)
             self._by_camera = {camera: sum(each) / len(each) for camera, each in shared.items()}
             self._seen = label_pool, label_weights

@@ -38,7 +38,10 @@ def choose_database(stack: Stack, url: str | None) -> tuple[str | None, bool]:
     try:
         _try_to_connect(record["url"], variables(stack))
     except UserError:  # A wrong PGPASSWORD must not replace the password that works.
-        kept.unlink(missing_ok=True) if former is None else write_private(kept, former)
+        if former is None:
+            kept.unlink(missing_ok=True)
+        else:
+            write_private(kept, former)
         raise
     return record["url"], record["url"] != before
 
