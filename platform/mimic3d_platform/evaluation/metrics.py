@@ -105,25 +105,27 @@ class Evaluator:
         """The statistics of all real images, computed once for a data set and a feature network."""
         if self._reals is None:
             # Rank 0 alone looks, so that all ranks agree even if another run writes them meanwhile.
-            uri, patience_s = self._reals_uri, self._patience_s
-            self._reals = self._gather(self._stored_reals() if self._rank == 0 else None)[0]
-            if self._reals is None:
+            if stored := self._gather(self._stored_reals() if self._rank == 0 else b"")[0]:
+                self._reals = FeatureStatistics.from_bytes(stored)
+            else:
                 rows = range(self._rank, self.manifest.count, self._world_size)
                 part = FeatureStatistics.of(self._features_of_reals(rows), self._extractor.dim)
                 self._reals = self._merge(part)
                 if self._rank == 0:
-                    storage.write_bytes(uri, self._reals.to_bytes(), patience_s=patience_s)
+                    content = self._reals.to_bytes()
+                    storage.write_bytes(self._reals_uri, content, patience_s=self._patience_s)
         return self._reals
 
-    def _stored_reals(self) -> FeatureStatistics | None:
-        """The statistics that another run has stored; None if there are none, or they are damaged."""
+    def _stored_reals(self) -> bytes:
+        """The statistics that another run has stored; nothing if there are none, or they are damaged."""
         if not storage.exists(self._reals_uri, patience_s=self._patience_s):
-            return None
+            return b""
+        content = storage.read_bytes(self._reals_uri, patience_s=self._patience_s)
         try:
-            content = storage.read_bytes(self._reals_uri, patience_s=self._patience_s)
-            return FeatureStatistics.from_bytes(content)
+            FeatureStatistics.from_bytes(content)
         except (SafetensorError, KeyError):
-            return None
+            return b""
+        return content
 
     def _features_of_reals(self, rows: Sequence[int]) -> Iterator[torch.Tensor]:
         """(n, D) features of the data set's images with these numbers, in batches."""

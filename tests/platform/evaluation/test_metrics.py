@@ -8,9 +8,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import torch.multiprocessing
 import trimesh
 from data_samples import camera_of, png
 
+import metrics_of_ranks
 from mimic3d.checkpoints.generator_folder import save_generator
 from mimic3d.config import Config, override
 from mimic3d.config.recipes import get_recipe
@@ -163,6 +165,23 @@ def test_a_run_measures_the_same_distance_while_it_trains(
     for branch in ("2d", "3d"):
         name = f"fd_{network}/{branch}"
         assert of_generator.estimates[name].value == pytest.approx(trained[name], rel=1e-4)
+
+
+def test_two_ranks_measure_what_one_does_and_damaged_statistics_are_made_again(
+    of_generator: Measured, config: Config, tmp_path: Path
+) -> None:
+    network = feature_weights.best_available("frechet")
+    for damaged in (False, True):
+        if damaged:  # As object storage that was killed may leave it.
+            [statistics] = tmp_path.rglob("*.safetensors")
+            statistics.write_bytes(statistics.read_bytes()[:-9])
+            (tmp_path / "rendezvous").unlink(missing_ok=True)
+        torch.multiprocessing.spawn(metrics_of_ranks.measure, (str(tmp_path), config, network), nprocs=2)
+        one, other = (json.loads((tmp_path / f"{rank}.json").read_text()) for rank in (0, 1))
+        assert one == other
+        for branch in ("2d", "3d"):
+            name = f"fd_{network}/{branch}"
+            assert one[name] == pytest.approx(of_generator.estimates[name].value, rel=1e-4)
 
 
 def test_an_evaluation_resumes_with_the_pieces_that_are_missing(
