@@ -252,7 +252,7 @@ def test_what_is_logged_during_an_outage_arrives_after_it(server):
     logger.add(File("note.txt", b"still here"))
     assert time.perf_counter() - start < 20  # training does not wait: the server stays away until later
     with pytest.raises(
-        UserError, match=r"entries wait: it does not answer; .* resume it once MLflow answers"
+        UserError, match=r"entries wait: it does not answer; .* run the command again once MLflow answers"
     ):
         logger.flush(timeout=1)
     with pytest.raises(UserError, match=f"no MLflow server answers at {server.uri}"):
